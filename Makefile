@@ -1,0 +1,59 @@
+# onesignal_cancel: cancel messages scheduled with OneSignal, from SQL
+#
+#   make && sudo make install    build and install, for the PostgreSQL that pg_config names
+#   make installcheck            the SQL tests, on a running server, without any network
+#   make tap                     the tests against servers of their own and the stand-in
+#   make WERROR=1                warnings are errors
+#   test/check, test/demo        install what is missing, then test or show everything
+
+EXTENSION = onesignal_cancel
+MODULE_big = onesignal_cancel
+OBJS = \
+	src/onesignal_cancel.o \
+	src/cancel.o \
+	src/credentials.o \
+	src/http.o \
+	src/onesignal.o \
+	src/options.o \
+	src/settings.o
+
+DATA = $(wildcard sql/onesignal_cancel--*.sql)
+REGRESS = $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))
+REGRESS_OPTS = --inputdir=test
+
+# The version stands in the control file alone.
+VERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" onesignal_cancel.control)
+
+CURL_CFLAGS = $(shell pkg-config --cflags libcurl 2>/dev/null || curl-config --cflags 2>/dev/null)
+CURL_LIBS = $(shell pkg-config --libs libcurl 2>/dev/null || curl-config --libs 2>/dev/null)
+
+PG_CPPFLAGS = $(CURL_CFLAGS) -DONESIGNAL_CANCEL_VERSION='"$(VERSION)"'
+SHLIB_LINK = $(CURL_LIBS)
+ifdef WERROR
+# PostgreSQL's own headers do not hold still under -Wextra: they count as system headers.
+PG_CPPFLAGS += -isystem $(shell $(PG_CONFIG) --includedir-server)
+PG_CFLAGS = -Wall -Wextra -Werror
+endif
+
+EXTRA_CLEAN = tmp_check
+
+PG_CONFIG = pg_config
+PGXS := $(shell $(PG_CONFIG) --pgxs)
+include $(PGXS)
+
+# libcurl 7.81 is the oldest that this is built and tested with.
+.PHONY: libcurl
+libcurl:
+	@test -n '$(CURL_LIBS)' && printf '#include <curl/curl.h>\n#if LIBCURL_VERSION_NUM < 0x075100\n#error older\n#endif\n' \
+	| $(CC) $(CURL_CFLAGS) -E - >/dev/null 2>&1 \
+	|| { echo 'error: the headers of libcurl 7.81 or newer are needed.' \
+	'Debian, Ubuntu: apt install libcurl4-openssl-dev; Fedora, RHEL: dnf install libcurl-devel' >&2; exit 1; }
+
+$(OBJS): $(wildcard src/*.h) onesignal_cancel.control | libcurl
+
+.PHONY: tap
+tap:
+	rm -rf '$(CURDIR)'/tmp_check
+	cd $(srcdir) && TESTDIR='$(CURDIR)' PATH="$(bindir):$$PATH" PGPORT='6$(DEF_PGPORT)' \
+	PG_REGRESS='$(top_builddir)/src/test/regress/pg_regress' \
+	$(PROVE) $(PG_PROVE_FLAGS) -I test/t $(PROVE_FLAGS) $(or $(PROVE_TESTS),test/t/*.pl)
