@@ -1,0 +1,63 @@
+/*
+ * http.h
+ *		Exchanges over libcurl, many in flight, interruptible.
+ */
+#ifndef ONESIGNAL_CANCEL_HTTP_H
+#define ONESIGNAL_CANCEL_HTTP_H
+
+#include "lib/stringinfo.h"
+
+/* What the engine never exceeds, per process: design, section 6. */
+#define HTTP_IN_FLIGHT_MAX	800
+#define HTTP_ERROR_SIZE		256
+#define HTTP_HOST_SIZE		256
+
+typedef struct HttpRequest
+{
+	const char *method;
+	const char *url;
+	const char *const *headers; /* "Name: value", NULL-terminated */
+	const char *ca_file;		/* NULL: the system's CAs */
+	const char *proxy;			/* NULL: what libcurl's environment says */
+	int			timeout_ms;		/* from the moment the request is sent */
+	int			connect_timeout_ms;
+} HttpRequest;
+
+typedef struct HttpAnswer
+{
+	int			status;			/* 0: no usable answer, and error says why */
+	const char *body;			/* NUL-terminated, at most HTTP_BODY_MAX bytes */
+	size_t		body_length;
+	int			retry_after;	/* seconds, 0: not asked for */
+	char		error[HTTP_ERROR_SIZE]; /* libcurl's own words */
+	char		redirect_host[HTTP_HOST_SIZE];	/* of a 3xx with a Location */
+} HttpAnswer;
+
+typedef struct HttpUrl
+{
+	char		scheme[8];
+	char		host[HTTP_HOST_SIZE];
+	bool		has_user;
+	bool		has_query;
+	bool		has_fragment;
+} HttpUrl;
+
+typedef struct HttpExchange HttpExchange;
+
+/* A clock that no administrator turns back: microseconds since some moment. */
+extern int64 http_clock_us(void);
+
+extern int	http_room(void);
+extern int	http_in_flight(void);
+extern HttpExchange *http_submit(const HttpRequest *request, void *owner);
+extern HttpExchange *http_wait(int64 until_us);
+extern const HttpAnswer *http_answer(const HttpExchange *exchange);
+extern void *http_owner(const HttpExchange *exchange);
+extern int64 http_begun_us(const HttpExchange *exchange);
+extern void http_release(HttpExchange *exchange);
+extern void http_abandon(void);
+
+extern bool http_parse_url(const char *url, HttpUrl *parts);
+extern void http_append_versions(StringInfo out);
+
+#endif

@@ -1,0 +1,53 @@
+/*
+ * onesignal.h
+ *		OneSignal's API: a message to a request, an answer to an outcome.
+ */
+#ifndef ONESIGNAL_CANCEL_ONESIGNAL_H
+#define ONESIGNAL_CANCEL_ONESIGNAL_H
+
+#include "credentials.h"
+#include "http.h"
+#include "utils/uuid.h"
+
+/* What an answer means for the message; design, section 3. */
+typedef enum CancelVerdict
+{
+	CANCEL_DONE,				/* 200 with success */
+	CANCEL_REFUSED,				/* OneSignal said no: usually too late */
+	CANCEL_NOT_FOUND,			/* 404 in OneSignal's own words: refused, or not there yet */
+	CANCEL_UNEXPECTED,			/* an answer nobody documented, a proxy's page, a redirect */
+	CANCEL_THROTTLED,			/* 429 */
+	CANCEL_UNAUTHORIZED,		/* 401, 403 */
+	CANCEL_UNAVAILABLE,			/* 408, 5xx */
+	CANCEL_UNANSWERED			/* no answer: DNS, connect, TLS, timeout, ... */
+} CancelVerdict;
+
+typedef struct CancelOutcome
+{
+	CancelVerdict verdict;
+	int			status;			/* HTTP status, 0: no answer */
+	int			retry_after;	/* seconds, 0..3600, 0: not asked for */
+	int			error_count;
+	char	  **errors;			/* in the database's encoding, the key removed */
+	char	   *response;		/* the body when it is JSON (fit for jsonb), else NULL */
+} CancelOutcome;
+
+/* Built once an app and reused for each message. */
+typedef struct CancelRequest
+{
+	HttpRequest http;
+	StringInfoData url;
+	int			url_prefix;		/* length of "{base_url}/notifications/" */
+	char		app_id[37];
+	char	   *authorization;	/* holds the key: wiped by onesignal_request_end() */
+	const char *headers[4];
+} CancelRequest;
+
+extern void onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id,
+									const Credentials *credentials);
+extern const HttpRequest *onesignal_request(CancelRequest *request, const pg_uuid_t *message_id);
+extern void onesignal_request_end(CancelRequest *request);
+
+extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);
+
+#endif

@@ -1,0 +1,22 @@
+/*
+ * settings.h
+ *		The settings (GUCs) of onesignal_cancel, design section 7.
+ */
+#ifndef ONESIGNAL_CANCEL_SETTINGS_H
+#define ONESIGNAL_CANCEL_SETTINGS_H
+
+extern bool settings_enabled;
+extern bool settings_background_delivery;
+extern int	settings_max_in_flight;
+extern int	settings_retry_window;	/* seconds */
+extern int	settings_worker_idle_timeout;	/* ms */
+extern int	settings_timeout;	/* ms */
+extern int	settings_connect_timeout;	/* ms */
+extern int	settings_max_retries;
+
+extern void settings_define(void);
+
+/* Raises 55000 when onesignal_cancel.enabled is off. */
+extern void settings_require_enabled(void);
+
+#endif
