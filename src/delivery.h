@@ -1,0 +1,27 @@
+/*
+ * delivery.h
+ *		The pipeline: what is due, lanes, circuits, retry, record.
+ */
+#ifndef ONESIGNAL_CANCEL_DELIVERY_H
+#define ONESIGNAL_CANCEL_DELIVERY_H
+
+#include "datatype/timestamp.h"
+
+/* What one run of the pipeline is given by the worker or by CALL. */
+typedef struct DeliveryOptions
+{
+	bool		in_procedure;	/* transactions are SPI's */
+	bool		(*woken) (void);	/* were there commits since it was last asked? may be NULL */
+} DeliveryOptions;
+
+/*
+ * Delivers until nothing is due and nothing is on the wire.  Holds no
+ * transaction while it waits.  Returns when the next row falls due (a retry,
+ * or a pause that ends), DT_NOEND when nothing is pending at all, and
+ * DT_NOBEGIN when the extension is gone: leave.  What it learned of pace and
+ * circuits is kept in the process for the next run.  The caller holds the
+ * deliverer's lock.
+ */
+extern TimestampTz delivery_run(const DeliveryOptions *options);
+
+#endif
