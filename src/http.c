@@ -1,0 +1,1022 @@
+/*
+ * http.c
+ *		Exchanges over libcurl, many in flight, interruptible.
+ *
+ * One multi handle a process, opened on first use and kept, so that
+ * connections, TLS sessions, the parsed CA store and DNS answers outlive
+ * statements and transactions.  libcurl never waits here: it tells which
+ * sockets and which timer it is interested in, and http_wait() waits for them
+ * on a WaitEventSet together with the latch, so that an interrupt takes effect
+ * at once, whether a name is being resolved, a handshake goes on or a body
+ * drips in.
+ *
+ * This room knows requests and answers, nothing of OneSignal.  It is the only
+ * one that sees curl/curl.h.
+ *
+ * libcurl's callbacks only record: what they could throw or palloc would leave
+ * through C frames that do not expect it.  For the same reason all memory in
+ * here is malloc'd and hangs on the static engine, from which http_abandon()
+ * and the exit callback free it, whatever happened in between.
+ */
+#include "postgres.h"
+
+#include <curl/curl.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <pthread.h>
+#include <signal.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "lib/ilist.h"
+#include "miscadmin.h"
+#include "portability/instr_time.h"
+#include "storage/fd.h"
+#include "storage/ipc.h"
+
+#include "compat.h"
+#include "http.h"
+
+/* A cancel's answer is under 1 kB; beyond 64 kB it is some proxy's page. */
+#define HTTP_BODY_MAX		(64 * 1024)
+
+/* The whole of an answer's headers; Cloudflare's take 1 to 2 kB. */
+#define HTTP_HEADERS_MAX	(64 * 1024)
+
+/* A finished exchange keeps its body buffer up to this size for the next. */
+#define HTTP_BODY_KEPT		(4 * 1024)
+
+/* At 100 streams each, 8 carry 22,700 requests a second over 30 ms: facts.md. */
+#define HTTP_HOST_CONNECTIONS	8
+#define HTTP_TOTAL_CONNECTIONS	16
+
+/*
+ * How many exchanges may be handed to libcurl without a connection or stream
+ * of their own yet.  It opens another connection only while some wait for one,
+ * yet touches each waiting one whenever any finishes: few, but not none.
+ */
+#define HTTP_UNSENT_MAX		32
+
+/* Connections, the losers of a race between IPv4 and IPv6, resolver pipes, epoll */
+#define HTTP_FDS_RESERVED	24
+
+/* Two sockets a connection while it is made, and a resolver's pipe */
+#define HTTP_SOCKETS_MAX	(4 * HTTP_TOTAL_CONNECTIONS)
+
+/* OneSignal asks not to keep DNS answers longer. */
+#define HTTP_DNS_CACHE_SECONDS	300L
+
+/* An exchange whose reused connection turned out dead is sent again so often. */
+#define HTTP_RESUBMIT_MAX	3
+
+/*
+ * Sent data that stays unacknowledged that long means a dead path: the kernel
+ * then resets the connection, which otherwise would be reused, and time out,
+ * for the quarter of an hour that TCP goes on trying.
+ */
+#define HTTP_UNACKNOWLEDGED_MS	20000
+
+struct HttpExchange
+{
+	dlist_node	node;			/* in engine.idle, .flying or .finished */
+	CURL	   *easy;
+	struct curl_slist *headers; /* holds the key: wiped in drop_headers() */
+	void	   *owner;
+	char	   *body;
+	size_t		body_room;
+	size_t		header_bytes;
+	int64		begun_us;		/* when the request was sent, or else submitted */
+	int64		deadline_us;
+	int64		timeout_us;
+	int			resubmitted;
+	bool		sent;
+	bool		oversized;
+	char		curl_error[CURL_ERROR_SIZE];
+	HttpAnswer	answer;
+};
+
+typedef struct WatchedSocket
+{
+	curl_socket_t fd;
+	uint32		wanted;			/* WL_SOCKET_*; 0: libcurl does not watch it now */
+	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
+	int			position;		/* in the WaitEventSet, while registered */
+	bool		ours;			/* its end is told by closesocket_callback() */
+} WatchedSocket;
+
+typedef struct HttpEngine
+{
+	CURLM	   *multi;
+	dlist_head	idle;
+	dlist_head	flying;
+	dlist_head	finished;
+	int			in_flight;
+	int			unsent;
+	int64		timer_us;		/* when libcurl wants to be called */
+	int64		next_deadline_us;	/* no deadline is earlier */
+	int64		last_finished_us;
+	WaitEventSet *set;
+	bool		set_is_stale;
+	int			socket_count;
+	WatchedSocket sockets[HTTP_SOCKETS_MAX];
+} HttpEngine;
+
+static HttpEngine engine;
+static bool fds_reserved = false;
+static bool exit_armed = false;
+
+int64
+http_clock_us(void)
+{
+	instr_time	now;
+
+	INSTR_TIME_SET_CURRENT(now);
+	return (int64) INSTR_TIME_GET_MICROSEC(now);
+}
+
+/*
+ * libcurl may start a thread to resolve a name.  Threads inherit the signal
+ * mask: with everything blocked, PostgreSQL's handlers only ever run on the
+ * main thread.  Faults stay deliverable.
+ */
+static void
+block_signals(sigset_t *saved)
+{
+	sigset_t	blocked;
+
+	sigfillset(&blocked);
+	sigdelset(&blocked, SIGSEGV);
+	sigdelset(&blocked, SIGBUS);
+	sigdelset(&blocked, SIGFPE);
+	sigdelset(&blocked, SIGILL);
+	sigdelset(&blocked, SIGTRAP);
+	sigdelset(&blocked, SIGABRT);
+	pthread_sigmask(SIG_SETMASK, &blocked, saved);
+}
+
+static void
+restore_signals(const sigset_t *saved)
+{
+	pthread_sigmask(SIG_SETMASK, saved, NULL);
+}
+
+/* ---- what libcurl calls: only to record ---- */
+
+static WatchedSocket *
+find_socket(curl_socket_t fd)
+{
+	for (int i = 0; i < engine.socket_count; i++)
+	{
+		if (engine.sockets[i].fd == fd)
+			return &engine.sockets[i];
+	}
+	return NULL;
+}
+
+static WatchedSocket *
+find_or_add_socket(curl_socket_t fd)
+{
+	WatchedSocket *watched = find_socket(fd);
+
+	if (watched == NULL && engine.socket_count < HTTP_SOCKETS_MAX)
+	{
+		watched = &engine.sockets[engine.socket_count++];
+		memset(watched, 0, sizeof(*watched));
+		watched->fd = fd;
+	}
+	return watched;
+}
+
+/* The last entry takes the place; its position in the set stays its own. */
+static void
+forget_socket(WatchedSocket *watched)
+{
+	if (watched->registered != 0)
+		engine.set_is_stale = true;
+	*watched = engine.sockets[--engine.socket_count];
+}
+
+static int
+socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *socket_context)
+{
+	WatchedSocket *watched;
+
+	(void) easy;
+	(void) context;
+	(void) socket_context;
+
+	watched = find_or_add_socket(fd);
+	if (watched == NULL)
+		return 0;				/* cannot be: HTTP_SOCKETS_MAX; its exchange times out */
+
+	watched->wanted = ((what & CURL_POLL_IN) ? WL_SOCKET_READABLE : 0) |
+		((what & CURL_POLL_OUT) ? WL_SOCKET_WRITEABLE : 0);
+	if (what == CURL_POLL_REMOVE)
+	{
+		/*
+		 * An idle connection stays in the set: the next request, usually at
+		 * once, wants it back.  A resolver's pipe is closed without a word
+		 * to us, and its number may name another file soon.
+		 */
+		watched->wanted = 0;
+		if (!watched->ours)
+			forget_socket(watched);
+	}
+	return 0;
+}
+
+/* Called between socket() and connect(), for every socket that closesocket_callback() will see. */
+static int
+sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
+{
+	WatchedSocket *watched = find_or_add_socket(fd);
+#ifdef TCP_USER_TIMEOUT
+	unsigned int unacknowledged_ms = HTTP_UNACKNOWLEDGED_MS;
+
+	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
+#endif
+	(void) context;
+	(void) purpose;
+
+	if (watched != NULL)
+		watched->ours = true;
+	return CURL_SOCKOPT_OK;
+}
+
+static int
+closesocket_callback(void *context, curl_socket_t fd)
+{
+	WatchedSocket *watched = find_socket(fd);
+
+	(void) context;
+
+	if (watched != NULL)
+		forget_socket(watched);
+	return close(fd);
+}
+
+static int
+timer_callback(CURLM *multi, long timeout_ms, void *context)
+{
+	(void) multi;
+	(void) context;
+
+	engine.timer_us = timeout_ms < 0 ? PG_INT64_MAX : http_clock_us() + timeout_ms * INT64CONST(1000);
+	return 0;
+}
+
+/* The connection is there and the request is about to go out: from now on its time runs. */
+static int
+prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int local_port)
+{
+	HttpExchange *exchange = context;
+
+	(void) peer_ip;
+	(void) local_ip;
+	(void) peer_port;
+	(void) local_port;
+
+	if (!exchange->sent)
+	{
+		exchange->sent = true;
+		engine.unsent--;
+		exchange->begun_us = http_clock_us();
+		exchange->deadline_us = exchange->begun_us + exchange->timeout_us;
+		engine.next_deadline_us = Min(engine.next_deadline_us, exchange->deadline_us);
+	}
+	return CURL_PREREQFUNC_OK;
+}
+
+static size_t
+header_callback(char *data, size_t size, size_t count, void *context)
+{
+	HttpExchange *exchange = context;
+
+	(void) data;
+
+	exchange->header_bytes += size * count;
+	if (exchange->header_bytes > HTTP_HEADERS_MAX)
+	{
+		exchange->oversized = true;
+		return 0;
+	}
+	return size * count;
+}
+
+static size_t
+body_callback(char *data, size_t size, size_t count, void *context)
+{
+	HttpExchange *exchange = context;
+	size_t		length = size * count;
+	size_t		wanted = exchange->answer.body_length + length + 1;
+
+	if (wanted > HTTP_BODY_MAX)
+	{
+		exchange->oversized = true;
+		return 0;
+	}
+	if (wanted > exchange->body_room)
+	{
+		size_t		room = Max(wanted, 2 * exchange->body_room);
+		char	   *body = realloc(exchange->body, room);
+
+		if (body == NULL)
+			return 0;
+		exchange->body = body;
+		exchange->body_room = room;
+	}
+	memcpy(exchange->body + exchange->answer.body_length, data, length);
+	exchange->answer.body_length += length;
+	exchange->body[exchange->answer.body_length] = '\0';
+	return length;
+}
+
+/* ---- opening and closing ---- */
+
+static void
+drop_headers(HttpExchange *exchange)
+{
+	for (struct curl_slist *item = exchange->headers; item != NULL; item = item->next)
+		explicit_bzero(item->data, strlen(item->data));
+	curl_slist_free_all(exchange->headers);
+	exchange->headers = NULL;
+}
+
+static void
+free_exchanges(dlist_head *list)
+{
+	while (!dlist_is_empty(list))
+	{
+		HttpExchange *exchange = dlist_container(HttpExchange, node, dlist_pop_head_node(list));
+
+		curl_easy_cleanup(exchange->easy);
+		free(exchange->body);
+		free(exchange);
+	}
+}
+
+static void
+close_at_exit(int code, Datum arg)
+{
+	sigset_t	saved;
+
+	(void) code;
+	(void) arg;
+
+	if (engine.multi == NULL)
+		return;
+	http_abandon();
+	block_signals(&saved);
+	free_exchanges(&engine.idle);
+	curl_multi_cleanup(engine.multi);
+	curl_global_cleanup();
+	restore_signals(&saved);
+	engine.multi = NULL;
+	if (engine.set != NULL)
+		FreeWaitEventSet(engine.set);
+	engine.set = NULL;
+}
+
+/* All of them or none, so that a refusal leaves nothing behind.  Kept for the process's life. */
+static void
+reserve_fds(void)
+{
+	for (int i = 0; i < HTTP_FDS_RESERVED; i++)
+	{
+		if (AcquireExternalFD())
+			continue;
+		while (i-- > 0)
+			ReleaseExternalFD();
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not reserve file descriptors for HTTP connections"),
+				 errhint("Raise max_files_per_process and the server's ulimit -n.")));
+	}
+	fds_reserved = true;
+}
+
+static void
+open_engine(void)
+{
+	sigset_t	saved;
+	CURLM	   *multi;
+
+	if (engine.multi != NULL)
+		return;
+	if (!fds_reserved)
+		reserve_fds();
+	if (!exit_armed)
+		before_shmem_exit(close_at_exit, (Datum) 0);
+	exit_armed = true;
+
+	block_signals(&saved);
+	multi = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK ? curl_multi_init() : NULL;
+	restore_signals(&saved);
+	if (multi == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not initialize libcurl")));
+
+	curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, socket_callback);
+	curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, timer_callback);
+	curl_multi_setopt(multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
+	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long) HTTP_HOST_CONNECTIONS);
+	curl_multi_setopt(multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) HTTP_TOTAL_CONNECTIONS);
+	curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) HTTP_TOTAL_CONNECTIONS);
+
+	dlist_init(&engine.idle);
+	dlist_init(&engine.flying);
+	dlist_init(&engine.finished);
+	engine.timer_us = PG_INT64_MAX;
+	engine.next_deadline_us = PG_INT64_MAX;
+	engine.multi = multi;
+}
+
+/*
+ * What is the same for all exchanges: stated once a handle, and none of it
+ * left to a default where the key's safety hangs on it.
+ */
+static void
+set_constant_options(HttpExchange *exchange)
+{
+	CURL	   *easy = exchange->easy;
+
+	curl_easy_setopt(easy, CURLOPT_PRIVATE, exchange);
+	curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, exchange->curl_error);
+	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
+	curl_easy_setopt(easy, CURLOPT_NOPROGRESS, 1L);
+#ifdef CURL_COMPAT_QUICK_EXIT
+	curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
+#endif
+
+	/* The key goes to nobody but the host that was named. */
+	curl_compat_set_protocols(easy);
+	curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
+	curl_easy_setopt(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
+	curl_easy_setopt(easy, CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
+	curl_easy_setopt(easy, CURLOPT_HEADEROPT, (long) CURLHEADER_SEPARATE);
+	curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
+	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
+	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
+	curl_easy_setopt(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+
+	/* Few connections, streams before connections */
+	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
+	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
+	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
+	curl_easy_setopt(easy, CURLOPT_DNS_CACHE_TIMEOUT, HTTP_DNS_CACHE_SECONDS);
+
+	/* The smallest that holds an answer: there may be 800 of these. */
+	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 4096L);
+
+	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
+	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
+	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, prereq_callback);
+	curl_easy_setopt(easy, CURLOPT_PREREQDATA, exchange);
+	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
+	curl_easy_setopt(easy, CURLOPT_HEADERDATA, exchange);
+	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, body_callback);
+	curl_easy_setopt(easy, CURLOPT_WRITEDATA, exchange);
+}
+
+static void
+out_of_memory(void)
+{
+	ereport(ERROR,
+			(errcode(ERRCODE_OUT_OF_MEMORY),
+			 errmsg("out of memory"),
+			 errdetail("Failed while preparing an HTTP request.")));
+}
+
+static HttpExchange *
+make_exchange(void)
+{
+	HttpExchange *exchange = calloc(1, sizeof(HttpExchange));
+
+	if (exchange == NULL)
+		out_of_memory();
+	exchange->easy = curl_easy_init();
+	if (exchange->easy == NULL)
+	{
+		free(exchange);
+		out_of_memory();
+	}
+	set_constant_options(exchange);
+	dlist_push_head(&engine.idle, &exchange->node);
+	return exchange;
+}
+
+/* ---- one exchange ---- */
+
+/*
+ * With a bundle named and no directory, libcurl parses the CA store once and
+ * keeps it in the multi handle: 1.2 ms instead of 17 ms a connection.
+ */
+static CURLcode
+set_trust(CURL *easy, const char *ca_file)
+{
+	const curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
+
+	if (ca_file == NULL)
+		ca_file = info->cainfo;
+	if (ca_file == NULL)
+		return CURLE_OK;		/* a libcurl that only knows a directory */
+	curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
+	return curl_easy_setopt(easy, CURLOPT_CAINFO, ca_file);
+}
+
+/* False: out of memory. */
+static bool
+set_request_options(HttpExchange *exchange, const HttpRequest *request)
+{
+	CURL	   *easy = exchange->easy;
+
+	for (const char *const *header = request->headers; *header != NULL; header++)
+	{
+		struct curl_slist *longer = curl_slist_append(exchange->headers, *header);
+
+		if (longer == NULL)
+			return false;
+		exchange->headers = longer;
+	}
+
+	/*
+	 * Plain HTTP is for a loopback address only, and so never for a proxy
+	 * that the server's environment happens to name.
+	 */
+	curl_easy_setopt(easy, CURLOPT_NOPROXY,
+					 request->proxy == NULL && pg_strncasecmp(request->url, "http:", 5) == 0 ? "*" : NULL);
+	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, exchange->headers);
+	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) request->connect_timeout_ms);
+	return curl_easy_setopt(easy, CURLOPT_URL, request->url) == CURLE_OK &&
+		curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method) == CURLE_OK &&
+		curl_easy_setopt(easy, CURLOPT_PROXY, request->proxy) == CURLE_OK &&
+		set_trust(easy, request->ca_file) == CURLE_OK;
+}
+
+static void
+reset_answer(HttpExchange *exchange)
+{
+	memset(&exchange->answer, 0, sizeof(exchange->answer));
+	exchange->header_bytes = 0;
+	exchange->oversized = false;
+	exchange->sent = false;
+	exchange->curl_error[0] = '\0';
+}
+
+/* From engine.idle into engine.flying. */
+static bool
+launch(HttpExchange *exchange)
+{
+	sigset_t	saved;
+	CURLMcode	code;
+
+	reset_answer(exchange);
+	exchange->begun_us = http_clock_us();
+	exchange->deadline_us = exchange->begun_us + exchange->timeout_us;
+
+	block_signals(&saved);
+	code = curl_multi_add_handle(engine.multi, exchange->easy);
+	restore_signals(&saved);
+	if (code != CURLM_OK)
+		return false;
+
+	dlist_delete(&exchange->node);
+	dlist_push_tail(&engine.flying, &exchange->node);
+	engine.in_flight++;
+	engine.unsent++;
+	engine.next_deadline_us = Min(engine.next_deadline_us, exchange->deadline_us);
+	return true;
+}
+
+/* From engine.flying into the list given; libcurl lets go of it. */
+static void
+land(HttpExchange *exchange, dlist_head *list)
+{
+	sigset_t	saved;
+
+	block_signals(&saved);
+	curl_multi_remove_handle(engine.multi, exchange->easy);
+	restore_signals(&saved);
+
+	dlist_delete(&exchange->node);
+	dlist_push_tail(list, &exchange->node);
+	engine.in_flight--;
+	if (!exchange->sent)
+		engine.unsent--;
+}
+
+/*
+ * A connection that the peer closed while it was idle, or let go in
+ * mid-flight, says nothing about the request, and DELETE may be sent again.
+ */
+static bool
+may_resubmit(HttpExchange *exchange, CURLcode result)
+{
+	long		connects = 1;
+
+	switch (result)
+	{
+		case CURLE_SEND_ERROR:
+		case CURLE_RECV_ERROR:
+		case CURLE_GOT_NOTHING:
+		case CURLE_HTTP2:
+		case CURLE_HTTP2_STREAM:
+			break;
+		default:
+			return false;
+	}
+	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
+	return connects == 0 && exchange->header_bytes == 0 &&
+		exchange->resubmitted++ < HTTP_RESUBMIT_MAX;
+}
+
+static void
+note_redirect(HttpExchange *exchange)
+{
+	char	   *target = NULL;
+	HttpUrl		parts;
+
+	curl_easy_getinfo(exchange->easy, CURLINFO_REDIRECT_URL, &target);
+	if (target != NULL && http_parse_url(target, &parts))
+		strlcpy(exchange->answer.redirect_host, parts.host, HTTP_HOST_SIZE);
+}
+
+static void
+note_result(HttpExchange *exchange, CURLcode result)
+{
+	HttpAnswer *answer = &exchange->answer;
+	long		status = 0;
+	curl_off_t	retry_after = 0;
+
+	answer->body = exchange->body;
+	if (answer->body_length == 0)
+		answer->body = "";
+	if (result == CURLE_OK)
+	{
+		curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &status);
+		curl_easy_getinfo(exchange->easy, CURLINFO_RETRY_AFTER, &retry_after);
+		answer->status = (int) status;
+		answer->retry_after = (int) Min(retry_after, PG_INT32_MAX);
+		note_redirect(exchange);
+	}
+	else if (exchange->oversized)
+		snprintf(answer->error, HTTP_ERROR_SIZE, "the answer is larger than %d kB", HTTP_BODY_MAX / 1024);
+	else
+		strlcpy(answer->error,
+				exchange->curl_error[0] != '\0' ? exchange->curl_error : curl_easy_strerror(result),
+				HTTP_ERROR_SIZE);
+}
+
+static void
+collect_finished(void)
+{
+	CURLMsg    *message;
+	int			left;
+
+	while ((message = curl_multi_info_read(engine.multi, &left)) != NULL)
+	{
+		HttpExchange *exchange = NULL;
+		CURLcode	result = message->data.result;
+
+		if (message->msg != CURLMSG_DONE)
+			continue;
+		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
+		if (may_resubmit(exchange, result))
+		{
+			land(exchange, &engine.idle);
+			if (launch(exchange))
+				continue;
+			note_result(exchange, CURLE_OUT_OF_MEMORY);
+			dlist_delete(&exchange->node);
+			dlist_push_tail(&engine.finished, &exchange->node);
+			continue;
+		}
+		note_result(exchange, result);
+		land(exchange, &engine.finished);
+		engine.last_finished_us = http_clock_us();
+	}
+}
+
+/*
+ * The time runs from the sending of the request, which libcurl's own timeout
+ * does not know.  An exchange that still queues behind others has all of it
+ * before it as long as those finish.
+ */
+static void
+expire(int64 now)
+{
+	dlist_mutable_iter iter;
+	int64		next = PG_INT64_MAX;
+
+	if (now < engine.next_deadline_us)
+		return;
+	dlist_foreach_modify(iter, &engine.flying)
+	{
+		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
+
+		if (!exchange->sent)
+			exchange->deadline_us = Max(exchange->deadline_us,
+										engine.last_finished_us + exchange->timeout_us);
+		if (exchange->deadline_us > now)
+		{
+			next = Min(next, exchange->deadline_us);
+			continue;
+		}
+		land(exchange, &engine.finished);
+		note_result(exchange, CURLE_OPERATION_TIMEDOUT);
+		snprintf(exchange->answer.error, HTTP_ERROR_SIZE, "no answer within " INT64_FORMAT " ms",
+				 exchange->timeout_us / 1000);
+	}
+	engine.next_deadline_us = next;
+}
+
+/* ---- waiting ---- */
+
+static void
+rebuild_set(void)
+{
+	if (engine.set != NULL)
+		FreeWaitEventSet(engine.set);
+	engine.set = NULL;
+	engine.set = create_wait_event_set(HTTP_SOCKETS_MAX + 2);
+	AddWaitEventToSet(engine.set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
+	if (IsUnderPostmaster)
+		AddWaitEventToSet(engine.set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
+	for (int i = 0; i < engine.socket_count; i++)
+	{
+		engine.sockets[i].registered = 0;
+		engine.sockets[i].position = -1;
+	}
+	engine.set_is_stale = false;
+}
+
+/* The set as libcurl wants it now; only what changed is told to the kernel. */
+static void
+update_set(void)
+{
+	if (engine.set == NULL || engine.set_is_stale)
+		rebuild_set();
+	for (int i = 0; i < engine.socket_count; i++)
+	{
+		WatchedSocket *watched = &engine.sockets[i];
+
+		if (watched->wanted == 0 || watched->wanted == watched->registered)
+			continue;
+		if (watched->registered == 0)
+			watched->position = AddWaitEventToSet(engine.set, watched->wanted, watched->fd, NULL, NULL);
+		else
+			ModifyWaitEvent(engine.set, watched->position, watched->wanted, NULL);
+		watched->registered = watched->wanted;
+	}
+}
+
+static void
+act(curl_socket_t fd, int what)
+{
+	sigset_t	saved;
+	int			running;
+
+	block_signals(&saved);
+	curl_multi_socket_action(engine.multi, fd, what, &running);
+	restore_signals(&saved);
+}
+
+static void
+serve_socket(const WaitEvent *event)
+{
+	WatchedSocket *watched = find_socket(event->fd);
+
+	if (watched == NULL)
+		return;					/* closed on account of an event before this one */
+	if (watched->wanted == 0)
+	{
+		/* An idle connection has something to say, likely its end: libcurl
+		 * looks when it next wants it, and until then we do not. */
+		engine.set_is_stale = true;
+		return;
+	}
+	act(event->fd,
+		((event->events & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0) |
+		((event->events & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0));
+}
+
+/* One wait of at most timeout_ms (-1: no limit).  True: the latch was set. */
+static bool
+wait_once(long timeout_ms)
+{
+	static uint32 wait_event = 0;
+	WaitEvent	events[HTTP_SOCKETS_MAX + 2];
+	bool		latched = false;
+	int			count;
+
+	update_set();
+	count = WaitEventSetWait(engine.set, timeout_ms, events, lengthof(events),
+							 wait_event_named(&wait_event, "OnesignalCancelHttp"));
+	for (int i = 0; i < count; i++)
+	{
+		if (events[i].events & WL_LATCH_SET)
+		{
+			ResetLatch(MyLatch);
+			latched = true;
+		}
+		else if (events[i].events & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE))
+			serve_socket(&events[i]);
+	}
+	return latched;
+}
+
+static long
+timeout_until(int64 now, int64 until_us)
+{
+	int64		until = Min(until_us, Min(engine.timer_us, engine.next_deadline_us));
+
+	if (until == PG_INT64_MAX)
+		return -1;
+	if (until <= now)
+		return 0;
+	/* Rounded up: a wait that ends early would spin through the last millisecond. */
+	return (long) Min((until - now + 999) / 1000, PG_INT32_MAX);
+}
+
+/* ---- the public functions ---- */
+
+/* How many exchanges may be submitted now. */
+int
+http_room(void)
+{
+	return Min(HTTP_IN_FLIGHT_MAX - engine.in_flight, HTTP_UNSENT_MAX - engine.unsent);
+}
+
+int
+http_in_flight(void)
+{
+	return engine.in_flight;
+}
+
+/*
+ * Starts an exchange; http_wait() returns it when it has finished.  Everything
+ * in the request is copied.  Call only while http_room() > 0.  Raises 53000
+ * when no file descriptors are to be had and 53200 without memory; what becomes
+ * of the request itself is in its answer.
+ */
+HttpExchange *
+http_submit(const HttpRequest *request, void *owner)
+{
+	HttpExchange *exchange;
+
+	open_engine();
+	Assert(http_room() > 0);
+	exchange = dlist_is_empty(&engine.idle) ? make_exchange() :
+		dlist_head_element(HttpExchange, node, &engine.idle);
+
+	exchange->owner = owner;
+	exchange->resubmitted = 0;
+	exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
+	if (!set_request_options(exchange, request) || !launch(exchange))
+	{
+		drop_headers(exchange);
+		out_of_memory();
+	}
+	return exchange;
+}
+
+/*
+ * Waits until an exchange has finished, and returns it; it stays valid until
+ * http_release().  NULL: until_us (of http_clock_us(); PG_INT64_MAX: no limit)
+ * has come, or the latch was set and the caller may want to look why.
+ * Interrupts are served, and so this may throw: the caller then owes
+ * http_abandon().
+ */
+HttpExchange *
+http_wait(int64 until_us)
+{
+	open_engine();
+	for (;;)
+	{
+		int64		now;
+		bool		latched;
+
+		CHECK_FOR_INTERRUPTS();
+		if (!dlist_is_empty(&engine.finished))
+			return dlist_container(HttpExchange, node, dlist_pop_head_node(&engine.finished));
+
+		now = http_clock_us();
+		if (engine.timer_us <= now)
+		{
+			engine.timer_us = PG_INT64_MAX;
+			act(CURL_SOCKET_TIMEOUT, 0);
+			collect_finished();
+			continue;
+		}
+		latched = wait_once(timeout_until(now, until_us));
+		collect_finished();
+		expire(http_clock_us());
+		if (dlist_is_empty(&engine.finished) && (latched || now >= until_us))
+		{
+			CHECK_FOR_INTERRUPTS();
+			return NULL;
+		}
+	}
+}
+
+const HttpAnswer *
+http_answer(const HttpExchange *exchange)
+{
+	return &exchange->answer;
+}
+
+void *
+http_owner(const HttpExchange *exchange)
+{
+	return exchange->owner;
+}
+
+/* When its request was sent, or submitted if it never was. */
+int64
+http_begun_us(const HttpExchange *exchange)
+{
+	return exchange->begun_us;
+}
+
+/* Gives a finished exchange back; its answer is gone. */
+void
+http_release(HttpExchange *exchange)
+{
+	curl_easy_setopt(exchange->easy, CURLOPT_HTTPHEADER, NULL);
+	drop_headers(exchange);
+	if (exchange->body_room > HTTP_BODY_KEPT)
+	{
+		free(exchange->body);
+		exchange->body = NULL;
+		exchange->body_room = 0;
+	}
+	dlist_push_head(&engine.idle, &exchange->node);
+}
+
+/*
+ * Drops whatever is in flight or finished and not yet returned.  For the error
+ * path of http_wait()'s caller; does nothing when there is nothing, never
+ * throws.
+ */
+void
+http_abandon(void)
+{
+	if (engine.multi == NULL)
+		return;
+	while (!dlist_is_empty(&engine.flying))
+		land(dlist_head_element(HttpExchange, node, &engine.flying), &engine.finished);
+	while (!dlist_is_empty(&engine.finished))
+		http_release(dlist_container(HttpExchange, node, dlist_pop_head_node(&engine.finished)));
+}
+
+static bool
+has_part(CURLU *url, CURLUPart part)
+{
+	char	   *text = NULL;
+	bool		found = curl_url_get(url, part, &text, 0) == CURLUE_OK;
+
+	curl_free(text);
+	return found;
+}
+
+static bool
+copy_part(CURLU *url, CURLUPart part, char *into, size_t size)
+{
+	char	   *text = NULL;
+	bool		copied = curl_url_get(url, part, &text, 0) == CURLUE_OK && strlcpy(into, text, size) < size;
+
+	curl_free(text);
+	return copied;
+}
+
+/* By the parser that the request itself will go through.  False: not an absolute URL with a host. */
+bool
+http_parse_url(const char *text, HttpUrl *parts)
+{
+	CURLU	   *url = curl_url();
+	bool		parsed;
+
+	if (url == NULL)
+		return false;
+	parsed = curl_url_set(url, CURLUPART_URL, text, CURLU_NON_SUPPORT_SCHEME) == CURLUE_OK &&
+		copy_part(url, CURLUPART_SCHEME, parts->scheme, sizeof(parts->scheme)) &&
+		copy_part(url, CURLUPART_HOST, parts->host, sizeof(parts->host));
+	parts->has_user = has_part(url, CURLUPART_USER) || has_part(url, CURLUPART_PASSWORD);
+	parts->has_query = has_part(url, CURLUPART_QUERY);
+	parts->has_fragment = has_part(url, CURLUPART_FRAGMENT);
+	curl_url_cleanup(url);
+	return parsed;
+}
+
+/* "libcurl 7.88.1, OpenSSL/3.0.15, nghttp2 1.52.0": what is loaded, not what it was built with */
+void
+http_append_versions(StringInfo out)
+{
+	const curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
+
+	appendStringInfo(out, "libcurl %s, %s, nghttp2 %s", info->version,
+					 info->ssl_version != NULL ? info->ssl_version : "no TLS",
+					 (info->features & CURL_VERSION_HTTP2) && info->nghttp2_version != NULL ?
+					 info->nghttp2_version : "none");
+}

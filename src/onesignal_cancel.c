@@ -1,0 +1,23 @@
+/*
+ * onesignal_cancel.c
+ *		Where PostgreSQL enters the library.
+ *
+ * Loading defines settings and nothing else: libcurl is opened by the first
+ * request, for it must not be in the postmaster, whose children would share
+ * what it opened.
+ */
+#include "postgres.h"
+
+#include "fmgr.h"
+
+#include "settings.h"
+
+PG_MODULE_MAGIC;
+
+extern PGDLLEXPORT void _PG_init(void);
+
+void
+_PG_init(void)
+{
+	settings_define();
+}

@@ -1,0 +1,89 @@
+/*
+ * settings.c
+ *		The settings (GUCs) of onesignal_cancel.
+ *
+ * None is secret and none needs a restart: CREATE EXTENSION without preload
+ * must be able to define them.  The prefix is reserved, so that a misspelt
+ * one is an error and not silence.
+ */
+#include "postgres.h"
+
+#include <limits.h>
+
+#include "utils/guc.h"
+
+#include "http.h"
+#include "settings.h"
+
+bool		settings_enabled = true;
+bool		settings_background_delivery = true;
+int			settings_max_in_flight = HTTP_IN_FLIGHT_MAX;
+int			settings_retry_window = 24 * 60 * 60;
+int			settings_worker_idle_timeout = 3000;
+int			settings_timeout = 60000;
+int			settings_connect_timeout = 10000;
+int			settings_max_retries = 2;
+
+static void
+define_delivery_settings(void)
+{
+	DefineCustomBoolVariable("onesignal_cancel.enabled",
+							 "Lets requests leave this server.",
+							 "Turn it off on copies of production: direct calls raise an error, "
+							 "requested cancels wait in the table.",
+							 &settings_enabled, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
+	DefineCustomBoolVariable("onesignal_cancel.background_delivery",
+							 "Delivers requested cancels by a background worker.",
+							 "When off, CALL onesignal_cancel_deliver() delivers them, for example from pg_cron.",
+							 &settings_background_delivery, true, PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("onesignal_cancel.max_in_flight",
+							"How many requests may await their answer at one time.",
+							NULL, &settings_max_in_flight,
+							HTTP_IN_FLIGHT_MAX, 1, HTTP_IN_FLIGHT_MAX, PGC_SUSET, 0, NULL, NULL, NULL);
+	DefineCustomIntVariable("onesignal_cancel.retry_window",
+							"How long a requested cancel is tried without a usable answer.",
+							"Counted from its first attempt or the message's send_after, whichever is later.",
+							&settings_retry_window,
+							24 * 60 * 60, 1, INT_MAX, PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
+	DefineCustomIntVariable("onesignal_cancel.worker_idle_timeout",
+							"How long a worker with nothing due waits for more before it leaves.",
+							NULL, &settings_worker_idle_timeout,
+							3000, 0, 60 * 60 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
+}
+
+static void
+define_request_settings(void)
+{
+	DefineCustomIntVariable("onesignal_cancel.timeout",
+							"How long one message's cancel may take, retries and waits included.",
+							"OneSignal recommends 60 s; its server answers within 100 s.",
+							&settings_timeout,
+							60000, 1, 60 * 60 * 1000, PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("onesignal_cancel.connect_timeout",
+							"How long resolving, connecting and the TLS handshake may take together.",
+							NULL, &settings_connect_timeout,
+							10000, 1, 60 * 60 * 1000, PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+	DefineCustomIntVariable("onesignal_cancel.max_retries",
+							"How often a direct call tries again after 408, 429, 5xx or no answer.",
+							NULL, &settings_max_retries,
+							2, 0, 100, PGC_USERSET, 0, NULL, NULL, NULL);
+}
+
+void
+settings_define(void)
+{
+	define_delivery_settings();
+	define_request_settings();
+	MarkGUCPrefixReserved("onesignal_cancel");
+}
+
+void
+settings_require_enabled(void)
+{
+	if (!settings_enabled)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("requests to OneSignal are switched off on this server"),
+				 errdetail("\"onesignal_cancel.enabled\" is off."),
+				 errhint("To switch them on, set onesignal_cancel.enabled = on in postgresql.conf and reload.")));
+}
