@@ -15,6 +15,7 @@ OBJS = \
 	src/http.o \
 	src/onesignal.o \
 	src/options.o \
+	src/pace.o \
 	src/settings.o
 
 DATA = $(wildcard sql/onesignal_cancel--*.sql)
