@@ -180,7 +180,6 @@ end
 local CANCELED = -1
 
 local function create(app, body)
-    if app.fails_create then return 400, '{"errors":["You must include which players, segments, or tags"]}' end
     local send_after = ngx.now()
     if body.send_after ~= nil and body.send_after ~= cjson.null then
         send_after = parse_time(body.send_after)
@@ -240,7 +239,6 @@ local function answer(method, status, body)
         header.content_length = #body
         print(body)
     end
-    return exit(200)
 end
 
 -- Over the app's limit in this second? Creates and cancels share it; counted on receipt.
@@ -334,16 +332,28 @@ function KINDS.drip(fault, method)
     end
 end
 
-local function misbehave(fault, method, act)
+-- The same for a sound answer and for a fault that has an effect.
+local function carry_out(request)
+    local app, id, method = request.app, request.id, request.method
+    if not request.app_id then return 400, NO_APP end
+    if not request.allowed then return 403, ACCESS_DENIED end
+    if id and method == "DELETE" then return cancel(app, id) end
+    if id and method == "GET" then return view(app, id) end
+    if not id and method == "POST" then return create(app, request.body) end
+    return 405, '{"errors":["Method not allowed"]}'
+end
+
+local function misbehave(fault, request)
+    local method = request.method
     if fault.delay and not fault.effect then sleep(fault.delay / 1000) end
     if fault.kind == "delay" then
-        local status, body = act()
+        local status, body = carry_out(request)
         if fault.delay and fault.effect then sleep(fault.delay / 1000) end
         return answer(method, status, body)
     end
     -- "effect": the request is carried out, only its answer goes wrong.
     if fault.effect then
-        act()
+        carry_out(request)
         if fault.delay then sleep(fault.delay / 1000) end
     end
     if fault.content_type then header.content_type = fault.content_type end
@@ -388,15 +398,8 @@ function M.api()
     local allowed = app and sent == "Key " .. app.key
     if not allowed then var.key_is = sent and "wrong" or "missing" end
 
-    -- The same for a sound answer and for a fault that has an effect.
-    local function act()
-        if not app_id then return 400, NO_APP end
-        if not allowed then return 403, ACCESS_DENIED end
-        if id and method == "DELETE" then return cancel(app, id) end
-        if id and method == "GET" then return view(app, id) end
-        if not id and method == "POST" then return create(app, body) end
-        return 405, '{"errors":["Method not allowed"]}'
-    end
+    -- A table, not a closure: LuaJIT would not compile what makes one.
+    local request = { method = method, app = app, app_id = app_id, allowed = allowed, id = id, body = body }
 
     if app and method ~= "GET" and over_limit(app) then
         header.retry_after = app.retry_after or 1
@@ -404,9 +407,9 @@ function M.api()
     end
     if conf.any_fault then
         local fault = next_fault(conf, method, app and app.id, id)
-        if fault then return misbehave(fault, method, act) end
+        if fault then return misbehave(fault, request) end
     end
-    return answer(method, act())
+    return answer(method, carry_out(request))
 end
 
 -- The control endpoint: JSON in, JSON out.

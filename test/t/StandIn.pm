@@ -194,6 +194,7 @@ sub add_app
 {
     my ($self, %opts) = @_;
     $opts{accept_any} = $opts{accept_any} ? JSON::PP::true : JSON::PP::false;
+    $opts{rate_limit} += 0 if defined $opts{rate_limit};
     my $app = $self->_control(POST => 'app', \%opts);
     $self->{keys}{ $app->{app_id} } = $app->{api_key};
     return $app;
