@@ -23,12 +23,12 @@ REGRESS = $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))
 REGRESS_OPTS = --inputdir=test
 
 # The version stands in the control file alone.
-VERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" onesignal_cancel.control)
+EXTVERSION = $(shell sed -n "s/^default_version = '\(.*\)'/\1/p" onesignal_cancel.control)
 
 CURL_CFLAGS = $(shell pkg-config --cflags libcurl 2>/dev/null || curl-config --cflags 2>/dev/null)
 CURL_LIBS = $(shell pkg-config --libs libcurl 2>/dev/null || curl-config --libs 2>/dev/null)
 
-PG_CPPFLAGS = $(CURL_CFLAGS) -DONESIGNAL_CANCEL_VERSION='"$(VERSION)"'
+PG_CPPFLAGS = $(CURL_CFLAGS) -DONESIGNAL_CANCEL_VERSION='"$(EXTVERSION)"'
 SHLIB_LINK = $(CURL_LIBS)
 ifdef WERROR
 # PostgreSQL's own headers do not hold still under -Wextra: they count as system headers.

@@ -11,6 +11,7 @@
 #include "catalog/pg_foreign_server.h"
 #include "storage/latch.h"
 #include "utils/acl.h"
+#include "utils/memutils.h"
 #include "utils/wait_event.h"
 #if PG_VERSION_NUM >= 180000
 #include "storage/waiteventset.h"

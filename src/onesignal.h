@@ -40,12 +40,12 @@ typedef struct CancelRequest
 	int			url_prefix;		/* length of "{base_url}/notifications/" */
 	char		app_id[37];
 	char	   *authorization;	/* holds the key: wiped by onesignal_request_end() */
-	const char *headers[4];
+	const char *headers[4];		/* the last one NULL */
 } CancelRequest;
 
 extern void onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id,
 									const Credentials *credentials);
-extern const HttpRequest *onesignal_request(CancelRequest *request, const pg_uuid_t *message_id);
+extern HttpRequest *onesignal_request(CancelRequest *request, const pg_uuid_t *message_id);
 extern void onesignal_request_end(CancelRequest *request);
 
 extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);

@@ -1,0 +1,500 @@
+/*
+ * cancel.c
+ *		The SQL functions that cancel now.
+ *
+ * One message is a batch of one: the same run starts requests while there is
+ * room, takes whichever has finished, and tries those again that may succeed
+ * later.  Nothing is written to any table, and a rollback takes nothing back.
+ *
+ * A message's time runs from its first request.  Waiting for its turn in the
+ * batch costs it nothing; waiting to be tried again does.
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "funcapi.h"
+#include "lib/ilist.h"
+#include "lib/stringinfo.h"
+#include "miscadmin.h"
+#include "tcop/tcopprot.h"
+#include "utils/array.h"
+#include "utils/backend_status.h"
+#include "utils/builtins.h"
+#include "utils/guc.h"
+#include "utils/memutils.h"
+#include "utils/uuid.h"
+
+#include "credentials.h"
+#include "onesignal.h"
+#include "pace.h"
+#include "settings.h"
+
+PG_FUNCTION_INFO_V1(onesignal_cancel);
+PG_FUNCTION_INFO_V1(onesignal_cancel_batch);
+PG_FUNCTION_INFO_V1(onesignal_cancel_version);
+
+/* Every few seconds is enough to know that it goes on. */
+#define BATCH_NOTICE_SECONDS 5
+
+/* What is handed back for one message. */
+typedef struct CancelResult
+{
+	int			status;			/* 0: NULL */
+	bool		success;
+	ArrayType  *errors;
+} CancelResult;
+
+/* A message that is on the wire or waits to be tried again. */
+typedef struct CancelItem
+{
+	dlist_node	node;			/* in run.waiting or run.unused, or on the wire */
+	int			index;			/* of the message */
+	int			attempts;
+	int64		begun_us;		/* when its first request was sent */
+	int64		retry_us;		/* while it waits: when it is tried again */
+} CancelItem;
+
+typedef struct BatchProgress
+{
+	int64		begun_us;
+	int64		next_us;		/* when it is shown again */
+	int			shown;			/* times */
+} BatchProgress;
+
+typedef struct CancelRun
+{
+	const pg_uuid_t *message_ids;
+	int			count;
+	CancelResult *results;
+	int			next;			/* the first message not begun */
+	int			done;
+
+	const Credentials *credentials;
+	CancelRequest request;
+	Pace		pace;
+	int64		not_before_us;	/* OneSignal asked us to wait until then (429) */
+	const CancelResult *stopped;	/* the rest reports this, unsent */
+	BatchProgress *progress;	/* NULL: a single call */
+
+	CancelItem *items;
+	dlist_head	unused;
+	dlist_head	waiting;
+	MemoryContext context;		/* results */
+	MemoryContext scratch;		/* one answer */
+	ArrayType  *no_errors;
+} CancelRun;
+
+static ArrayType *
+errors_array(const CancelOutcome *outcome)
+{
+	Datum	   *elements = palloc(sizeof(Datum) * (outcome->error_count + 1));
+
+	for (int i = 0; i < outcome->error_count; i++)
+		elements[i] = CStringGetTextDatum(outcome->errors[i]);
+	return construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
+}
+
+static void
+run_begin(CancelRun *run, const pg_uuid_t *app_id, const Credentials *credentials,
+		  const pg_uuid_t *message_ids, int count)
+{
+	int			item_count = Min(count, settings_max_in_flight);
+
+	run->message_ids = message_ids;
+	run->count = count;
+	run->credentials = credentials;
+	run->context = CurrentMemoryContext;
+	run->scratch = AllocSetContextCreate(CurrentMemoryContext, "onesignal answer", ALLOCSET_DEFAULT_SIZES);
+	run->results = MemoryContextAllocHuge(CurrentMemoryContext, sizeof(CancelResult) * (Size) Max(count, 1));
+	run->no_errors = construct_empty_array(TEXTOID);
+	run->items = palloc(sizeof(CancelItem) * Max(item_count, 1));
+	dlist_init(&run->unused);
+	dlist_init(&run->waiting);
+	for (int i = 0; i < item_count; i++)
+		dlist_push_tail(&run->unused, &run->items[i].node);
+	pace_init(&run->pace, count == 1 ? 0 : credentials->rate_limit, http_clock_us());
+	onesignal_request_begin(&run->request, app_id, credentials);
+}
+
+/* ---- starting ---- */
+
+static void
+submit(CancelRun *run, CancelItem *item)
+{
+	HttpRequest *request = onesignal_request(&run->request, &run->message_ids[item->index]);
+	int64		left_ms = settings_timeout;
+
+	if (item->attempts > 0)
+		left_ms -= (http_clock_us() - item->begun_us) / 1000;
+	request->timeout_ms = (int) Max(left_ms, 1);
+	request->connect_timeout_ms = Min(settings_connect_timeout, request->timeout_ms);
+	item->attempts++;
+	http_submit(request, item);
+}
+
+/* A message whose retry is due, or else the next one; NULL: none now. */
+static CancelItem *
+take_item(CancelRun *run, int64 now)
+{
+	dlist_iter	iter;
+	CancelItem *item;
+
+	dlist_foreach(iter, &run->waiting)
+	{
+		item = dlist_container(CancelItem, node, iter.cur);
+		if (item->retry_us <= now)
+		{
+			dlist_delete(&item->node);
+			return item;
+		}
+	}
+	if (run->next >= run->count || dlist_is_empty(&run->unused))
+		return NULL;
+	item = dlist_container(CancelItem, node, dlist_pop_head_node(&run->unused));
+	item->index = run->next++;
+	item->attempts = 0;
+	return item;
+}
+
+static void
+start_requests(CancelRun *run)
+{
+	int64		now = http_clock_us();
+	CancelItem *item;
+
+	if (run->stopped != NULL || now < run->not_before_us)
+		return;
+	while (http_room() > 0 && http_in_flight() < settings_max_in_flight)
+	{
+		if (pace_next(&run->pace, now) > now)
+		{
+			(void) pace_take(&run->pace, now);	/* notes that it holds us back */
+			return;
+		}
+		item = take_item(run, now);
+		if (item == NULL)
+			return;
+		(void) pace_take(&run->pace, now);
+		submit(run, item);
+	}
+}
+
+/* When there may be something to start, if no answer comes before. */
+static int64
+next_start_us(CancelRun *run)
+{
+	int64		next = PG_INT64_MAX;
+	dlist_iter	iter;
+
+	if (run->stopped != NULL || http_room() <= 0 || http_in_flight() >= settings_max_in_flight)
+		return PG_INT64_MAX;
+	dlist_foreach(iter, &run->waiting)
+		next = Min(next, dlist_container(CancelItem, node, iter.cur)->retry_us);
+	if (run->next < run->count && !dlist_is_empty(&run->unused))
+		next = 0;
+	if (next == PG_INT64_MAX)
+		return next;
+	return Max(next, Max(run->not_before_us, pace_next(&run->pace, http_clock_us())));
+}
+
+/* ---- finishing ---- */
+
+static void
+report(CancelRun *run, CancelItem *item, const CancelResult *result)
+{
+	run->results[item->index] = *result;
+	run->done++;
+	dlist_push_head(&run->unused, &item->node);
+}
+
+/* No further request: whatever was not begun or waits reports the same. */
+static void
+stop(CancelRun *run, const CancelResult *result)
+{
+	if (run->stopped == NULL)
+		run->stopped = result;
+	while (!dlist_is_empty(&run->waiting))
+		report(run, dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting)), result);
+	for (; run->next < run->count; run->next++, run->done++)
+		run->results[run->next] = *result;
+}
+
+static bool
+may_retry(const CancelItem *item, const CancelOutcome *outcome, int64 retry_us)
+{
+	return (outcome->verdict == CANCEL_THROTTLED || outcome->verdict == CANCEL_UNAVAILABLE ||
+			outcome->verdict == CANCEL_UNANSWERED) &&
+		item->attempts <= settings_max_retries &&
+		retry_us - item->begun_us < settings_timeout * INT64CONST(1000);
+}
+
+static CancelResult *
+make_result(CancelRun *run, const CancelOutcome *outcome)
+{
+	MemoryContext old = MemoryContextSwitchTo(run->context);
+	CancelResult *result = palloc(sizeof(CancelResult));
+
+	result->status = outcome->status;
+	result->success = outcome->verdict == CANCEL_DONE;
+	result->errors = outcome->error_count == 0 ? run->no_errors : errors_array(outcome);
+	MemoryContextSwitchTo(old);
+	return result;
+}
+
+static void
+learn(CancelRun *run, const CancelOutcome *outcome, int64 begun_us, int64 now)
+{
+	if (outcome->verdict == CANCEL_THROTTLED)
+		pace_throttled(&run->pace, begun_us, now);
+	else if (outcome->status != 0)
+		pace_answered(&run->pace, now);
+}
+
+/* This message is through; and with some answers so is the batch. */
+static void
+settle(CancelRun *run, CancelItem *item, const CancelOutcome *outcome, int64 wait_us)
+{
+	CancelResult *result = make_result(run, outcome);
+
+	report(run, item, result);
+	if (outcome->verdict == CANCEL_UNAUTHORIZED ||
+		(outcome->verdict == CANCEL_THROTTLED && wait_us >= settings_timeout * INT64CONST(1000)))
+		stop(run, result);		/* which keeps it */
+	else
+		pfree(result);
+}
+
+static void
+finish(CancelRun *run, HttpExchange *exchange)
+{
+	CancelItem *item = http_owner(exchange);
+	int64		begun_us = http_begun_us(exchange);
+	int64		now = http_clock_us();
+	int64		wait_us;
+	CancelOutcome outcome;
+	MemoryContext old = MemoryContextSwitchTo(run->scratch);
+
+	onesignal_judge(&outcome, http_answer(exchange), run->credentials->api_key);
+	http_release(exchange);
+	learn(run, &outcome, begun_us, now);
+	if (item->attempts == 1)
+		item->begun_us = begun_us;
+
+	wait_us = backoff_direct(item->attempts, pg_prng_double(&pg_global_prng_state),
+							 outcome.retry_after * INT64CONST(1000000));
+	item->retry_us = now + wait_us;
+	if (outcome.verdict == CANCEL_THROTTLED)
+		run->not_before_us = Max(run->not_before_us, item->retry_us);
+	if (run->stopped == NULL && may_retry(item, &outcome, item->retry_us))
+		dlist_push_tail(&run->waiting, &item->node);
+	else
+		settle(run, item, &outcome, wait_us);
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(run->scratch);
+}
+
+/* ---- showing how far it is ---- */
+
+/* "n of m" in pg_stat_activity each second, and a NOTICE every few. */
+static void
+show_progress(CancelRun *run)
+{
+	BatchProgress *progress = run->progress;
+	int64		now = http_clock_us();
+	double		seconds = (now - progress->begun_us) / 1e6;
+	double		rate = run->done / Max(seconds, 1e-3);
+	char		activity[128];
+
+	if (now < progress->next_us)
+		return;
+	progress->next_us = now + INT64CONST(1000000);
+	snprintf(activity, sizeof(activity), "onesignal_cancel_batch: %d of %d", run->done, run->count);
+	pgstat_report_activity(STATE_RUNNING, activity);
+
+	if (++progress->shown % BATCH_NOTICE_SECONDS == 0 && run->done < run->count)
+		ereport(NOTICE,
+				(errmsg("%d of %d messages answered, %.0f a second, %s", run->done, run->count, rate,
+						rate >= 1 ? psprintf("%.0f seconds left", (run->count - run->done) / rate) :
+						"time left unknown")));
+}
+
+static void
+run_to_end(CancelRun *run)
+{
+	while (run->done < run->count)
+	{
+		HttpExchange *exchange;
+		int64		until_us;
+
+		start_requests(run);
+		until_us = next_start_us(run);
+		if (run->progress != NULL)
+			until_us = Min(until_us, run->progress->next_us);
+		exchange = http_wait(until_us);
+		if (exchange != NULL)
+			finish(run, exchange);
+		if (run->progress != NULL)
+			show_progress(run);
+	}
+}
+
+/*
+ * Cancels all of the messages; one result each, palloc'd in the caller's
+ * context.  Interruptible at any time; whatever happens, nothing stays in
+ * flight and no key in memory.
+ */
+static CancelResult *
+cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count, BatchProgress *progress)
+{
+	CancelRun	run = {0};
+	Credentials credentials = {0};
+
+	settings_require_enabled();
+	credentials_get(app_id, GetUserId(), &credentials);
+	PG_TRY();
+	{
+		run_begin(&run, app_id, &credentials, message_ids, count);
+		run.progress = progress;
+		run_to_end(&run);
+	}
+	PG_FINALLY();
+	{
+		http_abandon();
+		onesignal_request_end(&run.request);
+		credentials_wipe(&credentials);
+	}
+	PG_END_TRY();
+	MemoryContextDelete(run.scratch);
+	return run.results;
+}
+
+/* ---- the SQL functions ---- */
+
+static void
+require_argument(FunctionCallInfo fcinfo, int number, const char *name)
+{
+	if (PG_ARGISNULL(number))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null", name),
+				 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", name)));
+}
+
+static TupleDesc
+result_descriptor(FunctionCallInfo fcinfo)
+{
+	MemoryContext old;
+	TupleDesc	descriptor = fcinfo->flinfo->fn_extra;
+
+	if (descriptor != NULL)
+		return descriptor;
+	old = MemoryContextSwitchTo(fcinfo->flinfo->fn_mcxt);
+	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
+		elog(ERROR, "return type must be a row type");
+	descriptor = BlessTupleDesc(descriptor);
+	MemoryContextSwitchTo(old);
+	fcinfo->flinfo->fn_extra = descriptor;
+	return descriptor;
+}
+
+static void
+result_values(const CancelResult *result, Datum *values, bool *nulls)
+{
+	nulls[0] = result->status == 0;
+	values[0] = Int32GetDatum(result->status);
+	nulls[1] = false;
+	values[1] = BoolGetDatum(result->success);
+	nulls[2] = false;
+	values[2] = PointerGetDatum(result->errors);
+}
+
+/*
+ * onesignal_cancel(app_id uuid, message_id uuid) RETURNS onesignal_cancel_result
+ *
+ * One DELETE /notifications/{message_id}?app_id={app_id}, now.  Raises what
+ * the caller does wrong; what the other side does is in the row.
+ */
+Datum
+onesignal_cancel(PG_FUNCTION_ARGS)
+{
+	Datum		values[3];
+	bool		nulls[3];
+	CancelResult *result;
+
+	require_argument(fcinfo, 0, "app_id");
+	require_argument(fcinfo, 1, "message_id");
+	result = cancel_messages(PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1), 1, NULL);
+	result_values(result, values, nulls);
+	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(result_descriptor(fcinfo), values, nulls)));
+}
+
+static ArrayType *
+message_ids_argument(FunctionCallInfo fcinfo, int number)
+{
+	ArrayType  *array;
+
+	require_argument(fcinfo, number, "message_ids");
+	array = PG_GETARG_ARRAYTYPE_P(number);
+	if (array_contains_nulls(array))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("message_ids must not contain nulls"),
+				 errdetail("Nothing was sent."),
+				 errhint("Use array_remove(message_ids, NULL), or array_agg(id) FILTER (WHERE id IS NOT NULL).")));
+	return array;
+}
+
+/*
+ * onesignal_cancel_batch(app_id uuid, message_ids uuid[])
+ * RETURNS TABLE (message_id uuid, status integer, success boolean, errors text[])
+ *
+ * One row for each element, in the array's order, over multiplexed HTTP/2.
+ */
+Datum
+onesignal_cancel_batch(PG_FUNCTION_ARGS)
+{
+	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
+	BatchProgress progress = {.begun_us = http_clock_us()};
+	const pg_uuid_t *message_ids;
+	ArrayType  *array;
+	CancelResult *results;
+	int			count;
+
+	require_argument(fcinfo, 0, "app_id");
+	array = message_ids_argument(fcinfo, 1);
+	count = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
+	/* Without nulls the elements, 16 bytes each and unaligned, stand side by side. */
+	message_ids = (const pg_uuid_t *) ARR_DATA_PTR(array);
+	InitMaterializedSRF(fcinfo, 0);
+
+	progress.next_us = progress.begun_us + INT64CONST(1000000);
+	results = cancel_messages(PG_GETARG_UUID_P(0), message_ids, count, &progress);
+	if (progress.shown > 0)
+		pgstat_report_activity(STATE_RUNNING, debug_query_string);
+	for (int i = 0; i < count; i++)
+	{
+		Datum		values[4];
+		bool		nulls[4];
+
+		CHECK_FOR_INTERRUPTS();
+		values[0] = UUIDPGetDatum(&message_ids[i]);
+		nulls[0] = false;
+		result_values(&results[i], values + 1, nulls + 1);
+		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
+	}
+	return (Datum) 0;
+}
+
+/* onesignal_cancel_version() RETURNS text: what a bug report should say */
+Datum
+onesignal_cancel_version(PG_FUNCTION_ARGS)
+{
+	StringInfoData out;
+
+	(void) fcinfo;
+	initStringInfo(&out);
+	appendStringInfo(&out, "onesignal_cancel %s, PostgreSQL %s, ", ONESIGNAL_CANCEL_VERSION,
+					 GetConfigOption("server_version", false, false));
+	http_append_versions(&out);
+	PG_RETURN_TEXT_P(cstring_to_text(out.data));
+}
