@@ -130,7 +130,7 @@ function M.exit_worker()
     for name, dict in pairs(SAVED) do
         for _, key in ipairs(dict:get_keys(0)) do
             local value, flags = dict:get(key)
-            if value ~= nil and key ~= "lock" then
+            if value ~= nil and key ~= "lock" and sub(key, 1, 5) ~= "rate " then
                 file:write(cjson.encode({ name, key, value, flags or 0 }), "\n")
             end
         end
@@ -358,7 +358,11 @@ local function misbehave(fault, request)
     end
     if fault.content_type then header.content_type = fault.content_type end
     if fault.status == 429 then header.retry_after = 1 end
-    for name, value in pairs(fault.headers or {}) do header[name] = value end
+    for name, value in pairs(fault.headers or {}) do
+        -- so that a 429 can do without Retry-After
+        if value == cjson.null or value == "" then value = nil end
+        header[name] = value
+    end
     KINDS[fault.kind](fault, method)
 end
 
@@ -474,11 +478,24 @@ local function targets_of(fault)
     return { "*" }
 end
 
+local FAULT_FIELDS = {}
+for field in ("message app method times one_in delay effect status body body_base64 content_type headers "
+    .. "kind what pause size"):gmatch("%S+") do
+    FAULT_FIELDS[field] = true
+end
+
 -- A new fault comes after those of the same target that have a count, and takes the place of one that has none.
 CONTROL["POST fault"] = function(_, fault)
+    for field in pairs(fault) do
+        if not FAULT_FIELDS[field] then error("unknown field " .. field, 0) end
+    end
+    for _, field in ipairs({ "times", "one_in", "delay", "status", "pause", "size" }) do
+        fault[field] = tonumber(fault[field])
+    end
     local kind = fault.kind
     if not kind then
-        kind = (fault.status or fault.body or fault.body_base64) and "answer" or fault.what and "garble" or "delay"
+        local answers = fault.status or fault.body or fault.body_base64 or fault.headers or fault.content_type
+        kind = fault.what and "garble" or answers and "answer" or "delay"
     end
     if kind ~= "delay" and not KINDS[kind] then error("unknown kind", 0) end
     if fault.what and not GARBLE[fault.what] then error("unknown what", 0) end

@@ -161,6 +161,7 @@ for ([ 'HTTP/2', $api->url ], [ 'HTTP/1.1', $api->http1_url ], [ 'plain', $api->
         is_answer($try->({ status => 204 }), 204, '', 'status 204');
         is_answer($try->({ status => 200, body => '{"success":"true"}' }), 200, '{"success":"true"}', 'success, a string');
         is($try->({ status => 429 })->{headers} =~ /^retry-after: 1\r?$/mi, 1, '429 has Retry-After');
+        unlike($try->({ status => 429, headers => { 'Retry-After' => '' } })->{headers}, qr/^retry-after/mi, '429 without Retry-After');
         like($try->({ status => 429, headers => { 'Retry-After' => 'Fri, 31 Dec 2027 23:59:59 GMT' } })->{headers},
             qr/^retry-after: Fri, 31 Dec 2027 23:59:59 GMT\r?$/mi, 'Retry-After as a date');
         like($try->({ status => 302, headers => { Location => 'https://elsewhere.example/' } })->{headers},
@@ -227,6 +228,7 @@ subtest 'whom a fault concerns, and how often' => sub {
     is(join(' ', sort keys %seen), '200 503', 'by chance');
     $api->clear_faults;
     ok(!eval { $api->fault(kind => 'nonsense') }, 'an unknown kind');
+    ok(!eval { $api->fault(stauts => 503) }, 'an unknown field');
 };
 
 subtest 'what it saw' => sub {

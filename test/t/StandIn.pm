@@ -14,7 +14,7 @@
 #   is($api->state($id), 'canceled');
 #
 # StandIn->new(%options): what "start --help" lists, with underscores:
-#   accept_any => 1              any message id is taken for a scheduled one
+#   accept_any => 1              any message id of the first app is taken for a scheduled one
 #   rate_limit => 150            requests a second; then 429
 #   delay => 30                  milliseconds before every answer
 #   keepalive_requests => 1000, keepalive_timeout => '75s',
@@ -95,6 +95,9 @@ my $TIMEOUT = $ENV{PG_TEST_TIMEOUT_DEFAULT} || 180;
 my $JSON = JSON::PP->new->utf8->canonical;
 my @running;
 
+# An interrupted test must come to its END, too.
+$SIG{$_} ||= sub { exit 1 } for qw(INT TERM);
+
 sub new
 {
     my ($class, %options) = @_;
@@ -124,14 +127,13 @@ sub new
 sub _start
 {
     my ($self, @arguments) = @_;
-    my ($out, $err) = ('', '');
+    $self->{up} = 1;
     # Files, not pipes: the daemon inherits them, and a pipe would never reach its end.
     my $said = "$self->{dir}/start.out";
     IPC::Run::run([ $^X, "$PROGRAMS/start", @arguments ], '<', File::Spec->devnull, '>', $said, '2>&1')
       or die "could not start the stand-in:\n" . _slurp($said);
     my %env = map { /^(\w+)='(.*)'$/ ? ($1 => $2) : () } split /\n/, _slurp("$self->{dir}/env");
     $self->{env} = \%env;
-    $self->{up} = 1;
 }
 
 sub _slurp
@@ -231,8 +233,6 @@ sub fault
 {
     my ($self, %fault) = @_;
     $fault{body_base64} = encode_base64(delete $fault{body_bytes}, '') if defined $fault{body_bytes};
-    # JSON must see numbers as numbers, wherever the test has used them as text.
-    for my $number (qw(status delay times one_in pause size)) { $fault{$number} += 0 if defined $fault{$number} }
     $fault{effect} = JSON::PP::true if $fault{effect};
     return $self->_control(POST => 'fault', \%fault)->{fault};
 }
