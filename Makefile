@@ -13,9 +13,11 @@ OBJS = \
 	src/cancel.o \
 	src/credentials.o \
 	src/http.o \
+	src/keyfile.o \
 	src/onesignal.o \
 	src/options.o \
 	src/pace.o \
+	src/servers.o \
 	src/settings.o
 
 DATA = $(wildcard sql/onesignal_cancel--*.sql)

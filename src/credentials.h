@@ -13,7 +13,7 @@
 /* rate_limit of a server that does not state one */
 #define CREDENTIALS_RATE_ADAPTS (-1.0)
 
-/* All strings are palloc'd in the caller's context; the key is wiped by credentials_wipe(). */
+/* All strings are palloc'd in the caller's context; credentials_wipe() wipes the key. */
 typedef struct Credentials
 {
 	Oid			server;
@@ -29,14 +29,20 @@ typedef enum CredentialsStatus
 {
 	CREDENTIALS_OK,
 	CREDENTIALS_NO_SERVER,		/* 42704 */
-	CREDENTIALS_NO_USAGE,		/* 42501 */
+	CREDENTIALS_NO_USAGE,		/* 42501; also when the role is gone */
 	CREDENTIALS_NO_MAPPING,		/* 42704 */
-	CREDENTIALS_AMBIGUOUS,		/* 42P09 (ambiguous_alias) would mislead: 42710 */
-	CREDENTIALS_NO_KEY,			/* 42704 */
-	CREDENTIALS_KEY_FILE		/* 58P01 */
+	CREDENTIALS_AMBIGUOUS,		/* 42710 */
+	CREDENTIALS_INVALID,		/* HV024: a server option, set while there was no validator */
+	CREDENTIALS_NO_KEY,			/* 42704; also when the mapping's api_key cannot be one */
+	CREDENTIALS_KEY_FILE		/* 58P01: cannot be read, or holds no key */
 } CredentialsStatus;
 
-/* With the key, for a request that is about to start. A problem is a value; *message says it in a sentence without the key. */
+/*
+ * With the key, for requests that are about to start.  A problem of
+ * configuration is a value: *message (palloc'd) says it without the key or the
+ * key file's path, and *credentials is all zeros.  All of these need a
+ * transaction; none looks at who the current user is.
+ */
 extern CredentialsStatus credentials_find(const pg_uuid_t *app_id, Oid role,
 										  Credentials *credentials, char **message);
 
@@ -48,7 +54,11 @@ extern void credentials_check(const pg_uuid_t *app_id, Oid role);
 
 extern void credentials_wipe(Credentials *credentials);
 
-/* Grows whenever a server, mapping or wrapper changed: time to look again. */
+/*
+ * Grows when a server, mapping or wrapper changed (noticed when a transaction
+ * starts), and when a look-up found another key in a key file than the last
+ * one did: time to look again.
+ */
 extern uint64 credentials_generation(void);
 
 #endif
