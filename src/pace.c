@@ -8,9 +8,36 @@
  */
 #include "c.h"
 
-#include "datatype/timestamp.h"
-
 #include "pace.h"
+
+/* Unset: two thirds of the smallest plan's 150/s, which the application's creates share. */
+#define PACE_START 100.0
+
+/* A tenth a second finds a paid plan's 6,000/s in 43 s, and overshoots by a tenth at most. */
+#define PACE_GROWTH 1.1
+
+/* What a cut keeps: the fifth that it leaves is for live sends. */
+#define PACE_KEPT 0.8
+
+/*
+ * One 429 never cuts below half: less than that answered in the last second
+ * says that we had only just started or had little to send, and not what
+ * OneSignal would take.  If half is still too much, the next 429 says so.
+ */
+#define PACE_KEPT_AT_LEAST 0.5
+#define PACE_MIN 1.0
+
+/* A count below this is no measure to hold to for ten minutes: one more is already a fifth. */
+#define PACE_MEASURABLE 5.0
+#define PACE_CEILING_DURATION (10 * USECS_PER_MINUTE)
+
+/*
+ * How much of a second's requests may start at once after a lull.  A deliverer
+ * that is away for a commit, 10 to 50 ms on a disk, must not lose its pace by
+ * it; and what a second exceeds the pace by is a fraction of the fifth that a
+ * cut left free.
+ */
+#define PACE_BURST 0.05
 
 /* OneSignal's advice for work that is urgent: 2, 4, 8 ... 60 s, with jitter. */
 #define BACKOFF_FIRST (2 * USECS_PER_SEC)
@@ -22,6 +49,150 @@
 
 /* However near send_after is, trying faster than this helps nobody. */
 #define BACKOFF_MIN USECS_PER_SEC
+
+/*
+ * Only a pace that was in use may grow: a few requests at once are refused for
+ * some milliseconds at any pace, and would drive it up without ever trying it.
+ */
+static void
+pace_grow(Pace *pace)
+{
+	double		bound = pace->ceiling > 0 ? pace->ceiling : pace->limit;
+
+	if (!pace->held_back || pace->throttled || pace->started < pace->rate / 2)
+		return;
+	pace->rate *= PACE_GROWTH;
+	if (bound > 0)
+		pace->rate = Min(pace->rate, bound);
+}
+
+/* Brings the seconds up to now; what lies ahead of now is left from before a jump of the clock. */
+static void
+pace_advance(Pace *pace, int64 now)
+{
+	int64		elapsed;
+
+	pace->second_began = Min(pace->second_began, now);
+	pace->cut_at = Min(pace->cut_at, now);
+	pace->ceiling_until = Min(pace->ceiling_until, now + PACE_CEILING_DURATION);
+	if (now >= pace->ceiling_until)
+		pace->ceiling = 0;
+
+	elapsed = now - pace->second_began;
+	if (elapsed < USECS_PER_SEC)
+		return;
+	pace_grow(pace);
+	if (elapsed < 2 * USECS_PER_SEC)
+	{
+		pace->answered_before = pace->answered;
+		pace->second_began += USECS_PER_SEC;
+	}
+	else
+	{
+		pace->answered_before = 0;
+		pace->second_began = now;
+	}
+	pace->held_back = false;
+	pace->throttled = false;
+	pace->started = 0;
+	pace->answered = 0;
+}
+
+/*
+ * How many answers the last second saw, to within the evenness of the second
+ * before: of that one, the part counts that is less than a second ago.
+ */
+static double
+pace_answered_lately(const Pace *pace, int64 now)
+{
+	double		part = (double) (now - pace->second_began) / USECS_PER_SEC;
+
+	return pace->answered + pace->answered_before * (1.0 - part);
+}
+
+void
+pace_init(Pace *pace, double rate_limit)
+{
+	memset(pace, 0, sizeof(*pace));
+	pace->rate = rate_limit < 0 ? PACE_START : rate_limit;
+	pace->limit = Max(rate_limit, 0);
+
+	/* Else as after a long lull: pace_take() will fill the bucket. */
+	pace->tokens = 1.0;
+}
+
+bool
+pace_take(Pace *pace, int64 now)
+{
+	double		refill;
+
+	if (pace->rate <= 0)
+		return true;
+
+	pace->refilled_at = Min(pace->refilled_at, now);
+	refill = pace->rate * (double) (now - pace->refilled_at) / USECS_PER_SEC;
+	pace->refilled_at = now;
+	pace_advance(pace, now);
+	pace->tokens = Min(pace->tokens + refill, Max(pace->rate * PACE_BURST, 1.0));
+
+	if (pace->tokens < 1.0)
+	{
+		pace->held_back = true;
+		return false;
+	}
+	pace->tokens -= 1.0;
+	pace->started++;
+	return true;
+}
+
+int64
+pace_next(const Pace *pace, int64 now)
+{
+	double		wait;
+
+	if (pace->rate <= 0 || pace->tokens >= 1.0)
+		return now;
+
+	/* Rounded up, or the caller would come a microsecond early; an hour fits any integer. */
+	wait = (1.0 - pace->tokens) / pace->rate * USECS_PER_SEC;
+	return Min(pace->refilled_at, now) + (int64) Min(wait, (double) USECS_PER_HOUR) + 1;
+}
+
+void
+pace_answered(Pace *pace, int64 now)
+{
+	if (pace->rate <= 0)
+		return;
+	pace_advance(pace, now);
+	pace->answered++;
+}
+
+void
+pace_throttled(Pace *pace, int64 begun_at, int64 now)
+{
+	double		share;
+	double		half;
+
+	if (pace->rate <= 0)
+		return;
+	pace_advance(pace, now);
+	pace->throttled = true;
+	if (begun_at <= pace->cut_at)
+		return;
+	pace->cut_at = now;
+
+	/* Answers that a slow network held up may come faster than we ever sent. */
+	share = PACE_KEPT * Min(pace_answered_lately(pace, now), pace->rate);
+	half = PACE_KEPT_AT_LEAST * pace->rate;
+	pace->rate = Max(Max(share, half), PACE_MIN);
+	if (pace->limit > 0)
+		pace->rate = Min(pace->rate, pace->limit);
+	if (share >= half && share >= PACE_KEPT * PACE_MEASURABLE)
+	{
+		pace->ceiling = pace->rate;
+		pace->ceiling_until = now + PACE_CEILING_DURATION;
+	}
+}
 
 static int64
 backoff_doubled(int attempts, int64 max)

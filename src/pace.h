@@ -4,17 +4,21 @@
  *
  * Nothing here reads a clock, sleeps, allocates or throws: given the same
  * times and answers it decides the same.  All times and durations are int64
- * microseconds of one clock of the caller's choice; 0 is no time at all.
+ * microseconds of one clock of the caller's choice, after 0, which is no time
+ * at all.  The clock may jump: backward it makes no wait longer than it was.
  */
 #ifndef ONESIGNAL_CANCEL_PACE_H
 #define ONESIGNAL_CANCEL_PACE_H
 
 #include "c.h"
 
+#include "datatype/timestamp.h"
+
 /*
  * How fast requests of one app may start.  OneSignal counts creates and
  * cancels in one bucket and says nothing before its first 429, so the rate is
- * found: design, section 6.
+ * found: up by a tenth a second while it is what holds us back, down to 80%
+ * of what was answered on a 429.
  */
 typedef struct Pace
 {
@@ -22,23 +26,36 @@ typedef struct Pace
 	double		limit;			/* the user's rate_limit; 0: none set */
 	double		ceiling;		/* after a 429, until ceiling_until; 0: none */
 	int64		ceiling_until;
-	double		tokens;
+	double		tokens;			/* requests that may start at once */
 	int64		refilled_at;
-	int64		second_began;	/* the second that decides on growth */
-	bool		held_back;		/* the pace was what held us back in it */
-	bool		throttled;		/* a 429 came in it */
 	int64		cut_at;			/* a 429 of a request begun before does not cut again */
-	int			answered;		/* other answers in this second, ... */
+
+	/* the second that runs, which decides on growth when it ends */
+	int64		second_began;
+	bool		held_back;		/* a request was refused in it */
+	bool		throttled;		/* a 429 came in it */
+	int			started;		/* requests that started in it */
+	int			answered;		/* answers other than 429 in it, ... */
 	int			answered_before;	/* ... and in the one before */
 } Pace;
 
 /* rate_limit: requests a second; 0: no pace; negative: adapts from 100/s up */
-extern void pace_init(Pace *pace, double rate_limit, int64 now);
-/* May a request start now?  Takes its token if so. */
+extern void pace_init(Pace *pace, double rate_limit);
+
+/*
+ * May a request start now?  Takes its token if so.  Ask for each request that
+ * could start but for the pace: a refusal is how it learns that it held us
+ * back.  (So do not ask pace_next() first.)
+ */
 extern bool pace_take(Pace *pace, int64 now);
+
 /* When the next token will be there; <= now: at once. */
 extern int64 pace_next(const Pace *pace, int64 now);
+
+/* An answer came: any but a 429, and ... */
 extern void pace_answered(Pace *pace, int64 now);
+
+/* ... a 429, to a request that began at begun_at. */
 extern void pace_throttled(Pace *pace, int64 begun_at, int64 now);
 
 /*
@@ -68,6 +85,7 @@ extern void circuit_close(Circuit *circuit);
  * retry_after: what the server asked for, 0: nothing; wins over all.
  */
 extern int64 backoff_delay(int attempts, double random, int64 time_left, int64 retry_after);
+
 /* The plain form for direct calls, which know no send_after. */
 extern int64 backoff_direct(int attempts, double random, int64 retry_after);
 
