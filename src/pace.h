@@ -60,24 +60,61 @@ extern void pace_throttled(Pace *pace, int64 begun_at, int64 now);
 
 /*
  * A circuit: closed (all may go), or open until a time, after which one probe
- * at a time may go.  Apps have one (429; several failures in a row), lanes
- * have one (401/403, missing key).
+ * at a time may go, whose success closes it.  Apps have one (429; several
+ * failures in a row), lanes have one (401/403, missing key).
+ *
+ *		   circuit_open(), or the 5th failure in a row
+ *		closed ----------------------------> open until open_until
+ *		  ^                                    |             ^
+ *		  | success                 open_until |             | failure, or
+ *		  | of the probe               passed  v             | circuit_open()
+ *		  +---------------------------------- probe ---------+
+ *
+ * Each outcome comes with the time at which its request began: what began
+ * before the circuit changed tells of the time before, and changes nothing.
  */
 typedef struct Circuit
 {
-	int			failures;		/* no-answers and 5xx in a row */
 	bool		open;
 	bool		probing;		/* the one probe is on the wire */
+	int			failures;		/* while closed: no-answers and 5xx in a row */
+	int			probes;			/* while open: how many probes failed so far */
 	int64		open_until;		/* no probe before */
-	int64		opened_at;
+	int64		changed_at;		/* when it opened, opened again or closed */
+	int64		success_at;		/* failures of requests begun before do not count */
 } Circuit;
 
-extern bool circuit_admits(const Circuit *circuit, int64 now);
-extern void circuit_begin(Circuit *circuit, int64 now);	/* a request starts (a probe when open) */
-extern bool circuit_success(Circuit *circuit, int64 begun_at);	/* true: it closed just now */
-extern bool circuit_failure(Circuit *circuit, int64 begun_at, int64 now);	/* true: it opened just now */
-extern bool circuit_open(Circuit *circuit, int64 until, int64 now);	/* 429, 401/403: true: it opened just now */
-extern void circuit_close(Circuit *circuit);
+/* 401, 403, no mapping, no key: somebody has to act, so one probe a minute will do. */
+#define CIRCUIT_KEY_PAUSE USECS_PER_MINUTE
+
+/* A closed one is all zeros; this is for those that are not in zeroed memory. */
+extern void circuit_init(Circuit *circuit);
+
+/* When a request may start: <= now: at once; PG_INT64_MAX: when the probe has ended. */
+extern int64 circuit_next(Circuit *circuit, int64 now);
+
+/* Says that a request starts; it is the probe if the circuit is open. */
+extern void circuit_begin(Circuit *circuit);
+
+/* Says that a request came to nothing that tells of the circuit, if only as it was not sent. */
+extern void circuit_abandon(Circuit *circuit, int64 begun_at);
+
+/* An answer that shows that what the circuit guards works.  True: it closed just now. */
+extern bool circuit_success(Circuit *circuit, int64 begun_at, int64 now);
+
+/* No answer, or a 5xx.  True: it opened just now. */
+extern bool circuit_failure(Circuit *circuit, int64 begun_at, int64 now);
+
+/*
+ * An answer that opens it at once: 429 (until: now + backoff_direct(probes + 1,
+ * random, Retry-After)), 401, 403 (now + CIRCUIT_KEY_PAUSE).  Where there was
+ * no request, such as for a missing key or a pause from before a restart,
+ * begun_at is now.  True: it opened just now.
+ */
+extern bool circuit_open(Circuit *circuit, int64 begun_at, int64 until, int64 now);
+
+/* Closes it by hand, after a change of server, mapping or key.  True: it was open. */
+extern bool circuit_close(Circuit *circuit, int64 now);
 
 /*
  * How long to wait after the given number of attempts (1: the first failed).
