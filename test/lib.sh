@@ -44,13 +44,12 @@ as_root() {
     fi
 }
 
-# As somebody whose settings are not the caller's, and whose temporary files
-# go with ours.
+# As somebody who is not root, and without the settings in the caller's home.
 as_user() {
     local become=()
 
     [ -z "$RUN_AS" ] || become=(runuser -u "$RUN_AS" --)
-    "${become[@]}" env HOME="$WORK" TMPDIR="$WORK" "$@"
+    "${become[@]}" env HOME="$WORK" "$@"
 }
 
 # Stops what was started and removes what was made, however the run ended.
