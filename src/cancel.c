@@ -112,7 +112,7 @@ run_begin(CancelRun *run, const pg_uuid_t *app_id, const Credentials *credential
 	dlist_init(&run->waiting);
 	for (int i = 0; i < item_count; i++)
 		dlist_push_tail(&run->unused, &run->items[i].node);
-	pace_init(&run->pace, count == 1 ? 0 : credentials->rate_limit, http_clock_us());
+	pace_init(&run->pace, count == 1 ? 0 : credentials->rate_limit);
 	onesignal_request_begin(&run->request, app_id, credentials);
 }
 
@@ -134,7 +134,7 @@ submit(CancelRun *run, CancelItem *item)
 
 /* A message whose retry is due, or else the next one; NULL: none now. */
 static CancelItem *
-take_item(CancelRun *run, int64 now)
+startable_item(CancelRun *run, int64 now)
 {
 	dlist_iter	iter;
 	CancelItem *item;
@@ -143,15 +143,12 @@ take_item(CancelRun *run, int64 now)
 	{
 		item = dlist_container(CancelItem, node, iter.cur);
 		if (item->retry_us <= now)
-		{
-			dlist_delete(&item->node);
 			return item;
-		}
 	}
 	if (run->next >= run->count || dlist_is_empty(&run->unused))
 		return NULL;
-	item = dlist_container(CancelItem, node, dlist_pop_head_node(&run->unused));
-	item->index = run->next++;
+	item = dlist_head_element(CancelItem, node, &run->unused);
+	item->index = run->next;
 	item->attempts = 0;
 	return item;
 }
@@ -164,17 +161,12 @@ start_requests(CancelRun *run)
 
 	if (run->stopped != NULL || now < run->not_before_us)
 		return;
-	while (http_room() > 0 && http_in_flight() < settings_max_in_flight)
+	while (http_room() > 0 && http_in_flight() < settings_max_in_flight &&
+		   (item = startable_item(run, now)) != NULL && pace_take(&run->pace, now))
 	{
-		if (pace_next(&run->pace, now) > now)
-		{
-			(void) pace_take(&run->pace, now);	/* notes that it holds us back */
-			return;
-		}
-		item = take_item(run, now);
-		if (item == NULL)
-			return;
-		(void) pace_take(&run->pace, now);
+		dlist_delete(&item->node);
+		if (item->index == run->next)
+			run->next++;
 		submit(run, item);
 	}
 }
