@@ -39,6 +39,21 @@
  */
 #define PACE_BURST 0.05
 
+/*
+ * One or two failures in a row are chance; five with no answer in between are
+ * what an outage looks like, and few enough to be spent on it.  A lost
+ * connection looks the same, as it fails all its streams at once: hence the
+ * first probe follows soon.
+ */
+#define CIRCUIT_FAILURES 5
+
+/*
+ * 1, 2, 4, 8, then every 15 s: an outage of seconds costs about as long again,
+ * one of minutes four requests a minute.
+ */
+#define CIRCUIT_PROBE_FIRST USECS_PER_SEC
+#define CIRCUIT_PROBE_MAX (15 * USECS_PER_SEC)
+
 /* OneSignal's advice for work that is urgent: 2, 4, 8 ... 60 s, with jitter. */
 #define BACKOFF_FIRST (2 * USECS_PER_SEC)
 #define BACKOFF_MAX (60 * USECS_PER_SEC)
@@ -192,6 +207,118 @@ pace_throttled(Pace *pace, int64 begun_at, int64 now)
 		pace->ceiling = pace->rate;
 		pace->ceiling_until = now + PACE_CEILING_DURATION;
 	}
+}
+
+/* After a jump backward a pause lasts its length from now. */
+static void
+circuit_advance(Circuit *circuit, int64 now)
+{
+	if (now < circuit->changed_at)
+	{
+		circuit->open_until -= circuit->changed_at - now;
+		circuit->changed_at = now;
+	}
+	circuit->success_at = Min(circuit->success_at, now);
+}
+
+static void
+circuit_set_open(Circuit *circuit, int64 until, int64 now)
+{
+	circuit->probes = circuit->open ? circuit->probes + 1 : 0;
+	circuit->open = true;
+	circuit->probing = false;
+	circuit->changed_at = now;
+
+	/* Later than now in any case: that tells the probe from what began before. */
+	circuit->open_until = Max(until, now + 1);
+}
+
+static int64
+circuit_probe_delay(int probes)
+{
+	int64		delay = CIRCUIT_PROBE_FIRST;
+
+	for (int i = 0; i < probes && delay < CIRCUIT_PROBE_MAX; i++)
+		delay *= 2;
+	return Min(delay, CIRCUIT_PROBE_MAX);
+}
+
+void
+circuit_init(Circuit *circuit)
+{
+	memset(circuit, 0, sizeof(*circuit));
+}
+
+int64
+circuit_next(Circuit *circuit, int64 now)
+{
+	circuit_advance(circuit, now);
+	if (!circuit->open)
+		return now;
+	return circuit->probing ? PG_INT64_MAX : circuit->open_until;
+}
+
+void
+circuit_begin(Circuit *circuit)
+{
+	circuit->probing = circuit->open;
+}
+
+void
+circuit_abandon(Circuit *circuit, int64 begun_at)
+{
+	if (begun_at > circuit->changed_at)
+		circuit->probing = false;
+}
+
+bool
+circuit_success(Circuit *circuit, int64 begun_at, int64 now)
+{
+	circuit_advance(circuit, now);
+	if (circuit->open)
+		return begun_at > circuit->changed_at && circuit_close(circuit, now);
+	circuit->failures = 0;
+	circuit->success_at = now;
+	return false;
+}
+
+bool
+circuit_failure(Circuit *circuit, int64 begun_at, int64 now)
+{
+	circuit_advance(circuit, now);
+	if (circuit->open)
+	{
+		if (begun_at > circuit->changed_at)
+			circuit_set_open(circuit, now + circuit_probe_delay(circuit->probes + 1), now);
+		return false;
+	}
+	if (begun_at < circuit->success_at || ++circuit->failures < CIRCUIT_FAILURES)
+		return false;
+	circuit_set_open(circuit, now + circuit_probe_delay(0), now);
+	return true;
+}
+
+bool
+circuit_open(Circuit *circuit, int64 begun_at, int64 until, int64 now)
+{
+	bool		was_open = circuit->open;
+
+	circuit_advance(circuit, now);
+	if (was_open ? begun_at <= circuit->changed_at : begun_at < circuit->changed_at)
+		return false;
+	circuit_set_open(circuit, until, now);
+	return !was_open;
+}
+
+bool
+circuit_close(Circuit *circuit, int64 now)
+{
+	bool		was_open = circuit->open;
+
+	circuit_init(circuit);
+	circuit->changed_at = now;
+	circuit->success_at = now;
+	return was_open;
 }
 
 static int64

@@ -552,6 +552,226 @@ test_pace_clock(void)
 	check(pace.ceiling == 0, "clock an hour back: a ceiling lasts ten minutes from then");
 }
 
+/* As many failures as open a circuit, one each ms. */
+static int64
+fail_until_open(Circuit *circuit, int64 now)
+{
+	for (int i = 0; i < 100 && !circuit->open; i++)
+	{
+		circuit_begin(circuit);
+		circuit_failure(circuit, now, now + MS);
+		now += MS;
+	}
+	return now;
+}
+
+static void
+test_circuit_failures(void)
+{
+	Circuit		circuit;
+	int64		now = T0;
+	int			opened = 0;
+
+	circuit_init(&circuit);
+	check(circuit_next(&circuit, T0) == T0, "a new circuit is closed");
+	for (int i = 0; i < 4; i++)
+		opened += circuit_failure(&circuit, T0, T0 + i);
+	check(opened == 0 && circuit_next(&circuit, T0 + 4) <= T0 + 4, "four failures in a row leave it closed");
+	check(circuit_failure(&circuit, T0, T0 + 4), "the fifth opens it");
+	check(circuit_next(&circuit, T0 + 4) == T0 + 4 + S, "for a second");
+	check(!circuit_failure(&circuit, T0, T0 + 5), "the sixth does not open it again");
+
+	circuit_init(&circuit);
+	for (int i = 0; i < 100; i++)
+	{
+		now += 10 * MS;
+		opened += circuit_failure(&circuit, now - MS, now);
+		if (i % 4 == 3)
+			circuit_success(&circuit, now - MS, now + MS);
+	}
+	check(opened == 0, "a success in between starts the count anew");
+
+	circuit_init(&circuit);
+	circuit_success(&circuit, T0, T0 + S);
+	for (int i = 0; i < 100; i++)
+		opened += circuit_failure(&circuit, T0 + 999 * MS, T0 + 2 * S);
+	check(opened == 0, "failures of requests begun before the last success do not count");
+	for (int i = 0; i < 5; i++)
+		opened += circuit_failure(&circuit, T0 + S, T0 + 2 * S);
+	check(opened == 1, "those of requests begun after it do");
+}
+
+static void
+test_circuit_probes(void)
+{
+	static const int waits[] = {1, 2, 4, 8, 15, 15, 15};
+	Circuit		circuit;
+	int64		now;
+	int			requests = 0;
+
+	circuit_init(&circuit);
+	now = fail_until_open(&circuit, T0);
+	for (size_t i = 0; i < lengthof(waits); i++)
+	{
+		int64		until = now + waits[i] * S;
+		char		name[64];
+
+		snprintf(name, sizeof(name), "probe %d comes after %d s, and no other meanwhile", (int) i + 1, waits[i]);
+		check(circuit_next(&circuit, now) == until && circuit_next(&circuit, until) <= until, name);
+		circuit_begin(&circuit);
+		check(circuit_next(&circuit, until + HOUR) == PG_INT64_MAX, "one at a time");
+		now = until + 130 * MS;
+		check(!circuit_failure(&circuit, until, now), "its failure opens nothing anew");
+	}
+	now = circuit_next(&circuit, now);
+	circuit_begin(&circuit);
+	check(circuit_success(&circuit, now, now + MS), "the probe's success closes it");
+	check(circuit_next(&circuit, now + MS) <= now + MS, "and all may go");
+	check(!circuit_success(&circuit, now, now + 2 * MS), "the next success closes nothing");
+	now = fail_until_open(&circuit, now + 10 * MS);
+	check(circuit_next(&circuit, now) == now + S, "the next outage begins with a second again");
+
+	circuit_init(&circuit);
+	now = fail_until_open(&circuit, T0);
+	while (now < T0 + HOUR)
+	{
+		now = circuit_next(&circuit, now);
+		circuit_begin(&circuit);
+		circuit_failure(&circuit, now, now);
+		requests++;
+	}
+	check_number(requests, 235, 245, "an outage of an hour costs 240 probes");
+}
+
+static void
+test_circuit_throttled(void)
+{
+	Circuit		circuit;
+	int64		now = T0 + 30 * S;
+
+	circuit_init(&circuit);
+	check(circuit_open(&circuit, T0, now, T0 + MS), "a 429 opens it");
+	check(circuit_next(&circuit, T0 + MS) == now, "for as long as asked");
+	check(circuit_next(&circuit, now) <= now, "then a probe may go");
+	circuit_begin(&circuit);
+	check(circuit_next(&circuit, now) == PG_INT64_MAX, "one");
+	check(!circuit_open(&circuit, now, now + 45 * S, now + MS), "a 429 to the probe opens nothing anew");
+	check(circuit_next(&circuit, now + MS) == now + 45 * S && circuit.probes == 1, "but prolongs");
+	now += 45 * S;
+	circuit_begin(&circuit);
+	check(!circuit_failure(&circuit, now, now + MS), "a probe may also have no answer");
+	check(circuit_next(&circuit, now + MS) == now + MS + 4 * S, "and then the next comes after seconds");
+	now += MS + 4 * S;
+	circuit_begin(&circuit);
+	check(circuit_success(&circuit, now, now + MS), "a probe's success closes it");
+
+	circuit_init(&circuit);
+	check(circuit_open(&circuit, T0, T0, T0) && circuit_next(&circuit, T0) == T0 + 1,
+		  "a pause of no length still has a probe");
+	circuit_begin(&circuit);
+	check(circuit_success(&circuit, T0 + 1, T0 + 1), "that can close it");
+	check(circuit_open(&circuit, T0 + 1, T0 + S, T0 + 1), "a pause right after closing holds");
+
+	circuit_init(&circuit);
+	for (int i = 0; i < 3; i++)
+	{
+		now = T0 + i * MIN;
+		check(circuit_open(&circuit, now, now + CIRCUIT_KEY_PAUSE, now) == (i == 0),
+			  "a wrong key is noted once ...");
+		check(circuit_next(&circuit, now) == now + MIN, "... and tried once a minute");
+	}
+	circuit_init(&circuit);
+	circuit_open(&circuit, T0, PG_INT64_MAX, T0);
+	check(circuit_next(&circuit, T0 + 1000 * HOUR) == PG_INT64_MAX, "forever is possible");
+}
+
+static void
+test_circuit_late(void)
+{
+	Circuit		circuit;
+
+	circuit_init(&circuit);
+	circuit_open(&circuit, T0, T0 + MIN, T0 + S);
+	check(!circuit_success(&circuit, T0 + S, T0 + 2 * S) && circuit.open,
+		  "a success begun before it opened does not close it");
+	for (int i = 0; i < 100; i++)
+		circuit_failure(&circuit, T0 + S, T0 + 2 * S);
+	check(circuit_next(&circuit, T0 + 2 * S) == T0 + MIN,
+		  "failures begun before it opened do not prolong it");
+	check(!circuit_open(&circuit, T0 + S, T0 + HOUR, T0 + 2 * S) &&
+		  circuit_next(&circuit, T0 + 2 * S) == T0 + MIN,
+		  "nor does a 429 to a request begun before");
+
+	circuit_next(&circuit, T0 + MIN);
+	circuit_begin(&circuit);
+	circuit_success(&circuit, T0, T0 + MIN + MS);
+	circuit_failure(&circuit, T0, T0 + MIN + MS);
+	circuit_open(&circuit, T0, T0 + HOUR, T0 + MIN + MS);
+	check(circuit.open && circuit.probing && circuit.probes == 0, "nor do they end a probe");
+	check(circuit_success(&circuit, T0 + MIN, T0 + MIN + 2 * MS), "which does what it should");
+	check(!circuit_open(&circuit, T0, T0 + HOUR, T0 + MIN + 3 * MS) && !circuit.open,
+		  "a 429 to a request from before the pause does not open it after");
+	for (int i = 0; i < 100; i++)
+		circuit_failure(&circuit, T0 + S, T0 + MIN + 3 * MS);
+	check(!circuit.open, "nor do failures");
+	check(circuit_open(&circuit, T0 + MIN + 2 * MS, T0 + HOUR, T0 + MIN + 4 * MS),
+		  "a 429 to a request from after it does");
+
+	circuit_init(&circuit);
+	circuit_success(&circuit, T0, T0 + S);
+	check(circuit_open(&circuit, T0, T0 + HOUR, T0 + S + 1),
+		  "a 429 opens it although a request begun later succeeded");
+}
+
+static void
+test_circuit_by_hand(void)
+{
+	Circuit		circuit;
+	int64		now = T0 + MIN;
+
+	circuit_init(&circuit);
+	circuit_open(&circuit, T0, now, T0);
+	circuit_begin(&circuit);
+	circuit_abandon(&circuit, T0 - S);
+	check(circuit_next(&circuit, now) == PG_INT64_MAX, "another request abandoned does not free the probe");
+	circuit_abandon(&circuit, now);
+	check(circuit_next(&circuit, now) <= now, "an abandoned probe makes room for the next");
+
+	circuit_begin(&circuit);
+	check(circuit_close(&circuit, now + MS), "closed by hand, it says that it was open");
+	check(circuit_next(&circuit, now + MS) <= now + MS && !circuit_close(&circuit, now + MS), "and lets all go");
+	check(!circuit_open(&circuit, now, now + HOUR, now + 2 * MS), "answers from before no longer open it");
+	for (int i = 0; i < 100; i++)
+		circuit_failure(&circuit, now, now + 2 * MS);
+	check(!circuit.open && circuit.probes == 0, "nor do failures");
+	circuit_failure(&circuit, now + MS, now + 2 * MS);
+	check(circuit.failures == 1, "failures from then on do count");
+}
+
+static void
+test_circuit_clock(void)
+{
+	Circuit		circuit;
+	int64		back = T0 - HOUR;
+
+	circuit_init(&circuit);
+	circuit_open(&circuit, T0, T0 + 30 * S, T0);
+	check(circuit_next(&circuit, T0 - 5) == T0 - 5 + 30 * S, "clock a little back: the pause is kept");
+	check(circuit_next(&circuit, back) == back + 30 * S, "clock an hour back: it lasts its length from then");
+	back += 30 * S;
+	circuit_begin(&circuit);
+	check(circuit_success(&circuit, back, back + MS), "clock an hour back: the probe closes it");
+
+	circuit_init(&circuit);
+	circuit_success(&circuit, T0, T0);
+	check(fail_until_open(&circuit, back) < back + 10 * MS && circuit.open,
+		  "clock an hour back: failures count");
+	circuit_init(&circuit);
+	circuit_close(&circuit, T0);
+	circuit_next(&circuit, back);
+	check(circuit_open(&circuit, back, back + S, back + 1), "clock an hour back: a 429 opens it");
+}
+
 static void
 test_backoff(void)
 {
@@ -618,6 +838,12 @@ main(void)
 	test_pace_ceiling();
 	test_pace_shared();
 	test_pace_clock();
+	test_circuit_failures();
+	test_circuit_probes();
+	test_circuit_throttled();
+	test_circuit_late();
+	test_circuit_by_hand();
+	test_circuit_clock();
 	printf("1..%d\n", tests);
 	return broken > 0;
 }
