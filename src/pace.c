@@ -126,14 +126,14 @@ pace_answered_lately(const Pace *pace, int64 now)
 }
 
 void
-pace_init(Pace *pace, double rate_limit, int64 now)
+pace_init(Pace *pace, double rate_limit)
 {
 	memset(pace, 0, sizeof(*pace));
 	pace->rate = rate_limit < 0 ? PACE_START : rate_limit;
 	pace->limit = Max(rate_limit, 0);
-	pace->tokens = Max(pace->rate * PACE_BURST, 1.0);
-	pace->refilled_at = now;
-	pace->second_began = now;
+
+	/* Else as after a long lull: pace_take() will fill the bucket. */
+	pace->tokens = 1.0;
 }
 
 bool

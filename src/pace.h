@@ -40,7 +40,7 @@ typedef struct Pace
 } Pace;
 
 /* rate_limit: requests a second; 0: no pace; negative: adapts from 100/s up */
-extern void pace_init(Pace *pace, double rate_limit, int64 now);
+extern void pace_init(Pace *pace, double rate_limit);
 
 /*
  * May a request start now?  Takes its token if so.  Ask for each request that

@@ -87,7 +87,7 @@ world_init(World *w, double rate_limit, double capacity)
 	w->bucket = capacity;
 	w->bucket_at = T0;
 	w->demand = 1e9;
-	pace_init(&w->pace, rate_limit, T0);
+	pace_init(&w->pace, rate_limit);
 }
 
 static bool
@@ -185,13 +185,13 @@ test_pace_start(void)
 	World		w;
 	Pace		pace;
 
-	pace_init(&pace, -1, T0);
+	pace_init(&pace, -1);
 	check_number(pace.rate, 100, 100, "an unset pace starts at 100 a second");
 	check(pace.limit == 0, "and has no limit");
-	pace_init(&pace, 30, T0);
+	pace_init(&pace, 30);
 	check_number(pace.rate, 30, 30, "a set pace starts at the limit");
 
-	pace_init(&pace, 0, T0);
+	pace_init(&pace, 0);
 	pace_throttled(&pace, T0, T0 + 1);
 	check(pace_next(&pace, T0) <= T0, "unpaced: the next is now");
 	for (int i = 0; i < 100000; i++)
@@ -216,12 +216,12 @@ test_pace_burst(void)
 	Pace		pace;
 	int			burst = 0;
 
-	pace_init(&pace, 1000, T0);
+	pace_init(&pace, 1000);
 	while (pace_take(&pace, T0 + HOUR))
 		burst++;
 	check_number(burst, 20, 50, "an idle hour saves up 20 to 50 ms worth of requests");
 
-	pace_init(&pace, 2, T0);
+	pace_init(&pace, 2);
 	for (burst = 0; pace_take(&pace, T0 + HOUR);)
 		burst++;
 	check_number(burst, 1, 1, "a slow pace saves up one request");
@@ -258,7 +258,7 @@ test_pace_next(void)
 		int64		now = T0;
 		char		name[64];
 
-		pace_init(&pace, rates[i], T0);
+		pace_init(&pace, rates[i]);
 		for (int j = 0; j < 1000; j++)
 		{
 			while (pace_take(&pace, now))
@@ -272,11 +272,11 @@ test_pace_next(void)
 		check(!early && !late, name);
 	}
 
-	pace_init(&pace, 1e-300, T0);
+	pace_init(&pace, 1e-300);
 	check(pace_take(&pace, T0) && !pace_take(&pace, T0), "an absurd pace gives its first token");
 	next = pace_next(&pace, T0);
 	check(next > T0 && next <= T0 + HOUR + 1, "an absurd pace is looked at again within an hour");
-	pace_init(&pace, 100, T0);
+	pace_init(&pace, 100);
 	check(pace_next(&pace, T0 + 5) == T0 + 5, "with a token at hand, the next is now");
 }
 
@@ -343,7 +343,7 @@ test_pace_cut(void)
 	int64		now = T0;
 	double		rate;
 
-	pace_init(&pace, 200, T0);
+	pace_init(&pace, 200);
 	answer_for_a_second(&pace, &now, 150);
 	answer_for_a_second(&pace, &now, 150);
 	pace_throttled(&pace, now - 100 * MS, now);
@@ -364,7 +364,7 @@ test_pace_cut(void)
 	{
 		char		name[80];
 
-		pace_init(&pace, 200, T0);
+		pace_init(&pace, 200);
 		now = T0;
 		answer_for_a_second(&pace, &now, 150);
 		answer_for_a_second(&pace, &now, 150);
@@ -376,17 +376,17 @@ test_pace_cut(void)
 		check_number(pace.rate, 118, 122, name);
 	}
 
-	pace_init(&pace, 100, T0);
+	pace_init(&pace, 100);
 	now = T0;
 	answer_for_a_second(&pace, &now, 300);
 	pace_throttled(&pace, now - 1, now);
 	check_number(pace.rate, 80, 80, "answers that piled up do not make a cut a raise");
-	pace_init(&pace, 200, T0);
+	pace_init(&pace, 200);
 	now = T0;
 	answer_for_a_second(&pace, &now, 150);
 	pace_throttled(&pace, now, now + 5 * S);
 	check_number(pace.rate, 100, 100, "answers of five seconds ago do not count");
-	pace_init(&pace, 200, T0);
+	pace_init(&pace, 200);
 	now = T0;
 	answer_for_a_second(&pace, &now, 50);
 	now += HOUR;
@@ -401,13 +401,13 @@ test_pace_thin_cut(void)
 	Pace		pace;
 	int64		now = T0;
 
-	pace_init(&pace, -1, T0);
+	pace_init(&pace, -1);
 	pace_take(&pace, T0);
 	pace_throttled(&pace, T0, T0 + 130 * MS);
 	check_number(pace.rate, 50, 50, "a 429 to the first request of all halves the rate");
 	check(pace.ceiling == 0, "and sets no ceiling");
 
-	pace_init(&pace, 200, T0);
+	pace_init(&pace, 200);
 	answer_for_a_second(&pace, &now, 200);
 	answer_for_a_second(&pace, &now, 200);
 	pace_throttled(&pace, now - 1, now);
@@ -417,28 +417,28 @@ test_pace_thin_cut(void)
 	check_number(pace.ceiling, 159, 160, "... outlives it");
 	check(pace.ceiling_until == now + 10 * MIN, "for no longer");
 
-	pace_init(&pace, -1, T0);
+	pace_init(&pace, -1);
 	for (int i = 1; i <= 20; i++)
 		pace_throttled(&pace, T0 + i * S, T0 + i * S + 130 * MS);
 	check_number(pace.rate, 1, 1, "no 429s bring the rate below one a second");
 	check(pace.ceiling == 0, "however many, they set no ceiling");
-	pace_init(&pace, 0.5, T0);
+	pace_init(&pace, 0.5);
 	pace_throttled(&pace, T0, T0 + 130 * MS);
 	check_number(pace.rate, 0.5, 0.5, "nor above a limit that is below that");
 
-	pace_init(&pace, 200, T0);
+	pace_init(&pace, 200);
 	now = T0;
 	answer_for_a_second(&pace, &now, 50);
 	pace_throttled(&pace, now - 1, now);
 	check_number(pace.rate, 100, 100, "a quarter of the pace answered: it is halved");
 	check(pace.ceiling == 0, "and has no ceiling, as a quarter of it may have been all there was");
 
-	pace_init(&pace, 4, T0);
+	pace_init(&pace, 4);
 	now = T0;
 	answer_for_a_second(&pace, &now, 4);
 	pace_throttled(&pace, now - 1, now);
 	check(pace.ceiling == 0, "four answers are too few to set a ceiling");
-	pace_init(&pace, 6, T0);
+	pace_init(&pace, 6);
 	now = T0;
 	answer_for_a_second(&pace, &now, 6);
 	pace_throttled(&pace, now - 1, now);
@@ -535,7 +535,7 @@ test_pace_clock(void)
 			;
 	check_number(pace.rate, 110, 125, "clock an hour back: the rate grows as before");
 
-	pace_init(&pace, 200, T0);
+	pace_init(&pace, 200);
 	answer_for_a_second(&pace, &now, 200);
 	pace_throttled(&pace, now - 1, now);
 	now = T0 - HOUR;
@@ -543,7 +543,7 @@ test_pace_clock(void)
 	answer_for_a_second(&pace, &now, 160);
 	pace_throttled(&pace, now - 1, now);
 	check_number(pace.rate, 100, 130, "clock an hour back: a 429 cuts as before");
-	pace_init(&pace, 200, T0);
+	pace_init(&pace, 200);
 	now = T0;
 	answer_for_a_second(&pace, &now, 200);
 	pace_throttled(&pace, now - 1, now);
