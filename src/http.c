@@ -884,14 +884,18 @@ http_submit(const HttpRequest *request, void *owner)
 /*
  * Waits until an exchange has finished, and returns it; it stays valid until
  * http_release().  NULL: until_us (of http_clock_us(); PG_INT64_MAX: no limit)
- * has come, or the latch was set and the caller may want to look why.
+ * has come, there is room again where there was none, or the latch was set:
+ * the caller may have something to do.
  * Interrupts are served, and so this may throw: the caller then owes
  * http_abandon().
  */
 HttpExchange *
 http_wait(int64 until_us)
 {
+	bool		had_room;
+
 	open_engine();
+	had_room = http_room() > 0;
 	for (;;)
 	{
 		int64		now;
@@ -900,6 +904,9 @@ http_wait(int64 until_us)
 		CHECK_FOR_INTERRUPTS();
 		if (!dlist_is_empty(&engine.finished))
 			return dlist_container(HttpExchange, node, dlist_pop_head_node(&engine.finished));
+
+		if (!had_room && http_room() > 0)
+			return NULL;
 
 		now = http_clock_us();
 		if (engine.timer_us <= now)
