@@ -388,6 +388,8 @@ add_excerpt(CancelOutcome *outcome, const char *what, const char *body, const ch
 			*out++ = ' ';
 		blank = space;
 	}
+	if (out > text && out[-1] == ' ')
+		out--;
 	*out = '\0';
 	text[pg_mbcliplen(text, strlen(text), EXCERPT_LENGTH_MAX)] = '\0';
 	if (text[0] == '\0')
