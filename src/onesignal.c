@@ -189,6 +189,33 @@ plain_json(const char *json)
 	return out.data;
 }
 
+/*
+ * Is there a number with an exponent of three digits or more?  jsonb holds
+ * 1e131071 in ten bytes and writes it in 131,072: a body full of these would
+ * come out as a gigabyte.  Outside of strings no other e precedes a digit.
+ */
+static bool
+has_long_number(const char *json)
+{
+	bool		in_string = false;
+
+	for (; *json != '\0'; json++)
+	{
+		if (*json == '"')
+			in_string = !in_string;
+		else if (in_string && json[0] == '\\' && json[1] != '\0')
+			json++;
+		else if (!in_string && (*json == 'e' || *json == 'E'))
+		{
+			const char *digits = json + 1 + strspn(json + 1, "+-");
+
+			if (strspn(digits, "0123456789") > 2)
+				return true;
+		}
+	}
+	return false;
+}
+
 /* ---- what throws, made a value ---- */
 
 typedef struct Conversion
@@ -277,14 +304,15 @@ to_server(const char *bytes)
 
 /*
  * The body as jsonb, or NULL.  What is JSON by its own standard is not refused
- * because this database's encoding lacks a character: only that is lost.
+ * because this database's encoding lacks a character: only that is lost.  It
+ * is refused if writing it out would take much more room than it does.
  */
 static Jsonb *
 parse(const char *body, char **text)
 {
 	Conversion	conversion = {.input = body, .as_json = true};
 
-	if (!is_utf8(body))
+	if (!is_utf8(body) || has_long_number(body))
 		return NULL;
 	if (!try_convert(&conversion))
 	{
@@ -364,7 +392,8 @@ collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
 	iterator = JsonbIteratorInit(array);
 	token = JsonbIteratorNext(&iterator, &element, true);
 	Assert(token == WJB_BEGIN_ARRAY);	/* it is an array */
-	while ((token = JsonbIteratorNext(&iterator, &element, true)) == WJB_ELEM)
+	while (outcome->error_count < ERRORS_MAX &&
+		   (token = JsonbIteratorNext(&iterator, &element, true)) == WJB_ELEM)
 		add_error(outcome, render_error(&element), api_key);
 	return true;
 }
