@@ -26,6 +26,7 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include "lib/ilist.h"
@@ -98,6 +99,7 @@ struct HttpExchange
 typedef struct WatchedSocket
 {
 	curl_socket_t fd;
+	ino_t		inode;			/* which file had this number when libcurl last named it */
 	uint32		wanted;			/* WL_SOCKET_*; 0: libcurl does not watch it now */
 	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
 	int			position;		/* in the WaitEventSet, while registered */
@@ -173,20 +175,6 @@ find_socket(curl_socket_t fd)
 	return NULL;
 }
 
-static WatchedSocket *
-find_or_add_socket(curl_socket_t fd)
-{
-	WatchedSocket *watched = find_socket(fd);
-
-	if (watched == NULL && engine.socket_count < HTTP_SOCKETS_MAX)
-	{
-		watched = &engine.sockets[engine.socket_count++];
-		memset(watched, 0, sizeof(*watched));
-		watched->fd = fd;
-	}
-	return watched;
-}
-
 /* The last entry takes the place; its position in the set stays its own. */
 static void
 forget_socket(WatchedSocket *watched)
@@ -194,6 +182,48 @@ forget_socket(WatchedSocket *watched)
 	if (watched->registered != 0)
 		engine.set_is_stale = true;
 	*watched = engine.sockets[--engine.socket_count];
+}
+
+static void
+forget_idle_sockets(void)
+{
+	for (int i = engine.socket_count - 1; i >= 0; i--)
+	{
+		if (engine.sockets[i].wanted == 0)
+			forget_socket(&engine.sockets[i]);
+	}
+}
+
+/*
+ * The number alone says little: a socket that was given up before it was
+ * connected, libcurl 7.88 closes without a word, and the kernel drops it from
+ * the set.  The next file gets its number.
+ */
+static WatchedSocket *
+find_or_add_socket(curl_socket_t fd)
+{
+	WatchedSocket *watched = find_socket(fd);
+	struct stat status = {0};
+
+	(void) fstat(fd, &status);
+	if (watched == NULL)
+	{
+		if (engine.socket_count == HTTP_SOCKETS_MAX)
+			forget_idle_sockets();
+		if (engine.socket_count == HTTP_SOCKETS_MAX)
+			return NULL;
+		watched = &engine.sockets[engine.socket_count++];
+		memset(watched, 0, sizeof(*watched));
+		watched->fd = fd;
+	}
+	else if (watched->inode != status.st_ino)
+	{
+		if (watched->registered != 0)
+			engine.set_is_stale = true;
+		watched->ours = false;
+	}
+	watched->inode = status.st_ino;
+	return watched;
 }
 
 static int
