@@ -71,22 +71,32 @@ is_ascii(const char *text)
 	return true;
 }
 
+/* Is a byte from 0x80 to 0x9f a control character?  Elsewhere it is a letter or a part of one. */
+static bool
+has_c1_bytes(int encoding)
+{
+	return (encoding >= PG_LATIN1 && encoding <= PG_LATIN10) ||
+		(encoding >= PG_ISO_8859_5 && encoding <= PG_ISO_8859_8);
+}
+
 /* Is this a control character, C1 among them?  *length: the bytes it takes. */
 static bool
 is_control(const char *text, int *length)
 {
+	int			encoding = GetDatabaseEncoding();
 	unsigned char c = text[0];
 	unsigned char next = c != 0 ? text[1] : 0;
 
 	*length = 1;
 	if (c < 0x20 || c == 0x7f)
 		return true;
-	if (GetDatabaseEncoding() == PG_UTF8 && c == 0xc2 && next >= 0x80 && next < 0xa0)
+	/* SQL_ASCII takes the UTF-8 that came as it is. */
+	if ((encoding == PG_UTF8 || encoding == PG_SQL_ASCII) && c == 0xc2 && next >= 0x80 && next < 0xa0)
 	{
 		*length = 2;
 		return true;
 	}
-	return false;
+	return c >= 0x80 && c < 0xa0 && has_c1_bytes(encoding);
 }
 
 /*
