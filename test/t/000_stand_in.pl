@@ -289,9 +289,10 @@ subtest 'raw servers' => sub {
         my ($raw, %opts) = @_;
         return call('DELETE', $raw->url . '/notifications/1', curl => [ '--output', '/dev/null' ], %opts);
     };
+    # Several exit codes: curl changed its mind.
     for (
-        [ 'answer', 0, 0 ], [ 'answer', 1, 0 ], [ 'rst', 0, 56 ], [ 'endless_headers', 0, 56 ], [ 'garbage', 0, 1 ],
-        [ 'silent', 1, 28 ], [ 'no_accept', 0, 28 ], [ 'tls_alert', 1, 35 ], [ 'close_after_request', 1, 52 ],
+        [ 'answer', 0, 0 ], [ 'answer', 1, 0 ], [ 'rst', 0, 56 ], [ 'endless_headers', 0, qr/^(?:56|100)$/ ], [ 'garbage', 0, 1 ],
+        [ 'silent', 1, 28 ], [ 'no_accept', 0, 28 ], [ 'tls_alert', 1, 35 ], [ 'close_after_request', 1, qr/^(?:52|56)$/ ],
         [ 'h2_answer', 1, 0 ], [ 'h2_reset', 1, 92 ], [ 'h2_bad_frame', 1, qr/^(?:16|52|92)$/ ])
     {
         my ($mode, $tls, $exit) = @$_;
