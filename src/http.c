@@ -90,6 +90,7 @@ struct HttpExchange
 	int64		deadline_us;
 	int64		timeout_us;
 	int			resubmitted;
+	int			local_port;		/* of the connection that it was sent on */
 	bool		sent;
 	bool		oversized;
 	char		curl_error[CURL_ERROR_SIZE];
@@ -273,12 +274,42 @@ sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
 	return CURL_SOCKOPT_OK;
 }
 
+/*
+ * What was sent on a connection that ends and is in flight still, libcurl will
+ * send again, if it may, on another: after a GOAWAY, or a refused stream.
+ * Until then it waits for its turn.
+ */
+static void
+note_requeued(curl_socket_t fd)
+{
+	struct sockaddr_storage address = {0};
+	socklen_t	length = sizeof(address);
+	int			local_port;
+	dlist_iter	iter;
+
+	(void) getsockname(fd, (struct sockaddr *) &address, &length);
+	local_port = ntohs(address.ss_family == AF_INET6 ?
+					   ((struct sockaddr_in6 *) &address)->sin6_port :
+					   ((struct sockaddr_in *) &address)->sin_port);
+	dlist_foreach(iter, &engine.flying)
+	{
+		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
+
+		if (!exchange->sent || exchange->local_port != local_port)
+			continue;
+		exchange->sent = false;
+		engine.unsent++;
+	}
+}
+
 static int
 closesocket_callback(void *context, curl_socket_t fd)
 {
 	WatchedSocket *watched = find_socket(fd);
 
 	(void) context;
+
+	note_requeued(fd);
 
 	if (watched != NULL)
 		forget_socket(watched);
@@ -304,16 +335,14 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 	(void) peer_ip;
 	(void) local_ip;
 	(void) peer_port;
-	(void) local_port;
 
 	if (!exchange->sent)
-	{
-		exchange->sent = true;
 		engine.unsent--;
-		exchange->begun_us = http_clock_us();
-		exchange->deadline_us = exchange->begun_us + exchange->timeout_us;
-		engine.next_deadline_us = Min(engine.next_deadline_us, exchange->deadline_us);
-	}
+	exchange->sent = true;
+	exchange->local_port = local_port;
+	exchange->begun_us = http_clock_us();
+	exchange->deadline_us = exchange->begun_us + exchange->timeout_us;
+	engine.next_deadline_us = Min(engine.next_deadline_us, exchange->deadline_us);
 	return CURL_PREREQFUNC_OK;
 }
 
