@@ -681,6 +681,7 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 		case CURLE_GOT_NOTHING:
 		case CURLE_HTTP2:
 		case CURLE_HTTP2_STREAM:
+		case CURLE_PARTIAL_FILE:	/* closed in mid-stream, here before any header */
 			break;
 		default:
 			return false;
