@@ -166,9 +166,14 @@ SELECT replace(told(:'app', :'message'), :'path', 'PATH');
 SELECT write_file(:'path', 'os_v2_app_secret');
 SELECT told(:'app', :'message');
 SELECT format('rm "%s"', :'path') AS remove \gset
+SELECT format('mkfifo "%s"', :'path') AS make_fifo \gset
 COPY (SELECT 1) TO PROGRAM :'remove';
 SELECT pg_sleep(1);
 SELECT replace(told(:'app', :'message'), :'path', 'PATH');
+-- one that nobody writes to would be waited for without end
+COPY (SELECT 1) TO PROGRAM :'make_fifo';
+SELECT replace(told(:'app', :'message'), :'path', 'PATH');
+COPY (SELECT 1) TO PROGRAM :'remove';
 ALTER USER MAPPING FOR PUBLIC SERVER "My Clinic" OPTIONS (SET api_key_file '/nonexistent/onesignal.key');
 SELECT told(:'app', :'message');
 ALTER USER MAPPING FOR PUBLIC SERVER "My Clinic" OPTIONS (SET api_key_file '/dev/null');

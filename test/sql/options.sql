@@ -70,6 +70,7 @@ FROM unnest(ARRAY[
     '5e605fcd-de88-4b0a-a5eb-5c18b84d52f3-',
     '5e605fcd-de88-4b0a-a5eb-5c18b84d52g3',
     '5e6-05fcd-de88-4b0a-a5eb-5c18b84d52f3',
+    '5e-605fcd-de88-4b0a-a5eb-5c18b84d52f3',
     '5e605fcd--de88-4b0a-a5eb-5c18b84d52f3',
     ' 5e605fcd-de88-4b0a-a5eb-5c18b84d52f3',
     '5e605fcd-de88-4b0a-a5eb-5c18b84d52f3 ',
