@@ -346,6 +346,19 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 	return CURL_PREREQFUNC_OK;
 }
 
+/*
+ * Ends an exchange whose answer is too large, and its connection with it:
+ * what is still under way is not worth reading, and libcurl 7.88, having let
+ * go of a stream in the middle, may never see the end of the next.
+ */
+static size_t
+refuse_more(HttpExchange *exchange)
+{
+	exchange->oversized = true;
+	curl_easy_setopt(exchange->easy, CURLOPT_FORBID_REUSE, 1L);
+	return 0;
+}
+
 static size_t
 header_callback(char *data, size_t size, size_t count, void *context)
 {
@@ -355,10 +368,7 @@ header_callback(char *data, size_t size, size_t count, void *context)
 
 	exchange->header_bytes += size * count;
 	if (exchange->header_bytes > HTTP_HEADERS_MAX)
-	{
-		exchange->oversized = true;
-		return 0;
-	}
+		return refuse_more(exchange);
 	return size * count;
 }
 
@@ -370,10 +380,7 @@ body_callback(char *data, size_t size, size_t count, void *context)
 	size_t		wanted = exchange->answer.body_length + length + 1;
 
 	if (wanted > HTTP_BODY_MAX)
-	{
-		exchange->oversized = true;
-		return 0;
-	}
+		return refuse_more(exchange);
 	if (wanted > exchange->body_room)
 	{
 		size_t		room = Max(wanted, 2 * exchange->body_room);
@@ -619,6 +626,7 @@ reset_answer(HttpExchange *exchange)
 	memset(&exchange->answer, 0, sizeof(exchange->answer));
 	exchange->header_bytes = 0;
 	exchange->oversized = false;
+	curl_easy_setopt(exchange->easy, CURLOPT_FORBID_REUSE, 0L);
 	exchange->sent = false;
 	exchange->curl_error[0] = '\0';
 }
