@@ -7,6 +7,7 @@
 # $clinic->api  $clinic->node
 #   server(%opts)                one more server, with the stand-in's key; returns its app_id
 #       url => ..., key => ..., app => app_id, server_options => { rate_limit => 0 }
+#   servers({...}, {...})        the same for many
 #   cancel($id | [ids], %opts)   calls onesignal_cancel for each in turn, in a session of its own; returns
 #       rows { status, success, errors => [...], ms }, as SQL prints them (NULL is 'NULL')
 #       app => app_id, db => name, before => 'SQL', and settings: timeout => '2s', max_retries => 0, ...
@@ -56,14 +57,20 @@ sub api { return $_[0]{api} }
 sub node { return $_[0]{node} }
 sub uuid { return join '-', map { sprintf '%0*x', $_, rand 16**$_ } 8, 4, 4, 4, 12 }
 
-sub server
+sub servers
 {
-    my ($self, %opts) = @_;
-    my $app = $opts{app} // uuid();
-    $self->{node}->safe_psql($opts{db} // 'postgres',
-        $self->{api}->setup_sql('server_' . ++$self->{servers}, key => $self->{api}->api_key, %opts, app => $app));
-    return $app;
+    my ($self, @servers) = @_;
+    my ($sql, @apps) = ('');
+    for (@servers)
+    {
+        push @apps, $_->{app} // uuid();
+        $sql .= $self->{api}->setup_sql('server_' . ++$self->{servers}, key => $self->{api}->api_key, %$_, app => $apps[-1]);
+    }
+    $self->{node}->safe_psql('postgres', $sql);
+    return @apps;
 }
+
+sub server { my ($self, %opts) = @_; return ($self->servers(\%opts))[0] }
 
 sub _start
 {
@@ -184,12 +191,11 @@ sub new
     $handle->autoflush(1);
     my $self = bless { port => $listener->sockport, log => $log, handle => $handle, owner => $$ }, $class;
     $self->{pid} = fork // die "fork: $!";
+    # One group, so that no connection's process outlives this one; made on both sides, as either may be first.
+    setpgrp $self->{pid}, 0;
     return $self if $self->{pid};
 
-    # The test's own END blocks and destructors are not for this process.
-    $SIG{TERM} = sub { POSIX::_exit(0) };
     $SIG{CHLD} = 'IGNORE';
-    setpgrp 0, 0;
     for (my $n = 1; ; $n++)
     {
         my $socket = $listener->accept or next;
@@ -253,7 +259,7 @@ sub DESTROY
     my ($self) = @_;
     return if $$ != $self->{owner} || !$self->{pid};
     local $?;
-    kill TERM => -$self->{pid};
+    kill KILL => -$self->{pid};
     waitpid delete $self->{pid}, 0;
     unlink $self->{log};
 }
