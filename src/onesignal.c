@@ -38,23 +38,71 @@
 
 /* ---- text from outside ---- */
 
+/* The character that a \uXXXX escape stands for, or -1. */
+static long
+escaped_character(const char *json)
+{
+	char		digits[5];
+
+	if (json[0] != '\\' || json[1] != 'u' || strspn(json + 2, "0123456789abcdefABCDEF") < 4)
+		return -1;
+	strlcpy(digits, json + 2, sizeof(digits));
+	return strtol(digits, NULL, 16);
+}
+
+/* How long the key is at the beginning of a text, spelled as JSON may spell it; 0: it is not there. */
+static size_t
+spelled_key_length(const char *text, const char *key)
+{
+	const char *begin = text;
+
+	for (; *key != '\0'; key++)
+	{
+		if (escaped_character(text) == *key)
+			text += strlen("\\u0000");
+		else if (text[0] == '\\' && text[1] == *key)
+			text += 2;
+		else if (text[0] == *key)
+			text++;
+		else
+			return 0;
+	}
+	return text - begin;
+}
+
+/* Where the key is in a text, as it is or spelled with escapes, and how long it is there. */
+static const char *
+find_key(const char *text, const char *key, size_t *length)
+{
+	for (; *text != '\0'; text++)
+	{
+		*length = strlen(key);
+		if (strncmp(text, key, *length) == 0)
+			return text;
+		*length = spelled_key_length(text, key);
+		if (*length > 0)
+			return text;
+	}
+	return NULL;
+}
+
 /* Keys may be echoed: by a debugging proxy, or by an error page that shows the request. */
 static char *
 redact(const char *text, const char *key)
 {
 	StringInfoData out;
 	const char *found;
-	size_t		key_length = key != NULL ? strlen(key) : 0;
+	size_t		length;
 
-	if (key_length == 0 || strstr(text, key) == NULL)
+	if (key == NULL || key[0] == '\0')
 		return pstrdup(text);
 
 	initStringInfo(&out);
-	while ((found = strstr(text, key)) != NULL)
+	while ((found = find_key(text, key, &length)) != NULL)
 	{
 		appendBinaryStringInfo(&out, text, found - text);
 		appendStringInfoString(&out, KEY_PLACEHOLDER);
-		text = found + key_length;
+		text = found + length;
 	}
 	appendStringInfoString(&out, text);
 	return out.data;
@@ -154,13 +202,8 @@ escape_high_bytes(const char *text)
 static bool
 is_exotic_escape(const char *json)
 {
-	char		digits[5];
-	long		character;
+	long		character = escaped_character(json);
 
-	if (json[0] != '\\' || json[1] != 'u' || strspn(json + 2, "0123456789abcdefABCDEF") < 4)
-		return false;
-	strlcpy(digits, json + 2, sizeof(digits));
-	character = strtol(digits, NULL, 16);
 	return character == 0 || character > 0x7f;
 }
 
@@ -343,7 +386,7 @@ add_error(CancelOutcome *outcome, const char *text, const char *api_key)
 		return;
 	if (outcome->errors == NULL)
 		outcome->errors = palloc(ERRORS_MAX * sizeof(char *));
-	/* Redacted before it is cut: half a key is a secret too. */
+	/* Here, too, before it is cut. */
 	outcome->errors[outcome->error_count++] = presentable(redact(text, api_key));
 }
 
@@ -412,7 +455,8 @@ collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
 static void
 add_excerpt(CancelOutcome *outcome, const char *what, const char *body, const char *api_key)
 {
-	char	   *text = to_server(body);
+	/* Redacted before it is cut: half a key is a secret too. */
+	char	   *text = to_server(redact(body, api_key));
 	char	   *out = text;
 	bool		blank = true;
 
@@ -497,12 +541,16 @@ explain(CancelOutcome *outcome, const HttpAnswer *answer, const char *body, cons
 		add_excerpt(outcome, "HTTP", body, api_key);
 }
 
-/* The key spelled with JSON's escapes is not found in the body, and comes out in jsonb. */
-static bool
-shows_key(Jsonb *json, const char *api_key)
+/*
+ * What may be kept of a body that is JSON: all of it, but for the key.  NULL
+ * when what is left is none, as when an escape's backslash went with the key.
+ */
+static char *
+keepable(char *text, const char *api_key)
 {
-	return api_key != NULL &&
-		strstr(JsonbToCString(NULL, &json->root, VARSIZE(json)), api_key) != NULL;
+	char	   *redacted = redact(text, api_key);
+
+	return strcmp(redacted, text) == 0 || parse(redacted, &redacted) != NULL ? redacted : NULL;
 }
 
 /*
@@ -513,8 +561,8 @@ shows_key(Jsonb *json, const char *api_key)
 void
 onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key)
 {
+	const char *body = answer->body;
 	Jsonb	   *json;
-	char	   *body;
 	char	   *text = NULL;
 	bool		has_errors = false;
 
@@ -528,16 +576,14 @@ onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *ap
 		return;
 	}
 
-	body = redact(answer->body, api_key);
 	/* A NUL byte would end the text early and make JSON of what is none. */
-	json = strlen(answer->body) == answer->body_length && body[0] != '\0' ? parse(body, &text) : NULL;
+	json = strlen(body) == answer->body_length && body[0] != '\0' ? parse(body, &text) : NULL;
 	if (json != NULL && JB_ROOT_IS_OBJECT(json))
 		has_errors = collect_errors(outcome, json, api_key);
 	outcome->verdict = judge_status(answer->status, json, has_errors);
 	explain(outcome, answer, body, api_key);
-	if (json != NULL && !(outcome->verdict == CANCEL_DONE && outcome->error_count == 0) &&
-		!shows_key(json, api_key))
-		outcome->response = text;
+	if (json != NULL && !(outcome->verdict == CANCEL_DONE && outcome->error_count == 0))
+		outcome->response = keepable(text, api_key);
 }
 
 /*
