@@ -1,6 +1,6 @@
 # Clinic: a cluster with the extension, a stand-in for OneSignal, and what a test of direct calls asks of them.
 #
-#   my $clinic = Clinic->new(%options_of_StandIn);
+#   my $clinic = Clinic->new(%options_of_StandIn, conf => 'lines for postgresql.conf');
 #   my ($row) = $clinic->cancel($id, max_retries => 0);
 #   answer_is($row, 'NULL f', qr/^Could not resolve host/, 'no such host');
 #
@@ -45,9 +45,12 @@ my $ROW = q{format('%s %s %s', coalesce(status::text, 'NULL'), coalesce(success:
 sub new
 {
     my ($class, %options) = @_;
+    # Keys are in statements here.
+    my $conf = "log_statement = none\n" . (delete $options{conf} // '');
     my $self = bless { api => StandIn->new(%options), servers => 0, sessions => 0 }, $class;
     $self->{node} = PostgreSQL::Test::Cluster->new('clinic');
     $self->{node}->init(extra => [ '--encoding=UTF8', '--locale=C' ]);
+    $self->{node}->append_conf('postgresql.conf', $conf);
     $self->{node}->start;
     $self->{node}->safe_psql('postgres', 'CREATE EXTENSION onesignal_cancel;' . $self->{api}->setup_sql('clinic'));
     return $self;
