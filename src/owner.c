@@ -1,0 +1,153 @@
+/*
+ * owner.c
+ *		The rights and settings that our statements on our tables run with.
+ *
+ * Whoever delivers, purges or pauses works as the owner of onesignal_message:
+ * a grantee's row security policies and missing privileges must not hide a
+ * message.  That is a privilege which code of others must not get hold of, so
+ *
+ * - the operation is security-restricted, and search_path is fixed;
+ * - session_replication_role is replica, since GRANT ALL includes TRIGGER, and
+ *   a grantee's trigger would run with the owner's rights.  Only what the
+ *   owner made ENABLE ALWAYS fires;
+ * - FORCE ROW LEVEL SECURITY does not apply (SECURITY_NOFORCE_RLS).
+ *
+ * The planner's settings are there because a plan is made when the table may
+ * still be empty and is used when it holds millions: the indexes that these
+ * statements were written for are always the right choice.
+ *
+ * Assigning session_replication_role discards every plan of the session, which
+ * costs a CALL some milliseconds a batch and would cost the worker the same.
+ * It therefore settles once.
+ */
+#include "postgres.h"
+
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
+#include "miscadmin.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/syscache.h"
+
+#include "owner.h"
+
+typedef struct Setting
+{
+	const char *name;
+	const char *value;
+} Setting;
+
+static const Setting statement_settings[] = {
+	{"search_path", "pg_catalog, pg_temp"},
+	{"row_security", "off"},
+	{"session_replication_role", "replica"},
+	{"plan_cache_mode", "force_generic_plan"},
+	{"enable_bitmapscan", "off"},
+	{"enable_hashjoin", "off"},
+	{"enable_indexscan", "on"},
+	{"enable_mergejoin", "off"},
+	{"enable_nestloop", "on"},
+	{"enable_seqscan", "off"},
+	{"enable_tidscan", "on"},
+	{"jit", "off"},
+	{"max_parallel_workers_per_gather", "0"},
+};
+
+/* As autovacuum does, and for its reasons. */
+static const Setting worker_settings[] = {
+	{"default_transaction_deferrable", "off"},
+	{"default_transaction_isolation", "read committed"},
+	{"default_transaction_read_only", "off"},
+	{"idle_in_transaction_session_timeout", "0"},
+	{"lock_timeout", "0"},
+	{"statement_timeout", "0"},
+	{"transaction_timeout", "0"},	/* PostgreSQL 17 and newer */
+};
+
+static bool settled = false;
+
+static bool
+find_extension(Installation *installation)
+{
+	Relation	catalog = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum("onesignal_cancel"));
+	scan = systable_beginscan(catalog, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+	{
+		installation->extension = ((Form_pg_extension) GETSTRUCT(tuple))->oid;
+		installation->schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return found;
+}
+
+bool
+owner_find(Installation *installation)
+{
+	HeapTuple	tuple;
+
+	if (!find_extension(installation))
+		return false;
+	installation->message_table = get_relname_relid("onesignal_message", installation->schema);
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(installation->message_table));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	installation->owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return true;
+}
+
+static void
+set_all(const Setting *settings, int count, GucSource source, GucAction action)
+{
+	for (int i = 0; i < count; i++)
+		if (GetConfigOption(settings[i].name, true, false) != NULL)
+			(void) set_config_option(settings[i].name, settings[i].value,
+									 PGC_SUSET, source, action, true, 0, false);
+}
+
+void
+owner_enter(OwnerContext *context, Oid owner)
+{
+	GetUserIdAndSecContext(&context->user, &context->sec_context);
+	SetUserIdAndSecContext(owner, context->sec_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS);
+	context->guc_level = 0;
+	if (settled)
+		return;
+	context->guc_level = NewGUCNestLevel();
+	set_all(statement_settings, lengthof(statement_settings), PGC_S_SESSION, GUC_ACTION_SAVE);
+}
+
+void
+owner_leave(const OwnerContext *context)
+{
+	if (context->guc_level != 0)
+		AtEOXact_GUC(false, context->guc_level);
+	SetUserIdAndSecContext(context->user, context->sec_context);
+}
+
+void
+owner_settle(void)
+{
+	if (settled)
+		return;
+	set_all(statement_settings, lengthof(statement_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
+	set_all(worker_settings, lengthof(worker_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
+	settled = true;
+}

@@ -1,0 +1,49 @@
+/*
+ * owner.h
+ *		The rights and settings that our statements on our tables run with.
+ */
+#ifndef ONESIGNAL_CANCEL_OWNER_H
+#define ONESIGNAL_CANCEL_OWNER_H
+
+#include "postgres_ext.h"
+
+/* Where the extension is installed now. */
+typedef struct Installation
+{
+	Oid			extension;
+	Oid			schema;
+	Oid			message_table;
+	Oid			owner;			/* of onesignal_message */
+} Installation;
+
+/* What owner_leave() puts back. */
+typedef struct OwnerContext
+{
+	Oid			user;
+	int			sec_context;
+	int			guc_level;		/* 0: no setting was made */
+} OwnerContext;
+
+/*
+ * Looks the extension up by its name, in the current transaction.  False when
+ * it, or its table, is not there (any more).
+ */
+extern bool owner_find(Installation *installation);
+
+/*
+ * Becomes the table's owner, security-restricted, with settings that no caller
+ * can bend.  To be left before the transaction ends: a user switch that
+ * survives a commit would be the caller's to keep.  An error needs nothing:
+ * the abort of the (sub)transaction puts all of it back.
+ */
+extern void owner_enter(OwnerContext *context, Oid owner);
+extern void owner_leave(const OwnerContext *context);
+
+/*
+ * Makes the same settings for the rest of this process, a background worker
+ * of ours, beside those that keep it from being stopped by settings of its
+ * database; owner_enter() then only switches the user.
+ */
+extern void owner_settle(void);
+
+#endif
