@@ -70,3 +70,324 @@ AS 'MODULE_PATHNAME', 'onesignal_cancel_version';
 
 COMMENT ON FUNCTION onesignal_cancel_version() IS
 'versions of the extension, PostgreSQL, libcurl, TLS and nghttp2, for a bug report';
+
+--
+-- The companion table
+--
+
+CREATE TYPE onesignal_message_state AS ENUM (
+    'scheduled',    -- nothing was asked for
+    'pending',      -- its cancel is to be delivered
+    'canceled',     -- OneSignal has canceled it
+    'refused',      -- OneSignal said no
+    'failed');      -- no usable answer in time
+
+COMMENT ON TYPE onesignal_message_state IS
+'scheduled -> pending (cancel was set) -> canceled | refused (OneSignal said no, usually: already sent) | failed (no usable answer within onesignal_cancel.retry_window)';
+
+-- src/message.c knows the columns by number: append new ones at the end.
+CREATE TABLE onesignal_message (
+    message_id uuid NOT NULL,
+    app_id uuid NOT NULL,
+    send_after timestamptz,
+    cancel boolean NOT NULL DEFAULT false,
+    reason text,
+    state onesignal_message_state NOT NULL DEFAULT 'scheduled',
+    http_status integer,
+    errors text[],
+    response jsonb,
+    attempts integer NOT NULL DEFAULT 0,
+    unanswered boolean NOT NULL DEFAULT false,
+    requested_by name,
+    requested_at timestamptz,
+    first_attempt_at timestamptz,
+    last_attempt_at timestamptz,
+    next_attempt_at timestamptz,
+    finished_at timestamptz,
+    created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
+    PRIMARY KEY (message_id, app_id))
+    -- Nearly every change of state leaves a dead row behind: vacuum soon, and
+    -- leave room on the page for a retry's update, which touches no index.
+    WITH (fillfactor = 90,
+          autovacuum_vacuum_scale_factor = 0.02,
+          autovacuum_analyze_scale_factor = 0.02);
+
+-- Lanes in the order in which they are delivered. next_attempt_at is left out
+-- so that a retry's update touches no index.
+CREATE INDEX onesignal_message_pending ON onesignal_message
+    (app_id, requested_by, (COALESCE(send_after, '-infinity'::timestamptz)), message_id)
+    WHERE state OPERATOR(pg_catalog.=) 'pending';
+
+REVOKE ALL ON onesignal_message FROM PUBLIC;
+
+COMMENT ON TABLE onesignal_message IS
+'Messages scheduled with OneSignal. Setting cancel to true cancels the message after commit; state tells what came of it. To use: GRANT SELECT, INSERT (message_id, app_id, send_after, cancel, reason), UPDATE (send_after, cancel, reason) ON onesignal_message TO role, and USAGE on the app''s server. All other columns are set by the extension; only members of the table''s owner may write them, anyone else gets 42501. Deferrable constraint triggers on this table are not supported.';
+COMMENT ON COLUMN onesignal_message.message_id IS
+'the id that OneSignal returned for the message; immutable (0A000)';
+COMMENT ON COLUMN onesignal_message.app_id IS
+'the OneSignal app that the message was created with; immutable (0A000)';
+COMMENT ON COLUMN onesignal_message.send_after IS
+'when OneSignal will send it; soonest is canceled first, NULL (it may be going out now) before all others; may be changed while pending';
+COMMENT ON COLUMN onesignal_message.cancel IS
+'the application''s wish. true: a scheduled or failed message becomes pending; no effect on others. false: takes a pending request back, returns a refused or failed row to scheduled; 55000 when canceled. Needs USAGE on a server with the app_id (42501) and a user mapping (42704) to request and to take back';
+COMMENT ON COLUMN onesignal_message.reason IS
+'the application''s own words; not sent anywhere';
+COMMENT ON COLUMN onesignal_message.state IS
+'scheduled, pending, canceled, refused or failed';
+COMMENT ON COLUMN onesignal_message.http_status IS
+'HTTP status of the last attempt; NULL: none yet, or it had no answer';
+COMMENT ON COLUMN onesignal_message.errors IS
+'what OneSignal, or libcurl, said to the last attempt; NULL before the first; the API key is never part of it';
+COMMENT ON COLUMN onesignal_message.response IS
+'body of the last attempt''s answer; NULL after a plain success and when it was not JSON';
+COMMENT ON COLUMN onesignal_message.attempts IS
+'requests sent for the current request to cancel';
+COMMENT ON COLUMN onesignal_message.unanswered IS
+'an attempt had no answer, so that it may have canceled the message although a later one was refused';
+COMMENT ON COLUMN onesignal_message.requested_by IS
+'the role that was current_user when cancel was set: its user mapping is used';
+COMMENT ON COLUMN onesignal_message.requested_at IS
+'start of the transaction that set cancel';
+COMMENT ON COLUMN onesignal_message.first_attempt_at IS
+'first attempt of the current request; onesignal_cancel.retry_window counts from the later of this and send_after';
+COMMENT ON COLUMN onesignal_message.last_attempt_at IS
+'last attempt';
+COMMENT ON COLUMN onesignal_message.next_attempt_at IS
+'of a pending message: not tried again before';
+COMMENT ON COLUMN onesignal_message.finished_at IS
+'when it became canceled, refused or failed';
+COMMENT ON COLUMN onesignal_message.created_at IS
+'when the row was inserted';
+COMMENT ON INDEX onesignal_message_pending IS
+'what is to be delivered, lane by lane; finished and never requested rows cost it nothing';
+
+-- Finished rows stay finished in the copy, and pending ones pending.
+SELECT pg_catalog.pg_extension_config_dump('onesignal_message', '');
+
+CREATE FUNCTION onesignal_message_change()
+RETURNS trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'onesignal_message_change';
+REVOKE ALL ON FUNCTION onesignal_message_change() FROM PUBLIC;
+COMMENT ON FUNCTION onesignal_message_change() IS
+'the state machine of onesignal_message; for its trigger alone';
+
+-- Its name sorts last: it has to see what other BEFORE triggers made of a row.
+CREATE TRIGGER zz_onesignal_message BEFORE INSERT OR UPDATE ON onesignal_message
+FOR EACH ROW EXECUTE FUNCTION onesignal_message_change();
+COMMENT ON TRIGGER zz_onesignal_message ON onesignal_message IS
+'makes requests of changes of cancel, and protects the other columns; no BEFORE trigger may come after it (55000), since who requests decides whose credentials are used';
+
+--
+-- What delivery knows of each app
+--
+
+CREATE TABLE onesignal_app (
+    app_id uuid PRIMARY KEY,
+    paused_until timestamptz,
+    pause_reason text,
+    paused_by name,
+    circuit_until timestamptz,
+    circuit_role name,
+    circuit_reason text,
+    pace double precision,
+    last_error text,
+    last_error_at timestamptz,
+    canceled_total bigint NOT NULL DEFAULT 0,
+    refused_total bigint NOT NULL DEFAULT 0,
+    failed_total bigint NOT NULL DEFAULT 0)
+    -- A handful of rows that are updated all the time.
+    WITH (fillfactor = 50);
+
+REVOKE ALL ON onesignal_app FROM PUBLIC;
+
+COMMENT ON TABLE onesignal_app IS
+'What delivery knows of each app: pauses, circuit, pace, totals. No secrets. Written by the extension alone: use onesignal_cancel_pause() and onesignal_cancel_resume(). Its rows are not dumped.';
+COMMENT ON COLUMN onesignal_app.app_id IS
+'the OneSignal app';
+COMMENT ON COLUMN onesignal_app.paused_until IS
+'onesignal_cancel_pause() has stopped delivery until then; NULL: it has not';
+COMMENT ON COLUMN onesignal_app.pause_reason IS
+'its reason, in the words of who paused';
+COMMENT ON COLUMN onesignal_app.paused_by IS
+'the role that paused';
+COMMENT ON COLUMN onesignal_app.circuit_until IS
+'delivery has stopped by itself, and probes then; NULL: it has not';
+COMMENT ON COLUMN onesignal_app.circuit_role IS
+'only requests of this role are stopped (its key was rejected, or is missing); NULL: all of the app';
+COMMENT ON COLUMN onesignal_app.circuit_reason IS
+'why';
+COMMENT ON COLUMN onesignal_app.pace IS
+'requests a second that delivery allows itself; 0: as many as it can; NULL: not known yet';
+COMMENT ON COLUMN onesignal_app.last_error IS
+'the last error of any of its messages';
+COMMENT ON COLUMN onesignal_app.last_error_at IS
+'when that was';
+COMMENT ON COLUMN onesignal_app.canceled_total IS
+'messages that became canceled, ever; only grows';
+COMMENT ON COLUMN onesignal_app.refused_total IS
+'messages that became refused, ever; only grows';
+COMMENT ON COLUMN onesignal_app.failed_total IS
+'messages that became failed, ever; only grows';
+
+--
+-- Requesting
+--
+
+CREATE FUNCTION onesignal_cancel_enqueue(app_id uuid, message_id uuid,
+    send_after timestamptz DEFAULT NULL, reason text DEFAULT NULL)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'onesignal_cancel_enqueue';
+COMMENT ON FUNCTION onesignal_cancel_enqueue(uuid, uuid, timestamptz, text) IS
+'requests the cancel of a message, delivered after commit: inserts its row into onesignal_message, or sets cancel there, as the current user. send_after and reason are kept where they are NULL. Errors: 22004 app_id or message_id is NULL; 42704 no server with that app_id, or no user mapping; 42501 no USAGE on it, or no privileges on onesignal_message';
+
+CREATE FUNCTION onesignal_cancel_trigger()
+RETURNS trigger
+LANGUAGE C VOLATILE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'onesignal_cancel_trigger';
+COMMENT ON FUNCTION onesignal_cancel_trigger() IS
+'onesignal_cancel_trigger(message_id_column, app [, send_after_column]): requests the cancel of the row''s message as onesignal_cancel_enqueue() does. AFTER ... FOR EACH ROW only (39P01). app is a uuid, else the name of a column, else of a server. UPDATE and DELETE cancel the message that the row had before; INSERT, and rows that had none, the one they have now; NULL is no message. Columns are uuid or text (22P02 when the text is no uuid), timestamptz, timestamp or date. Each UPDATE that fires it cancels, whatever it changed: say which with UPDATE OF and WHEN. A row that moves to another partition is deleted and inserted';
+
+--
+-- Delivering, and keeping the table small
+--
+
+CREATE PROCEDURE onesignal_cancel_deliver(max_duration interval DEFAULT NULL)
+LANGUAGE C
+AS 'MODULE_PATHNAME', 'onesignal_cancel_deliver';
+REVOKE ALL ON PROCEDURE onesignal_cancel_deliver(interval) FROM PUBLIC;
+COMMENT ON PROCEDURE onesignal_cancel_deliver(interval) IS
+'delivers in this session: all that is due now, or, with max_duration, what falls due within it. Commits as it goes: cannot run in a transaction block (2D000). Does nothing, with a NOTICE, while another session or the background worker delivers';
+
+CREATE PROCEDURE onesignal_cancel_purge(older_than interval, INOUT purged bigint DEFAULT 0)
+LANGUAGE C
+AS 'MODULE_PATHNAME', 'onesignal_cancel_purge';
+REVOKE ALL ON PROCEDURE onesignal_cancel_purge(interval, bigint) FROM PUBLIC;
+COMMENT ON PROCEDURE onesignal_cancel_purge(interval, bigint) IS
+'deletes messages that were canceled, refused or failed that long ago, and scheduled ones whose send_after (or else created_at) is; never a pending one, nor one that somebody has locked. purged: how many. Reads the table once and commits every 2 MB of it: cannot run in a transaction block (2D000). Triggers on DELETE do not fire, unless ENABLE ALWAYS. Errors: 22004 older_than is NULL; 22023 it is negative; 0A000 a foreign key references the table';
+
+CREATE FUNCTION onesignal_cancel_pause(app_id uuid,
+    until timestamptz DEFAULT 'infinity', reason text DEFAULT NULL)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'onesignal_cancel_pause';
+REVOKE ALL ON FUNCTION onesignal_cancel_pause(uuid, timestamptz, text) FROM PUBLIC;
+COMMENT ON FUNCTION onesignal_cancel_pause(uuid, timestamptz, text) IS
+'stops delivery of an app''s messages after commit; requests are accepted and wait. Direct calls of onesignal_cancel() are not concerned. Errors: 22004 app_id or until is NULL; 22023 until is not ahead';
+
+CREATE FUNCTION onesignal_cancel_resume(app_id uuid)
+RETURNS void
+LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'onesignal_cancel_resume';
+REVOKE ALL ON FUNCTION onesignal_cancel_resume(uuid) FROM PUBLIC;
+COMMENT ON FUNCTION onesignal_cancel_resume(uuid) IS
+'ends a pause, closes the app''s circuit and wakes delivery after commit; no error when there is neither. Errors: 22004 app_id is NULL';
+
+--
+-- Watching
+--
+
+CREATE FUNCTION onesignal_cancel_preloaded()
+RETURNS boolean
+LANGUAGE C STABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'onesignal_cancel_preloaded';
+COMMENT ON FUNCTION onesignal_cancel_preloaded() IS
+'whether shared_preload_libraries has loaded the library: if not, nothing delivers after a restart of the server until the next request';
+
+-- Never counts what is finished: only onesignal_message_pending is read.
+CREATE VIEW onesignal_cancel_status AS
+    WITH servers AS (
+        SELECT a.app_id, pg_catalog.string_agg(a.srvname::text, ', ' ORDER BY a.srvname) AS server
+        FROM (
+            SELECT s.srvname,
+                -- A superuser can take the validator away, and then set anything.
+                CASE WHEN o.option_value OPERATOR(pg_catalog.~*)
+                        '^(([0-9a-f]{4}-?){7}[0-9a-f]{4}|\{([0-9a-f]{4}-?){7}[0-9a-f]{4}\})$'
+                    THEN o.option_value::uuid END AS app_id
+            FROM pg_catalog.pg_foreign_server s
+                JOIN pg_catalog.pg_foreign_data_wrapper w
+                    ON w.oid OPERATOR(pg_catalog.=) s.srvfdw
+                        AND w.fdwname OPERATOR(pg_catalog.=) 'onesignal'
+                CROSS JOIN pg_catalog.pg_options_to_table(s.srvoptions) o
+            WHERE o.option_name OPERATOR(pg_catalog.=) 'app_id') a
+        WHERE a.app_id IS NOT NULL
+        GROUP BY a.app_id
+    ), queue AS (
+        SELECT m.app_id, pg_catalog.count(*) AS pending,
+            pg_catalog.min(m.requested_at) AS oldest_request,
+            pg_catalog.min(m.send_after) AS next_send_after
+        FROM onesignal_message m
+        WHERE m.state OPERATOR(pg_catalog.=) 'pending'
+        GROUP BY m.app_id
+    ), apps AS (
+        SELECT s.app_id FROM servers s
+        UNION SELECT q.app_id FROM queue q
+        UNION SELECT a.app_id FROM onesignal_app a
+    ), status AS (
+        SELECT i.app_id, s.server, COALESCE(q.pending, 0::bigint) AS pending,
+            q.oldest_request, q.next_send_after, a.paused_until, a.pause_reason,
+            a.circuit_until, a.circuit_reason, a.circuit_role,
+            a.paused_until OPERATOR(pg_catalog.>) pg_catalog.now() AS paused,
+            a.pace, a.last_error, a.last_error_at,
+            COALESCE(a.canceled_total, 0::bigint) AS canceled_total,
+            COALESCE(a.refused_total, 0::bigint) AS refused_total,
+            COALESCE(a.failed_total, 0::bigint) AS failed_total
+        FROM apps i
+            LEFT JOIN servers s ON s.app_id OPERATOR(pg_catalog.=) i.app_id
+            LEFT JOIN queue q ON q.app_id OPERATOR(pg_catalog.=) i.app_id
+            LEFT JOIN onesignal_app a ON a.app_id OPERATOR(pg_catalog.=) i.app_id
+    )
+    SELECT t.app_id, t.server, t.pending, t.oldest_request, t.next_send_after,
+        CASE WHEN t.paused THEN t.paused_until ELSE t.circuit_until END AS paused_until,
+        CASE WHEN t.paused THEN t.pause_reason ELSE t.circuit_reason END AS paused_reason,
+        CASE WHEN NOT COALESCE(t.paused, false) THEN t.circuit_role END AS paused_role,
+        t.pace,
+        CASE
+            WHEN t.pending OPERATOR(pg_catalog.=) 0::bigint THEN '0'::interval
+            WHEN t.paused OR t.circuit_until IS NOT NULL OR t.pace IS NULL
+                OR t.pace OPERATOR(pg_catalog.<=) 0::double precision THEN NULL
+            ELSE pg_catalog.date_trunc('second', '1 second'::interval OPERATOR(pg_catalog.*)
+                (t.pending::double precision OPERATOR(pg_catalog./) t.pace))
+        END AS eta,
+        t.last_error, t.last_error_at, t.canceled_total, t.refused_total, t.failed_total,
+        onesignal_cancel_preloaded() AS preloaded
+    FROM status t;
+
+REVOKE ALL ON onesignal_cancel_status FROM PUBLIC;
+GRANT SELECT ON onesignal_cancel_status TO pg_monitor;
+
+COMMENT ON VIEW onesignal_cancel_status IS
+'How delivery stands, one row for each app that has a server, pending messages or a history. Cheap however long the history is: it counts pending messages only. For pg_monitor';
+COMMENT ON COLUMN onesignal_cancel_status.app_id IS
+'the OneSignal app';
+COMMENT ON COLUMN onesignal_cancel_status.server IS
+'its servers, separated by commas; NULL: none, so that nothing can be sent';
+COMMENT ON COLUMN onesignal_cancel_status.pending IS
+'messages whose cancel is to be delivered';
+COMMENT ON COLUMN onesignal_cancel_status.oldest_request IS
+'the longest-waiting of these was requested then';
+COMMENT ON COLUMN onesignal_cancel_status.next_send_after IS
+'the soonest of these goes out then';
+COMMENT ON COLUMN onesignal_cancel_status.paused_until IS
+'delivery stands still until then, by onesignal_cancel_pause() or by itself (then it probes); NULL: it does not';
+COMMENT ON COLUMN onesignal_cancel_status.paused_reason IS
+'why';
+COMMENT ON COLUMN onesignal_cancel_status.paused_role IS
+'only requests of this role stand still; NULL: all';
+COMMENT ON COLUMN onesignal_cancel_status.pace IS
+'requests a second that delivery allows itself; 0: as many as it can; NULL: not known yet';
+COMMENT ON COLUMN onesignal_cancel_status.eta IS
+'time that the pending messages take at that pace; NULL: not known, or paused';
+COMMENT ON COLUMN onesignal_cancel_status.last_error IS
+'the last error of any of its messages';
+COMMENT ON COLUMN onesignal_cancel_status.last_error_at IS
+'when that was';
+COMMENT ON COLUMN onesignal_cancel_status.canceled_total IS
+'messages that became canceled, ever; only grows';
+COMMENT ON COLUMN onesignal_cancel_status.refused_total IS
+'messages that became refused, ever; only grows';
+COMMENT ON COLUMN onesignal_cancel_status.failed_total IS
+'messages that became failed, ever; only grows';
+COMMENT ON COLUMN onesignal_cancel_status.preloaded IS
+'whether shared_preload_libraries has loaded the library, on which delivery after a restart depends';
