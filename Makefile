@@ -9,16 +9,32 @@
 EXTENSION = onesignal_cancel
 MODULE_big = onesignal_cancel
 OBJS = \
-	src/onesignal_cancel.o \
+	src/apps.o \
 	src/cancel.o \
 	src/credentials.o \
+	src/deliverer.o \
+	src/delivery.o \
 	src/http.o \
 	src/keyfile.o \
+	src/lanes.o \
+	src/launcher.o \
+	src/message.o \
 	src/onesignal.o \
+	src/onesignal_cancel.o \
 	src/options.o \
+	src/owner.o \
 	src/pace.o \
+	src/queue.o \
+	src/record.o \
+	src/request.o \
 	src/servers.o \
-	src/settings.o
+	src/settings.o \
+	src/slots.o \
+	src/statements.o \
+	src/transition.o \
+	src/upkeep.o \
+	src/wakeup.o \
+	src/worker.o
 
 DATA = $(wildcard sql/onesignal_cancel--*.sql)
 REGRESS = $(patsubst test/sql/%.sql,%,$(sort $(wildcard test/sql/*.sql)))

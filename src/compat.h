@@ -9,10 +9,18 @@
 #define ONESIGNAL_CANCEL_COMPAT_H
 
 #include "catalog/pg_foreign_server.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lock.h"
+#include "storage/lwlock.h"
+#include "storage/proc.h"
+#include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
+#if PG_VERSION_NUM >= 170000
+#include "storage/dsm_registry.h"
+#endif
 #if PG_VERSION_NUM >= 180000
 #include "storage/waiteventset.h"
 #endif
@@ -55,6 +63,59 @@ wait_event_named(uint32 *cached, const char *name)
 	*cached = PG_WAIT_EXTENSION;
 #endif
 	return *cached;
+}
+
+/* In a shmem_request_hook, so that the memory is there for certain; from 17 on it is dynamic. */
+static inline void
+reserve_shared_memory(Size size)
+{
+#if PG_VERSION_NUM < 170000
+	RequestAddinShmemSpace(size);
+#else
+	(void) size;
+#endif
+}
+
+/*
+ * A few kB of this name for all processes, made by the first that asks, in a
+ * preloaded library or not.  Raises an error when there is no room.
+ */
+static inline void *
+get_shared_memory(const char *name, Size size, void (*initialize) (void *memory))
+{
+	bool		found;
+	void	   *memory;
+
+#if PG_VERSION_NUM >= 170000
+	memory = GetNamedDSMSegment(name, size, initialize, &found);
+#else
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	memory = ShmemInitStruct(name, size, &found);
+	if (!found)
+		initialize(memory);
+	LWLockRelease(AddinShmemInitLock);
+#endif
+	return memory;
+}
+
+static inline int
+my_proc_number(void)
+{
+#if PG_VERSION_NUM >= 170000
+	return MyProcNumber;
+#else
+	return MyProc->pgprocno;
+#endif
+}
+
+static inline bool
+lock_is_held(const LOCKTAG *tag, LOCKMODE mode)
+{
+#if PG_VERSION_NUM >= 170000
+	return LockHeldByMe(tag, mode, false);
+#else
+	return LockHeldByMe(tag, mode);
+#endif
 }
 
 #ifdef CURLINC_CURL_H

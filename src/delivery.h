@@ -11,14 +11,24 @@
 typedef struct DeliveryOptions
 {
 	bool		in_procedure;	/* transactions are SPI's */
-	bool		(*woken) (void);	/* were there commits since it was last asked? may be NULL */
+	TimestampTz until;			/* start no request after it; 0: no end */
+
+	/*
+	 * Were there commits since it was last asked?  May be NULL.  Asked at
+	 * least once a second and whenever the latch was set, with no transaction
+	 * of the worker's open: it also reloads the configuration, and throws if
+	 * interrupted.
+	 */
+	bool		(*woken) (void);
 } DeliveryOptions;
 
 /*
  * Delivers until nothing is due and nothing is on the wire.  Holds no
  * transaction while it waits.  Returns when the next row falls due (a retry,
  * or a pause that ends), DT_NOEND when nothing is pending at all, and
- * DT_NOBEGIN when the extension is gone: leave.  What it learned of pace and
+ * DT_NOBEGIN when the extension is gone: leave.  Also returns, once what is on
+ * the wire is recorded, when settings_enabled goes off, and in a worker when
+ * settings_background_delivery does.  What it learned of pace and
  * circuits is kept in the process for the next run.  The caller holds the
  * deliverer's lock.
  */

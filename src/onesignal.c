@@ -542,6 +542,27 @@ explain(CancelOutcome *outcome, const HttpAnswer *answer, const char *body, cons
 }
 
 /*
+ * What an answer tells of app and key, at once and without a transaction:
+ * CANCEL_DONE for whatever OneSignal itself decided on the message.  A proxy's
+ * page, which is no JSON object, tells as little as a 5xx.
+ */
+CancelVerdict
+onesignal_glance(const HttpAnswer *answer)
+{
+	bool		is_object = answer->body[strspn(answer->body, " \t\r\n")] == '{';
+
+	if (answer->status == 0)
+		return CANCEL_UNANSWERED;
+	if (answer->status == 401 || answer->status == 403)
+		return CANCEL_UNAUTHORIZED;
+	if (answer->status == 429)
+		return CANCEL_THROTTLED;
+	if (answer->status == 200 || (answer->status >= 400 && answer->status < 500 && answer->status != 408))
+		return is_object ? CANCEL_DONE : CANCEL_UNAVAILABLE;
+	return CANCEL_UNAVAILABLE;
+}
+
+/*
  * What may be kept of a body that is JSON: all of it, but for the key.  NULL
  * when what is left is none, as when an escape's backslash went with the key.
  */

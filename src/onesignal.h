@@ -48,6 +48,7 @@ extern void onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app
 extern HttpRequest *onesignal_request(CancelRequest *request, const pg_uuid_t *message_id);
 extern void onesignal_request_end(CancelRequest *request);
 
+extern CancelVerdict onesignal_glance(const HttpAnswer *answer);
 extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);
 
 #endif

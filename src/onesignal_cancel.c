@@ -2,7 +2,8 @@
  * onesignal_cancel.c
  *		Where PostgreSQL enters the library.
  *
- * Loading defines settings and nothing else: libcurl is opened by the first
+ * Loading defines settings and, preloaded, registers the launcher; nothing
+ * else happens: libcurl is opened by the first
  * request, for it must not be in the postmaster, whose children would share
  * what it opened.
  */
@@ -11,6 +12,7 @@
 #include "fmgr.h"
 
 #include "settings.h"
+#include "worker.h"
 
 PG_MODULE_MAGIC;
 
@@ -20,4 +22,5 @@ void
 _PG_init(void)
 {
 	settings_define();
+	worker_init();
 }

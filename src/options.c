@@ -30,6 +30,7 @@
 
 #include "http.h"
 #include "options.h"
+#include "wakeup.h"
 
 /*
  * Below, a request would wait for more than a quarter of an hour; above, no
@@ -394,5 +395,8 @@ onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
 			   "options \"api_key\" and \"api_key_file\" exclude each other", NULL,
 			   "To change from one to the other, drop the one in the statement that adds the other.");
 
+	/* A new key or address may be what requested cancels wait for. */
+	if (catalog == ForeignServerRelationId || catalog == UserMappingRelationId)
+		wakeup_poke();
 	PG_RETURN_VOID();
 }

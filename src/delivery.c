@@ -1,0 +1,463 @@
+/*
+ * delivery.c
+ *		The pipeline: begins what lanes.c says is next, judges the answers,
+ *		records the outcomes.
+ *
+ * While some requests wait for an answer, others begin and others are
+ * recorded: a request that hangs delays itself alone.  The tables are visited
+ * in short transactions of their own (visit_tables), which record what was
+ * answered since and fetch what comes next; between them, while requests are
+ * on the wire, there is no transaction, and so no snapshot, xid or lock.
+ *
+ * At least once: a row stays pending until the outcome of its request is
+ * committed.  After a crash, or an error in here, it is sent again.
+ *
+ * An answer is acted upon twice.  At once, by its status alone, for pace and
+ * circuits (apps.c).  And within the next transaction in full, for the row
+ * (decide): judging needs jsonb, which needs a transaction.
+ */
+#include "postgres.h"
+
+#include "common/pg_prng.h"
+#include "miscadmin.h"
+#include "utils/builtins.h"
+#include "utils/memutils.h"
+#include "utils/timestamp.h"
+
+#include "apps.h"
+#include "delivery.h"
+#include "lanes.h"
+#include "settings.h"
+
+/* One UPDATE's worth of outcomes: 6 to 7 ms (postgres-notes). */
+#define RECORD_MAX			500
+
+/*
+ * While requests are on the wire, outcomes wait this long for company.  When
+ * none is, they are recorded at once.
+ */
+#define RECORD_DELAY_US		INT64CONST(20000)
+
+/* Outcomes kept for rows that somebody else has locked: at most so many, ... */
+#define KEPT_MAX			1000
+
+/* ... tried again so soon, doubling up to the second figure. */
+#define KEPT_DELAY_MIN_US	INT64CONST(100000)
+#define KEPT_DELAY_MAX_US	INT64CONST(5000000)
+
+/* A 404 may mean that OneSignal does not know the message yet: design, section 3. */
+#define NOT_FOUND_WINDOW	(60 * USECS_PER_SEC)
+
+/* How long a wait for answers may take before the caller is asked for news. */
+#define LOOK_US				INT64CONST(1000000)
+
+/* Waits shorter than this are spent here, longer ones by the caller. */
+#define SHORT_WAIT			USECS_PER_SEC
+
+#define UNANSWERED_HINT		"an earlier attempt had no answer and may have canceled it"
+
+/* One message from its taking until its outcome is recorded. */
+typedef struct DeliveryItem
+{
+	dlist_node	node;			/* in answered or kept, or on the wire */
+	DeliveryLane *lane;
+	QueueRow	row;
+	char	   *api_key;		/* that it was sent with: to be removed from the answer */
+	HttpAnswer	answer;
+	char	   *body;			/* answer.body */
+	TimestampTz begun;
+	bool		denied;			/* should it be 401 or 403: it is not the key's fault */
+	int64		keep_us;		/* how long it is kept until tried again */
+	int64		again_us;		/* when that is */
+} DeliveryItem;
+
+static MemoryContext delivery_context = NULL;	/* items; dropped with them after an error */
+static dlist_head answered;
+static int	answered_count = 0;
+static int64 answered_since;	/* the oldest of them */
+static dlist_head kept;
+static int	kept_count = 0;
+static int64 kept_next;			/* when the first of them is tried again */
+
+/* ---- beginning ---- */
+
+static void
+begin_request(DeliveryLane *lane, const QueueRow *row, Moment now)
+{
+	DeliveryItem *item = MemoryContextAllocZero(delivery_context, sizeof(DeliveryItem));
+	HttpRequest *request = onesignal_request(&lane->request, &row->message_id);
+
+	item->lane = lane;
+	item->row = *row;
+	item->begun = now.ts;
+	item->api_key = MemoryContextStrdup(delivery_context, lane->credentials.api_key);
+	request->timeout_ms = settings_timeout;
+	request->connect_timeout_ms = settings_connect_timeout;
+	http_submit(request, item);
+}
+
+static void
+begin_requests(Moment now)
+{
+	DeliveryLane *lane;
+	QueueRow	row;
+
+	while (http_room() > 0 && http_in_flight() < settings_max_in_flight &&
+		   kept_count < KEPT_MAX && lanes_take(now, &lane, &row))
+		begin_request(lane, &row, now);
+}
+
+static void
+free_item(DeliveryItem *item)
+{
+	explicit_bzero(item->api_key, strlen(item->api_key));
+	pfree(item->api_key);
+	if (item->body != NULL)
+		pfree(item->body);
+	pfree(item);
+}
+
+/* The exchange goes back to the engine; what it brought waits to be recorded. */
+static void
+take_answer(HttpExchange *exchange)
+{
+	DeliveryItem *item = http_owner(exchange);
+	const HttpAnswer *answer = http_answer(exchange);
+
+	item->answer = *answer;
+	if (answer->body_length > 0)
+	{
+		item->body = MemoryContextAlloc(delivery_context, answer->body_length + 1);
+		memcpy(item->body, answer->body, answer->body_length + 1);
+		item->answer.body = item->body;
+	}
+	else
+		item->answer.body = "";
+	item->denied = apps_denies(item->lane, &item->row, lanes_now());
+	apps_learn(item->lane, answer, http_begun_us(exchange));
+	http_release(exchange);
+
+	if (answered_count++ == 0)
+		answered_since = http_clock_us();
+	dlist_push_tail(&answered, &item->node);
+}
+
+/* ---- deciding what becomes of the row ---- */
+
+static void
+add_unanswered_hint(QueueOutcome *outcome, CancelOutcome *judged)
+{
+	char	  **errors = palloc(sizeof(char *) * (judged->error_count + 1));
+
+	memcpy(errors, judged->errors != NULL ? judged->errors : errors, sizeof(char *) * judged->error_count);
+	errors[judged->error_count] = UNANSWERED_HINT;
+	outcome->errors = errors;
+	outcome->error_count = judged->error_count + 1;
+}
+
+/* Its time is over: retry_window after its first attempt or send_after, whichever is later. */
+static bool
+is_over(const QueueOutcome *outcome, const QueueRow *row, TimestampTz now)
+{
+	TimestampTz from = Max(outcome->first_attempt_at, row->send_after);
+
+	return now - from > settings_retry_window * USECS_PER_SEC;
+}
+
+static TimestampTz
+next_attempt(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz now)
+{
+	TimestampTz send_after = item->row.send_after;
+	int64		time_left = send_after == DT_NOBEGIN ? 0 :
+		send_after == DT_NOEND ? PG_INT64_MAX : send_after - now;
+
+	return now + backoff_delay(item->row.attempts + 1, pg_prng_double(&pg_global_prng_state),
+							   time_left, judged->retry_after * INT64CONST(1000000));
+}
+
+static QueueState
+decide_state(const DeliveryItem *item, const CancelOutcome *judged, const QueueOutcome *outcome,
+			 TimestampTz now)
+{
+	switch (judged->verdict)
+	{
+		case CANCEL_DONE:
+			return QUEUE_CANCELED;
+		case CANCEL_REFUSED:
+			return QUEUE_REFUSED;
+		case CANCEL_NOT_FOUND:
+			return item->row.send_after > now && now - outcome->first_attempt_at < NOT_FOUND_WINDOW ?
+				QUEUE_PENDING : QUEUE_REFUSED;
+		case CANCEL_UNAUTHORIZED:
+			return item->denied ? QUEUE_REFUSED : QUEUE_PENDING;
+		default:
+			return is_over(outcome, &item->row, now) ? QUEUE_FAILED : QUEUE_PENDING;
+	}
+}
+
+static void
+decide(const DeliveryItem *item, QueueOutcome *outcome)
+{
+	CancelOutcome judged;
+	TimestampTz now = GetCurrentTimestamp();
+
+	onesignal_judge(&judged, &item->answer, item->api_key);
+	memset(outcome, 0, sizeof(*outcome));
+	outcome->app_id = item->lane->key.app_id;
+	outcome->message_id = item->row.message_id;
+	outcome->requested_at = item->row.requested_at;
+	outcome->http_status = judged.status;
+	outcome->errors = judged.errors;
+	outcome->error_count = judged.error_count;
+	outcome->response = judged.response;
+	outcome->attempts = item->row.attempts + 1;
+	outcome->last_attempt_at = item->begun;
+	outcome->first_attempt_at = item->row.first_attempt_at != 0 ? item->row.first_attempt_at : item->begun;
+	outcome->unanswered = item->row.unanswered || judged.verdict == CANCEL_UNANSWERED;
+	outcome->state = decide_state(item, &judged, outcome, now);
+	if (outcome->state == QUEUE_PENDING)
+		outcome->next_attempt_at = judged.verdict == CANCEL_UNAUTHORIZED ? now :
+			next_attempt(item, &judged, now);
+	if (outcome->state == QUEUE_REFUSED && item->row.unanswered)
+		add_unanswered_hint(outcome, &judged);
+}
+
+/* ---- recording ---- */
+
+static void
+log_given_up(const QueueOutcome *outcome)
+{
+	char	   *message_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&outcome->message_id)));
+
+	ereport(LOG,
+			(errmsg("onesignal_cancel: giving up message %s after %d attempts: %s", message_id,
+					outcome->attempts, outcome->error_count > 0 ? outcome->errors[0] : "")));
+}
+
+static void
+keep(DeliveryItem *item, int64 now_us)
+{
+	item->keep_us = Min(KEPT_DELAY_MAX_US, Max(KEPT_DELAY_MIN_US, 2 * item->keep_us));
+	item->again_us = now_us + item->keep_us;
+	kept_next = kept_count == 0 ? item->again_us : Min(kept_next, item->again_us);
+	dlist_push_tail(&kept, &item->node);
+	kept_count++;
+}
+
+static void
+settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
+{
+	if (recorded != QUEUE_RECORDED)
+	{
+		keep(item, http_clock_us());
+		return;
+	}
+	if (outcome->state == QUEUE_FAILED)
+		log_given_up(outcome);
+	lanes_put_back(item->lane, &item->row,
+				   outcome->state == QUEUE_PENDING ? outcome->next_attempt_at : DT_NOEND);
+	free_item(item);
+}
+
+/* The kept ones whose time has come go to the front of the answered. */
+static void
+take_kept(int64 now_us)
+{
+	dlist_mutable_iter iter;
+	int64		next = PG_INT64_MAX;
+
+	if (kept_count == 0 || now_us < kept_next)
+		return;
+	dlist_foreach_modify(iter, &kept)
+	{
+		DeliveryItem *item = dlist_container(DeliveryItem, node, iter.cur);
+
+		if (item->again_us > now_us)
+		{
+			next = Min(next, item->again_us);
+			continue;
+		}
+		dlist_delete(&item->node);
+		dlist_push_head(&answered, &item->node);
+		kept_count--;
+		if (answered_count++ == 0)
+			answered_since = now_us;
+	}
+	kept_next = next;
+}
+
+/*
+ * Records up to RECORD_MAX answers.  Only when the transaction has committed
+ * are they settled: an error before leaves them to be sent again.
+ */
+static int
+record_answers(DeliveryItem **items, QueueOutcome *outcomes, QueueRecorded *recorded)
+{
+	int			count = 0;
+
+	while (count < RECORD_MAX && !dlist_is_empty(&answered))
+	{
+		items[count] = dlist_container(DeliveryItem, node, dlist_pop_head_node(&answered));
+		answered_count--;
+		decide(items[count], &outcomes[count]);
+		count++;
+	}
+	answered_since = http_clock_us();
+	if (count > 0)
+		queue_record(outcomes, count, recorded);
+	return count;
+}
+
+/* One short transaction: records and fetches.  False: the extension is gone. */
+static bool
+visit_tables(bool in_procedure)
+{
+	MemoryContext old = CurrentMemoryContext;
+	MemoryContext scratch;
+	DeliveryItem *items[RECORD_MAX];
+	QueueRecorded recorded[RECORD_MAX];
+	QueueOutcome *outcomes;
+	int			count;
+
+	scratch = AllocSetContextCreate(delivery_context, "onesignal outcomes", ALLOCSET_DEFAULT_SIZES);
+	MemoryContextSwitchTo(scratch);
+	if (!queue_begin(in_procedure))
+	{
+		MemoryContextSwitchTo(old);
+		MemoryContextDelete(scratch);
+		return false;
+	}
+	outcomes = palloc(sizeof(QueueOutcome) * RECORD_MAX);
+	count = record_answers(items, outcomes, recorded);
+	lanes_fill(lanes_now());
+	queue_commit();
+
+	MemoryContextSwitchTo(scratch);
+	for (int i = 0; i < count; i++)
+		settle(items[i], &outcomes[i], recorded[i]);
+	MemoryContextSwitchTo(old);
+	MemoryContextDelete(scratch);
+	return true;
+}
+
+static bool
+must_record(int64 now_us)
+{
+	return answered_count > 0 &&
+		(answered_count >= RECORD_MAX || http_in_flight() == 0 ||
+		 now_us - answered_since >= RECORD_DELAY_US);
+}
+
+/* ---- the run ---- */
+
+/* After an error anything may be half done: all that was begun is begun again. */
+static void
+forget_everything(void)
+{
+	http_abandon();
+	lanes_forget_taken();
+	if (delivery_context != NULL)
+		MemoryContextReset(delivery_context);
+	dlist_init(&answered);
+	dlist_init(&kept);
+	answered_count = kept_count = 0;
+}
+
+static int64
+on_engine_clock(TimestampTz when, Moment now)
+{
+	return when == DT_NOEND ? PG_INT64_MAX : now.us + Max(when - now.ts, 0);
+}
+
+/* How long the wire may be waited for: the next row, record or kept outcome. */
+static int64
+wait_until(Moment now, TimestampTz next_due)
+{
+	int64		until = PG_INT64_MAX;
+
+	/* Without room no row can begin, however due it is. */
+	if (http_room() > 0 && http_in_flight() < settings_max_in_flight && kept_count < KEPT_MAX)
+		until = on_engine_clock(next_due, now);
+	if (answered_count > 0)
+		until = Min(until, answered_since + RECORD_DELAY_US);
+	if (kept_count > 0)
+		until = Min(until, kept_next);
+	return until;
+}
+
+/* The settings may have been reloaded since. */
+static bool
+may_begin(const DeliveryOptions *options, Moment now)
+{
+	return settings_enabled && (options->in_procedure || settings_background_delivery) &&
+		(options->until == 0 || now.ts <= options->until);
+}
+
+static bool
+is_idle(Moment now, TimestampTz next_due)
+{
+	return http_in_flight() == 0 && answered_count == 0 && kept_count == 0 &&
+		next_due - now.ts > SHORT_WAIT;
+}
+
+/* Takes what has been answered, after waiting for something to do. */
+static void
+wait_for_answers(Moment now, TimestampTz next_due)
+{
+	HttpExchange *exchange = http_wait(Min(wait_until(now, next_due), now.us + LOOK_US));
+
+	for (; exchange != NULL; exchange = answered_count < RECORD_MAX ? http_wait(0) : NULL)
+		take_answer(exchange);
+}
+
+static TimestampTz
+run(const DeliveryOptions *options)
+{
+	for (;;)
+	{
+		Moment		now = lanes_now();
+		TimestampTz next_due;
+		bool		may;
+
+		if (options->woken != NULL && options->woken())
+			lanes_wake();
+		may = may_begin(options, now);
+		take_kept(now.us);
+		if (must_record(now.us) || (may && lanes_hungry(now)))
+		{
+			if (!visit_tables(options->in_procedure))
+				return DT_NOBEGIN;
+			now = lanes_now();
+		}
+		if (may)
+			begin_requests(now);
+
+		next_due = may ? lanes_next_due(now) : DT_NOEND;
+		if (is_idle(now, next_due))
+			return next_due;
+		wait_for_answers(now, next_due);
+	}
+}
+
+TimestampTz
+delivery_run(const DeliveryOptions *options)
+{
+	TimestampTz next_due;
+
+	if (delivery_context == NULL)
+		delivery_context = AllocSetContextCreate(TopMemoryContext, "onesignal delivery",
+												 ALLOCSET_DEFAULT_SIZES);
+	forget_everything();
+	lanes_open();
+	PG_TRY();
+	{
+		next_due = run(options);
+	}
+	PG_CATCH();
+	{
+		forget_everything();
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	return next_due;
+}
