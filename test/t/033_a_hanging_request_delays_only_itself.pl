@@ -1,0 +1,45 @@
+# While one request waits for its answer, the others are sent, answered and recorded.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StandIn;
+use Test::More;
+use Workers;
+
+my $api = StandIn->new(accept_any => 1);
+my $node = Workers::start('main', conf => "onesignal_cancel.timeout = '4s'\n");
+Workers::add_app($node, 'postgres', $api);
+my $app = $api->app_id;
+$node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '0')");
+
+my $hung = $node->safe_psql('postgres', 'SELECT gen_random_uuid()');
+$api->fault(message => $hung, kind => 'hang', times => 1);
+Workers::request($node, 'postgres', $api, $hung);
+$api->wait_for_requests(1, message => $hung);
+$node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '$app', true FROM generate_series(1, 1000)");
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'canceled'", '1000'), 'the others are delivered and recorded');
+
+# With no transaction, snapshot or lock on the table while it waits.
+my $worker = Workers::worker($node, 'postgres');
+is($node->safe_psql('postgres', "SELECT xact_start IS NULL, backend_xid IS NULL, backend_xmin IS NULL FROM pg_stat_activity WHERE pid = $worker"), 't|t|t', 'no transaction is open on the wire');
+is($node->safe_psql('postgres', "SELECT count(*) FROM pg_locks WHERE pid = $worker AND locktype = 'relation'"), '0', 'and no table is locked');
+is($api->received(message => $hung), 1, 'it still hangs');
+
+ok(Workers::wait_for($node, 'postgres', $hung, 'canceled'), 'after its timeout it is tried again');
+is($api->received(message => $hung), 2, 'once');
+is($node->safe_psql('postgres', "SELECT attempts, unanswered FROM onesignal_message WHERE message_id = '$hung'"), '2|t', 'and the row tells');
+
+# A refusal after an attempt that had no answer may be our own doing.
+my $lost = $api->schedule;
+$api->fault(message => $lost, kind => 'hang', times => 1);
+$api->fault(message => $lost, status => 400, body => '{"errors":["Notification has already been sent to all recipients"]}');
+Workers::request($node, 'postgres', $api, $lost);
+ok(Workers::wait_for($node, 'postgres', $lost, 'refused'), 'refused after an attempt without answer');
+is($node->safe_psql('postgres', "SELECT errors[array_upper(errors, 1)] FROM onesignal_message WHERE message_id = '$lost'"),
+    'an earlier attempt had no answer and may have canceled it', 'the errors end with that');
+$node->stop;
+done_testing();

@@ -1,0 +1,58 @@
+# Within an app what is sent soonest is canceled first, NULL before all, also when it was requested last;
+# a long lane holds up no other app, and a paused one nobody.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StandIn;
+use Test::More;
+use Workers;
+
+my $api = StandIn->new(accept_any => 1);
+my $node = Workers::start('main');
+Workers::add_app($node, 'postgres', $api);
+my $app = $api->app_id;
+my $other = $api->add_app(accept_any => 1);
+my $paused = $api->add_app(accept_any => 1);
+$node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '50');"
+      . $api->setup_sql('other', app => $other->{app_id}, key => $other->{api_key})
+      . $api->setup_sql('paused', app => $paused->{app_id}, key => $paused->{api_key})
+      . "SELECT onesignal_cancel_pause('$paused->{app_id}', reason => 'test')");
+
+sub many
+{
+    my ($app_id, $count, $after) = @_;
+    return 'INSERT INTO onesignal_message (message_id, app_id, send_after, cancel) '
+      . "SELECT gen_random_uuid(), '$app_id', $after, true FROM generate_series(1, $count) i;";
+}
+
+# In an order that is not that of send_after.
+$node->safe_psql('postgres', 'SELECT onesignal_cancel_pause(\'' . $app . '\');' . many($app, 100, "now() + (i * 37 % 100) * interval '1 min' + interval '1 h'") . many($app, 5, 'NULL'));
+$node->safe_psql('postgres', "SELECT onesignal_cancel_resume('$app')");
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state <> 'canceled'", '0'), 'all are delivered');
+# Responses over one connection may be recorded out of order by a place or so: the order of sending is by attempt.
+is($node->safe_psql('postgres', <<SQL), 't', 'soonest first');
+SELECT bool_and(place >= previous) FROM (
+    SELECT last_attempt_at AS place, lag(last_attempt_at) OVER (ORDER BY send_after NULLS FIRST, last_attempt_at) AS previous
+    FROM onesignal_message) x WHERE previous IS NOT NULL
+SQL
+
+# A long lane, slowed by its pace; then one row that is sent sooner, another app's, and a paused app's.
+$node->safe_psql('postgres', many($app, 2000, "now() + interval '2 h'"));
+$node->poll_query_until('postgres', "SELECT count(*) > 120 FROM onesignal_message WHERE state = 'canceled'");
+my ($urgent, $others, $waits) = map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } 1 .. 3;
+$node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, send_after, cancel) VALUES "
+      . "('$urgent', '$app', now() + interval '1 min', true), ('$others', '$other->{app_id}', now() + interval '3 h', true), ('$waits', '$paused->{app_id}', now(), true)");
+ok(Workers::wait_for($node, 'postgres', [ $urgent, $others ], 'canceled'), 'what is sent sooner, and another app');
+cmp_ok($node->safe_psql('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'pending' AND app_id = '$app'"), '>', 1000, 'do not wait for the long lane');
+is($api->received(message => $waits), 0, 'the paused app sends nothing');
+is($node->safe_psql('postgres', "SELECT paused_reason FROM onesignal_cancel_status WHERE app_id = '$paused->{app_id}'"), 'test', 'and says why');
+$node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (SET rate_limit '0')");
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'pending'", '1'), 'a faster pace takes effect at once');
+$node->safe_psql('postgres', "SELECT onesignal_cancel_resume('$paused->{app_id}')");
+ok(Workers::wait_for($node, 'postgres', $waits, 'canceled'), 'resumed, the paused app delivers');
+$node->stop;
+done_testing();

@@ -1,0 +1,54 @@
+# A request can be taken back while it is queued. If its answer comes after that, a success is recorded, for
+# it is the truth; any other answer is dropped, as is every answer for a deleted row.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StandIn;
+use Test::More;
+use Workers;
+
+my $api = StandIn->new(accept_any => 1);
+my $node = Workers::start('main');
+Workers::add_app($node, 'postgres', $api);
+my $app = $api->app_id;
+my $done;    # a later message: when its outcome is recorded, those of the earlier ones are, too
+
+sub ids { return map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } 1 .. $_[0] }
+sub take_back { $node->safe_psql('postgres', "UPDATE onesignal_message SET cancel = false WHERE message_id = '$_[0]'") }
+
+my ($queued) = ids(1);
+$node->safe_psql('postgres', "SELECT onesignal_cancel_pause('$app')");
+Workers::request($node, 'postgres', $api, $queued);
+take_back($queued);
+is(Workers::state($node, 'postgres', $queued), 'scheduled', 'a queued request is taken back');
+$node->safe_psql('postgres', "SELECT onesignal_cancel_resume('$app')");
+($done) = ids(1);
+Workers::request($node, 'postgres', $api, $done);
+Workers::wait_for($node, 'postgres', $done, 'canceled');
+is($api->received(message => $queued), 0, 'and never sent');
+
+# Taken back, deleted, or requested once more while the request is on the wire.
+my ($success, $refused, $deleted, $again) = ids(4);
+$api->fault(message => $success, delay => 3000);
+$api->fault(message => $refused, delay => 3000, status => 400, body => '{"errors":["Notification has already been sent to all recipients"]}');
+$api->fault(message => $deleted, delay => 3000);
+$api->fault(message => $again, delay => 3000, status => 400, body => '{"errors":["too late"]}', times => 1);
+Workers::request($node, 'postgres', $api, $success, $refused, $deleted, $again);
+$api->wait_for_requests(1, message => $_) for $success, $refused, $deleted, $again;
+take_back($_) for $success, $refused;
+$node->safe_psql('postgres', "DELETE FROM onesignal_message WHERE message_id = '$deleted'");
+take_back($again);
+Workers::request($node, 'postgres', $api, ids(1));
+$node->safe_psql('postgres', "UPDATE onesignal_message SET cancel = true WHERE message_id = '$again'");
+ok(Workers::wait_for($node, 'postgres', $success, 'canceled'), 'a success after the take-back is recorded');
+ok(Workers::wait_for($node, 'postgres', $again, 'canceled'), 'a refusal of an earlier request does not count for the present one');
+is($api->received(message => $again), 2, 'which is sent by itself');
+is(Workers::state($node, 'postgres', $refused), 'scheduled', 'any other answer after the take-back is dropped');
+is($node->safe_psql('postgres', "SELECT count(*) FROM onesignal_message WHERE message_id = '$deleted'"), '0', 'and a deleted row stays deleted');
+unlike(slurp_file($node->logfile), qr/ERROR|WARNING|PANIC/, 'nobody complains');
+$node->stop;
+done_testing();

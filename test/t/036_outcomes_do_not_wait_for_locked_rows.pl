@@ -1,0 +1,45 @@
+# An outcome whose row somebody has locked is kept and recorded later; others are recorded meanwhile, and
+# nothing is sent twice for it.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StandIn;
+use Test::More;
+use Workers;
+
+my $api = StandIn->new(accept_any => 1);
+my $node = Workers::start('main');
+Workers::add_app($node, 'postgres', $api);
+my $app = $api->app_id;
+my ($locked, $free, $poison) = map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } 1 .. 3;
+
+$api->fault(message => $locked, delay => 1000);
+Workers::request($node, 'postgres', $api, $locked);
+$api->wait_for_requests(1, message => $locked);
+my $session = $node->background_psql('postgres');
+$session->query_safe("BEGIN; SELECT FROM onesignal_message WHERE message_id = '$locked' FOR UPDATE");
+Workers::request($node, 'postgres', $api, $free);
+ok(Workers::wait_for($node, 'postgres', $free, 'canceled'), 'another outcome is recorded');
+# It answered by now: its outcome is waiting for the row.
+$node->poll_query_until('postgres', 'SELECT clock_timestamp() > (SELECT max(finished_at) FROM onesignal_message) + interval \'2 s\'');
+is(Workers::state($node, 'postgres', $locked), 'pending', 'the locked row is as it was');
+$session->query_safe('COMMIT');
+ok(Workers::wait_for($node, 'postgres', $locked, 'canceled'), 'when the lock is gone, the outcome is recorded');
+is($api->received(message => $locked), 1, 'without asking again');
+$session->quit;
+
+# A row that cannot be written at all keeps no other from it.
+$node->safe_psql('postgres', "ALTER TABLE onesignal_message ADD CONSTRAINT poison CHECK (message_id <> '$poison' OR state <> 'canceled')");
+my @others = map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } 1 .. 5;
+Workers::request($node, 'postgres', $api, $poison, @others);
+ok(Workers::wait_for($node, 'postgres', \@others, 'canceled'), 'one row that cannot be written holds up nobody');
+is(Workers::state($node, 'postgres', $poison), 'pending', 'and waits');
+$node->safe_psql('postgres', 'ALTER TABLE onesignal_message DROP CONSTRAINT poison');
+ok(Workers::wait_for($node, 'postgres', $poison, 'canceled'), 'until it can be');
+is($api->received(message => $poison), 1, 'without being sent again');
+$node->stop;
+done_testing();

@@ -1,0 +1,105 @@
+# A commit that requested a cancel starts the database's worker, without any preload; what was rolled
+# back starts none; a worker with nothing to do leaves.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StandIn;
+use Test::More;
+use Workers;
+
+my $api = StandIn->new;
+my $node = Workers::start('main', conf => "max_prepared_transactions = 5\n");
+Workers::add_app($node, 'postgres', $api);
+Workers::wait_for_no_worker($node);
+
+sub insert { return Workers::insert_sql($api, @_) }
+
+# Which workers were started is in the log for certain; a short-lived one might be missed in pg_stat_activity.
+my $seen = 0;
+
+sub started
+{
+    my $log = slurp_file($node->logfile);
+    my $count = () = $log =~ /starting background worker process "onesignal_cancel worker/g;
+    my $new = $count - $seen;
+    $seen = $count;
+    return $new;
+}
+
+Workers::set($node, 'log_min_messages', 'debug1');
+$node->poll_query_until('postgres', q{SELECT current_setting('log_min_messages') = 'debug1'});
+started();
+
+# ---- rollback ----
+
+my @ids = map { $api->schedule } 1 .. 9;
+
+$node->safe_psql('postgres', 'BEGIN; ' . insert($ids[0]) . ' ROLLBACK;');
+$node->safe_psql('postgres', 'BEGIN; SAVEPOINT a; ' . insert($ids[0]) . ' ROLLBACK TO a; COMMIT;');
+$node->safe_psql('postgres', 'BEGIN; SAVEPOINT a; SAVEPOINT b; ' . insert($ids[0]) . ' RELEASE b; ROLLBACK TO a; COMMIT;');
+$node->safe_psql('postgres', 'DO $$ BEGIN BEGIN ' . insert($ids[0]) . ' RAISE division_by_zero; EXCEPTION WHEN division_by_zero THEN NULL; END; END $$;');
+$node->psql('postgres', 'BEGIN; ' . insert($ids[0]) . ' SELECT 1/0; COMMIT;');
+$node->safe_psql('postgres', 'SELECT 1');
+is(started(), 0, 'a rolled back request, transaction or savepoint, starts no worker');
+is($api->received, scalar(@ids), 'and sends nothing');
+
+# ---- commit ----
+
+Workers::request($node, 'postgres', $api, $ids[1]);
+ok(Workers::wait_for($node, 'postgres', $ids[1], 'canceled'), 'a commit gets its cancel delivered');
+is($api->state($ids[1]), 'canceled', 'at OneSignal, too');
+is(started(), 1, 'by one worker');
+
+my $worker = Workers::worker($node, 'postgres');
+like($worker, qr/^\d+$/, 'which is still there');
+is($node->safe_psql('postgres', "SELECT application_name LIKE 'onesignal_cancel worker%', state, xact_start IS NULL, backend_xmin IS NULL, wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $worker"),
+    't|idle|t|t|t', 'and reports itself: idle, with no transaction and no snapshot');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_locks WHERE pid = ' . $worker . " AND NOT (locktype = 'object' AND objsubid = 1)"),
+    '0', 'holding no lock but the deliverer\'s');
+
+# A request before and after a savepoint that is rolled back.
+$node->safe_psql('postgres', 'BEGIN; ' . insert($ids[2]) . ' SAVEPOINT a; ' . insert($ids[3]) . ' ROLLBACK TO a; COMMIT;');
+ok(Workers::wait_for($node, 'postgres', $ids[2], 'canceled'), 'a request outlives a later savepoint that is rolled back');
+$node->safe_psql('postgres', 'BEGIN; SAVEPOINT a; SAVEPOINT b; ' . insert($ids[4]) . ' RELEASE b; RELEASE a; SAVEPOINT c; ROLLBACK TO c; COMMIT;');
+ok(Workers::wait_for($node, 'postgres', $ids[4], 'canceled'), 'and its own savepoints when they are released');
+is(Workers::worker($node, 'postgres'), $worker, 'the worker that is there serves them');
+is(started(), 0, 'and no other is started');
+is($api->state($ids[3]), 'scheduled', 'what was rolled back is not sent');
+
+# ---- idle ----
+
+ok(Workers::wait_for_no_worker($node), 'an idle worker leaves');
+Workers::request($node, 'postgres', $api, $ids[5]);
+ok(Workers::wait_for($node, 'postgres', $ids[5], 'canceled'), 'and the next commit starts another one');
+is(started(), 1, 'only one');
+
+# With synchronous_commit off, a crash could undo a commit whose cancel was sent. No worker may flush
+# the commit meanwhile, nor the WAL writer.
+ok(Workers::wait_for_no_worker($node), 'it leaves as well');
+Workers::set($node, 'wal_writer_delay', "'10s'");
+my $flushed = $node->safe_psql('postgres', "SET synchronous_commit = off; SET onesignal_cancel.background_delivery = off;\nBEGIN;\n"
+      . insert($ids[6]) . "\nSELECT pg_current_wal_insert_lsn() AS lsn \\gset\nCOMMIT;\nSELECT pg_current_wal_flush_lsn() > :'lsn';");
+is($flushed, 't', 'a request makes its commit a synchronous one');
+is(started(), 0, 'a session with background_delivery off starts no worker');
+$node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '100')");
+ok(Workers::wait_for($node, 'postgres', $ids[6], 'canceled'), 'changing the server gets delivered what waits');
+
+# ---- two-phase commit ----
+
+my ($ret, $out, $err) = $node->psql('postgres', 'BEGIN; ' . insert($ids[7]) . " PREPARE TRANSACTION 'a';", extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+isnt($ret, 0, 'a transaction with requests cannot be prepared');
+like($err, qr/ERROR:  0A000: .*HINT:  /s, 'and the error says so, with a hint');
+is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_prepared_xacts'), '0', 'it is not prepared');
+$node->safe_psql('postgres', 'BEGIN; SAVEPOINT a; ' . insert($ids[7]) . " ROLLBACK TO a; CREATE TABLE t (); PREPARE TRANSACTION 'b'; COMMIT PREPARED 'b';");
+pass('one whose requests were rolled back can');
+$node->safe_psql('postgres', "BEGIN; ALTER SERVER clinic OPTIONS (SET rate_limit '50'); PREPARE TRANSACTION 'c'; COMMIT PREPARED 'c';");
+pass('and one that changed a server can');
+
+ok(Workers::wait_for_no_worker($node), 'nothing stays');
+unlike(slurp_file($node->logfile), qr/PANIC|FATAL/, 'nothing but what was expected is in the log');
+$node->stop;
+done_testing();

@@ -1,0 +1,72 @@
+# enabled = off: nothing leaves the server, requests succeed and wait. background_delivery = off: no
+# worker, CALL delivers.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StandIn;
+use Test::More;
+use Workers;
+
+my $api = StandIn->new(accept_any => 1);
+my @ids = map { $api->schedule } 1 .. 4;
+my $sent = sub { my $n = 0; $n += $_ for values %{ $api->counts->{answered}{DELETE} // {} }; return $n };
+
+# ---- enabled = off, preloaded: even the launcher is quiet ----
+
+my $node = Workers::start('main', preload => 1, conf => "onesignal_cancel.enabled = off\n");
+Workers::add_app($node, 'postgres', $api);
+Workers::request($node, 'postgres', $api, $ids[0]);
+is(Workers::state($node, 'postgres', $ids[0]), 'pending', 'off: a request succeeds and waits');
+my ($ret, $out, $err) = $node->psql('postgres', 'CALL onesignal_cancel_deliver()', extra_params => [ '-v', 'VERBOSITY=verbose' ]);
+like($err, qr/ERROR:  55000: /, 'off: CALL raises 55000');
+$node->restart;
+is(Workers::workers($node), '0', 'off: no worker, after a restart neither');
+is($sent->(), 0, 'off: nothing was sent');
+
+Workers::set($node, 'onesignal_cancel.enabled', 'on');
+ok(Workers::wait_for($node, 'postgres', $ids[0], 'canceled'), 'switched on by a reload, what waited is delivered');
+
+# ---- off again in the middle of a drain ----
+
+$api->fault(method => 'DELETE', delay => 200);
+$node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '"
+      . $api->app_id . "', true FROM generate_series(1, 3000)");
+ok($node->poll_query_until('postgres', "SELECT count(*) > 10 FROM onesignal_message WHERE state = 'canceled'"), 'a drain is on its way');
+Workers::set($node, 'onesignal_cancel.enabled', 'off');
+ok(Workers::wait_for_no_worker($node), 'a running worker stops at reload');
+my $left = $node->safe_psql('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'pending'");
+cmp_ok($left, '>', 0, 'before it is through');
+my $before = $sent->();
+sleep 2;
+is($sent->(), $before, 'and nothing is sent any more');
+$api->clear_faults;
+Workers::set($node, 'onesignal_cancel.enabled', 'on');
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state <> 'canceled'", '0'), 'on again, it goes on');
+
+# A CALL is stopped as well.
+ok(Workers::wait_for_no_worker($node), 'the worker leaves');
+my ($in, $said, $error) = ('', '', '');
+my $call = IPC::Run::start([ 'psql', '-X', '-d', $node->connstr('postgres'), '-c', "CALL onesignal_cancel_deliver('1 hour')" ],
+    '<', \$in, '>', \$said, '2>', \$error);
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM pg_locks WHERE locktype = 'object' AND objsubid = 1 AND granted", '1'), 'a CALL delivers for an hour');
+Workers::set($node, 'onesignal_cancel.enabled', 'off');
+$call->finish;
+like($error, qr/switched off/, 'until it is switched off');
+Workers::set($node, 'onesignal_cancel.enabled', 'on');
+
+# ---- background_delivery = off, for one database ----
+
+ok(Workers::wait_for_no_worker($node), 'no worker is left');
+$node->safe_psql('postgres', 'ALTER DATABASE postgres SET onesignal_cancel.background_delivery = off');
+Workers::request($node, 'postgres', $api, $ids[1]);
+$node->restart;
+is(Workers::state($node, 'postgres', $ids[1]), 'pending', 'without background delivery a request waits, after a restart too');
+ok(Workers::wait_for_no_worker($node), 'and no worker stays');
+$node->safe_psql('postgres', 'CALL onesignal_cancel_deliver()');
+is(Workers::state($node, 'postgres', $ids[1]), 'canceled', 'CALL delivers it');
+$node->stop;
+done_testing();
