@@ -391,3 +391,6 @@ COMMENT ON COLUMN onesignal_cancel_status.failed_total IS
 'messages that became failed, ever; only grows';
 COMMENT ON COLUMN onesignal_cancel_status.preloaded IS
 'whether shared_preload_libraries has loaded the library, on which delivery after a restart depends';
+
+-- A NOTICE when it is not.
+SELECT onesignal_cancel_preloaded();

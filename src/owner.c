@@ -29,6 +29,7 @@
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -110,6 +111,22 @@ owner_find(Installation *installation)
 	installation->owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
 	return true;
+}
+
+bool
+owner_find_and_lock(Installation *installation)
+{
+	Oid			locked = InvalidOid;
+
+	while (owner_find(installation))
+	{
+		if (installation->message_table == locked)
+			return true;
+		/* Takes in what changed while it waited. */
+		locked = installation->message_table;
+		LockRelationOid(locked, RowExclusiveLock);
+	}
+	return false;
 }
 
 static void

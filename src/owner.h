@@ -31,6 +31,12 @@ typedef struct OwnerContext
 extern bool owner_find(Installation *installation);
 
 /*
+ * The same, and locks the table as statements on it will: a DROP EXTENSION
+ * that is under way ends first and is then seen, instead of making them fail.
+ */
+extern bool owner_find_and_lock(Installation *installation);
+
+/*
  * Becomes the table's owner, security-restricted, with settings that no caller
  * can bend.  To be left before the transaction ends: a user switch that
  * survives a commit would be the caller's to keep.  An error needs nothing:

@@ -70,7 +70,7 @@ queue_begin(bool in_procedure)
 	}
 	record_begin();
 
-	transaction.open = owner_find(&transaction.installation);
+	transaction.open = owner_find_and_lock(&transaction.installation);
 	if (transaction.open)
 		owner_enter(&transaction.owner, transaction.installation.owner);
 	else if (!in_procedure)

@@ -11,6 +11,7 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
+#include "commands/extension.h"
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "utils/builtins.h"
@@ -129,10 +130,21 @@ onesignal_cancel_resume(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* onesignal_cancel_preloaded() RETURNS boolean */
+/*
+ * onesignal_cancel_preloaded() RETURNS boolean
+ *
+ * CREATE EXTENSION asks, too, and is told what it misses.
+ */
 Datum
 onesignal_cancel_preloaded(PG_FUNCTION_ARGS)
 {
+	bool		preloaded = worker_preloaded();
+
 	(void) fcinfo;
-	PG_RETURN_BOOL(worker_preloaded());
+	if (creating_extension && !preloaded)
+		ereport(NOTICE,
+				(errmsg("onesignal_cancel is not in shared_preload_libraries"),
+				 errdetail("After a restart of the server, what is pending waits for the next request."),
+				 errhint("Add it to shared_preload_libraries and restart, so that delivery goes on by itself.")));
+	PG_RETURN_BOOL(preloaded);
 }
