@@ -86,10 +86,11 @@ struct HttpExchange
 	char	   *body;
 	size_t		body_room;
 	size_t		header_bytes;
-	int64		begun_us;		/* when the request was sent, or else submitted */
+	int64		begun_us;		/* from when its time runs */
 	int64		deadline_us;
 	int64		timeout_us;
 	int			resubmitted;
+	bool		queues;			/* behind others: its time runs from when it is sent */
 	int			local_port;		/* of the connection that it was sent on */
 	bool		sent;
 	bool		oversized;
@@ -326,7 +327,18 @@ timer_callback(CURLM *multi, long timeout_ms, void *context)
 	return 0;
 }
 
-/* The connection is there and the request is about to go out: from now on its time runs. */
+static void
+start_time(HttpExchange *exchange)
+{
+	exchange->begun_us = http_clock_us();
+	exchange->deadline_us = exchange->begun_us + exchange->timeout_us;
+	engine.next_deadline_us = Min(engine.next_deadline_us, exchange->deadline_us);
+}
+
+/*
+ * The connection is there and the request is about to go out: from now on its
+ * time runs, if it had to wait for others until now.
+ */
 static int
 prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int local_port)
 {
@@ -340,9 +352,8 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 		engine.unsent--;
 	exchange->sent = true;
 	exchange->local_port = local_port;
-	exchange->begun_us = http_clock_us();
-	exchange->deadline_us = exchange->begun_us + exchange->timeout_us;
-	engine.next_deadline_us = Min(engine.next_deadline_us, exchange->deadline_us);
+	if (exchange->queues)
+		start_time(exchange);
 	return CURL_PREREQFUNC_OK;
 }
 
@@ -639,9 +650,6 @@ launch(HttpExchange *exchange)
 	CURLMcode	code;
 
 	reset_answer(exchange);
-	exchange->begun_us = http_clock_us();
-	exchange->deadline_us = exchange->begun_us + exchange->timeout_us;
-
 	block_signals(&saved);
 	code = curl_multi_add_handle(engine.multi, exchange->easy);
 	restore_signals(&saved);
@@ -652,7 +660,6 @@ launch(HttpExchange *exchange)
 	dlist_push_tail(&engine.flying, &exchange->node);
 	engine.in_flight++;
 	engine.unsent++;
-	engine.next_deadline_us = Min(engine.next_deadline_us, exchange->deadline_us);
 	return true;
 }
 
@@ -753,6 +760,9 @@ collect_finished(void)
 		if (may_resubmit(exchange, result))
 		{
 			land(exchange, &engine.idle);
+			/* What it spent on the wire is spent; it may have to queue again. */
+			if (exchange->queues)
+				exchange->timeout_us = exchange->deadline_us - http_clock_us();
 			if (launch(exchange))
 				continue;
 			note_result(exchange, CURLE_OUT_OF_MEMORY);
@@ -768,8 +778,9 @@ collect_finished(void)
 
 /*
  * The time runs from the sending of the request, which libcurl's own timeout
- * does not know.  An exchange that still queues behind others has all of it
- * before it as long as those finish.
+ * does not know, or from its submission if there was nobody to wait for.  An
+ * exchange that still queues behind others has all of it before it as long as
+ * those finish.
  */
 static void
 expire(int64 now)
@@ -783,7 +794,7 @@ expire(int64 now)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
 
-		if (!exchange->sent)
+		if (exchange->queues && !exchange->sent)
 			exchange->deadline_us = Max(exchange->deadline_us,
 										engine.last_finished_us + exchange->timeout_us);
 		if (exchange->deadline_us > now)
@@ -941,6 +952,8 @@ http_submit(const HttpRequest *request, void *owner)
 	exchange->owner = owner;
 	exchange->resubmitted = 0;
 	exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
+	exchange->queues = engine.in_flight > 0;
+	start_time(exchange);
 	if (!set_request_options(exchange, request) || !launch(exchange))
 	{
 		drop_headers(exchange);
@@ -1007,7 +1020,7 @@ http_owner(const HttpExchange *exchange)
 	return exchange->owner;
 }
 
-/* When its request was sent, or submitted if it never was. */
+/* When its request was sent; or submitted, if it never was or had nobody to wait for. */
 int64
 http_begun_us(const HttpExchange *exchange)
 {

@@ -19,7 +19,7 @@ typedef struct HttpRequest
 	const char *const *headers; /* "Name: value", NULL-terminated */
 	const char *ca_file;		/* NULL: the system's CAs */
 	const char *proxy;			/* NULL: what libcurl's environment says */
-	int			timeout_ms;		/* from the moment the request is sent */
+	int			timeout_ms;		/* connecting and sending again included, queueing not */
 	int			connect_timeout_ms;
 } HttpRequest;
 
