@@ -5,6 +5,7 @@ use strict;
 use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
+use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StandIn;
@@ -12,7 +13,7 @@ use Test::More;
 use Workers;
 
 my $api = StandIn->new;
-my $node = Workers::start('main', preload => 1, conf => "onesignal_cancel.worker_idle_timeout = '500ms'\n");
+my $node = Workers::start('main', preload => 1, conf => "onesignal_cancel.worker_idle_timeout = '500ms'\nrestart_after_crash = on\n");
 my @databases = ('postgres', 'one', 'two');
 my %id;
 
@@ -43,10 +44,12 @@ for my $mode ('fast', 'immediate')
 
 # kill -9 of any backend restarts everything but the postmaster.
 request_for_later('two');
-my $victim = $node->background_psql('postgres', on_error_stop => 0);
-my $pid = $victim->query('SELECT pg_backend_pid()');
-kill 9, $pid;
-$victim->{run}->finish;
+my $victim = IPC::Run::start([ 'psql', '-X', '-d', $node->connstr('postgres'), '-c', "SELECT pg_sleep(600), 'victim'" ],
+    '<', \undef, '>', '/dev/null', '2>', '/dev/null');
+my $ACTIVE = "FROM pg_stat_activity WHERE query LIKE 'SELECT pg_sleep%victim%' AND state = 'active'";
+$node->poll_query_until('postgres', "SELECT count(*) $ACTIVE", '1');
+kill 9, $node->safe_psql('postgres', "SELECT pid $ACTIVE");
+$victim->finish;
 ok($node->poll_query_until('postgres', 'SELECT 1', '1'), 'recovered from a crash');
 ok(Workers::wait_for($node, 'two', $id{two}, 'canceled'), 'after which it is delivered as well');
 
