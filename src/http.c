@@ -119,6 +119,8 @@ typedef struct HttpEngine
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
 	int64		last_finished_us;
+	bool		signals_blocked;
+	sigset_t	saved_signals;	/* while signals_blocked */
 	WaitEventSet *set;
 	bool		set_is_stale;
 	int			socket_count;
@@ -142,12 +144,17 @@ http_clock_us(void)
  * libcurl may start a thread to resolve a name.  Threads inherit the signal
  * mask: with everything blocked, PostgreSQL's handlers only ever run on the
  * main thread.  Faults stay deliverable.
+ *
+ * It says so beforehand, see resolver_callback(); blocking them for each call
+ * would be two system calls more for each step of each request.
  */
 static void
-block_signals(sigset_t *saved)
+block_signals(void)
 {
 	sigset_t	blocked;
 
+	if (engine.signals_blocked)
+		return;
 	sigfillset(&blocked);
 	sigdelset(&blocked, SIGSEGV);
 	sigdelset(&blocked, SIGBUS);
@@ -155,13 +162,18 @@ block_signals(sigset_t *saved)
 	sigdelset(&blocked, SIGILL);
 	sigdelset(&blocked, SIGTRAP);
 	sigdelset(&blocked, SIGABRT);
-	pthread_sigmask(SIG_SETMASK, &blocked, saved);
+	pthread_sigmask(SIG_SETMASK, &blocked, &engine.saved_signals);
+	engine.signals_blocked = true;
 }
 
+/* After each call into libcurl that may resolve a name or end a connection. */
 static void
-restore_signals(const sigset_t *saved)
+restore_signals(void)
 {
-	pthread_sigmask(SIG_SETMASK, saved, NULL);
+	if (!engine.signals_blocked)
+		return;
+	engine.signals_blocked = false;
+	pthread_sigmask(SIG_SETMASK, &engine.saved_signals, NULL);
 }
 
 /* ---- what libcurl calls: only to record ---- */
@@ -327,6 +339,21 @@ timer_callback(CURLM *multi, long timeout_ms, void *context)
 	return 0;
 }
 
+/*
+ * Called in this thread each time before a name is resolved, and so before a
+ * thread for that is started: CURLOPT_RESOLVER_START_FUNCTION.
+ */
+static int
+resolver_callback(void *resolver, void *reserved, void *context)
+{
+	(void) resolver;
+	(void) reserved;
+	(void) context;
+
+	block_signals();
+	return 0;
+}
+
 static void
 start_time(HttpExchange *exchange)
 {
@@ -435,19 +462,17 @@ free_exchanges(dlist_head *list)
 static void
 close_at_exit(int code, Datum arg)
 {
-	sigset_t	saved;
-
 	(void) code;
 	(void) arg;
 
 	if (engine.multi == NULL)
 		return;
 	http_abandon();
-	block_signals(&saved);
+	block_signals();
 	free_exchanges(&engine.idle);
 	curl_multi_cleanup(engine.multi);
 	curl_global_cleanup();
-	restore_signals(&saved);
+	restore_signals();
 	engine.multi = NULL;
 	if (engine.set != NULL)
 		FreeWaitEventSet(engine.set);
@@ -475,7 +500,6 @@ reserve_fds(void)
 static void
 open_engine(void)
 {
-	sigset_t	saved;
 	CURLM	   *multi;
 
 	if (engine.multi != NULL)
@@ -486,9 +510,9 @@ open_engine(void)
 		before_shmem_exit(close_at_exit, (Datum) 0);
 	exit_armed = true;
 
-	block_signals(&saved);
+	block_signals();
 	multi = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK ? curl_multi_init() : NULL;
-	restore_signals(&saved);
+	restore_signals();
 	if (multi == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
@@ -548,6 +572,7 @@ set_constant_options(HttpExchange *exchange)
 
 	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
 	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
+	curl_easy_setopt(easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
 	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, prereq_callback);
 	curl_easy_setopt(easy, CURLOPT_PREREQDATA, exchange);
 	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
@@ -646,14 +671,9 @@ reset_answer(HttpExchange *exchange)
 static bool
 launch(HttpExchange *exchange)
 {
-	sigset_t	saved;
-	CURLMcode	code;
-
 	reset_answer(exchange);
-	block_signals(&saved);
-	code = curl_multi_add_handle(engine.multi, exchange->easy);
-	restore_signals(&saved);
-	if (code != CURLM_OK)
+	/* Resolves nothing yet: that begins with the next act(). */
+	if (curl_multi_add_handle(engine.multi, exchange->easy) != CURLM_OK)
 		return false;
 
 	dlist_delete(&exchange->node);
@@ -667,11 +687,8 @@ launch(HttpExchange *exchange)
 static void
 land(HttpExchange *exchange, dlist_head *list)
 {
-	sigset_t	saved;
-
-	block_signals(&saved);
 	curl_multi_remove_handle(engine.multi, exchange->easy);
-	restore_signals(&saved);
+	restore_signals();
 
 	dlist_delete(&exchange->node);
 	dlist_push_tail(list, &exchange->node);
@@ -853,12 +870,10 @@ update_set(void)
 static void
 act(curl_socket_t fd, int what)
 {
-	sigset_t	saved;
 	int			running;
 
-	block_signals(&saved);
 	curl_multi_socket_action(engine.multi, fd, what, &running);
-	restore_signals(&saved);
+	restore_signals();
 }
 
 static void
