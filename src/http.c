@@ -111,6 +111,7 @@ typedef struct WatchedSocket
 typedef struct HttpEngine
 {
 	CURLM	   *multi;
+	const char *system_ca;		/* libcurl's own bundle, NULL: it has none */
 	dlist_head	idle;
 	dlist_head	flying;
 	dlist_head	finished;
@@ -528,6 +529,7 @@ open_engine(void)
 	dlist_init(&engine.idle);
 	dlist_init(&engine.flying);
 	dlist_init(&engine.finished);
+	engine.system_ca = curl_version_info(CURLVERSION_NOW)->cainfo;
 	engine.timer_us = PG_INT64_MAX;
 	engine.next_deadline_us = PG_INT64_MAX;
 	engine.multi = multi;
@@ -617,10 +619,8 @@ make_exchange(void)
 static CURLcode
 set_trust(CURL *easy, const char *ca_file)
 {
-	const curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
-
 	if (ca_file == NULL)
-		ca_file = info->cainfo;
+		ca_file = engine.system_ca;
 	if (ca_file == NULL)
 		return CURLE_OK;		/* a libcurl that only knows a directory */
 	curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
