@@ -101,7 +101,8 @@ struct HttpExchange
 typedef struct WatchedSocket
 {
 	curl_socket_t fd;
-	ino_t		inode;			/* which file had this number when libcurl last named it */
+	ino_t		inode;			/* which file had this number when last looked at */
+	int			looked_at;		/* engine.files_opened then */
 	uint32		wanted;			/* WL_SOCKET_*; 0: libcurl does not watch it now */
 	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
 	int			position;		/* in the WaitEventSet, while registered */
@@ -124,6 +125,7 @@ typedef struct HttpEngine
 	sigset_t	saved_signals;	/* while signals_blocked */
 	WaitEventSet *set;
 	bool		set_is_stale;
+	int			files_opened;	/* sockets and look-ups begun: since then a number may name another file */
 	int			socket_count;
 	WatchedSocket sockets[HTTP_SOCKETS_MAX];
 } HttpEngine;
@@ -220,6 +222,8 @@ find_or_add_socket(curl_socket_t fd)
 	WatchedSocket *watched = find_socket(fd);
 	struct stat status = {0};
 
+	if (watched != NULL && watched->looked_at == engine.files_opened)
+		return watched;
 	(void) fstat(fd, &status);
 	if (watched == NULL)
 	{
@@ -238,6 +242,7 @@ find_or_add_socket(curl_socket_t fd)
 		watched->ours = false;
 	}
 	watched->inode = status.st_ino;
+	watched->looked_at = engine.files_opened;
 	return watched;
 }
 
@@ -274,7 +279,7 @@ socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *soc
 static int
 sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
 {
-	WatchedSocket *watched = find_or_add_socket(fd);
+	WatchedSocket *watched;
 #ifdef TCP_USER_TIMEOUT
 	unsigned int unacknowledged_ms = HTTP_UNACKNOWLEDGED_MS;
 
@@ -283,6 +288,8 @@ sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
 	(void) context;
 	(void) purpose;
 
+	engine.files_opened++;
+	watched = find_or_add_socket(fd);
 	if (watched != NULL)
 		watched->ours = true;
 	return CURL_SOCKOPT_OK;
@@ -352,6 +359,7 @@ resolver_callback(void *resolver, void *reserved, void *context)
 	(void) context;
 
 	block_signals();
+	engine.files_opened++;		/* its pipe comes next */
 	return 0;
 }
 
