@@ -72,16 +72,16 @@ $node->append_conf('postgresql.conf', "log_statement = none\n");
     $node->start;
 }
 
-my $sql = 'CREATE EXTENSION onesignal_cancel;' . $api->setup_sql('clinic')
+my $sql = 'CREATE EXTENSION onesignal_cancel;' . $api->setup_sql('clinic', server_options => { rate_limit => 0 })
   . $api->setup_sql('closing', app => $closing_app, url => $closing->url);
 for my $name (@stages)
 {
     my $stage = $stages{$name};
     my $app = $api->add_app->{app_id};
     $api->fault(app => $app, %{ $stage->{fault} }) if $stage->{fault};
-    $sql .= $api->setup_sql($name, app => $app, url => $stage->{url} // $api->url);
+    $sql .= $api->setup_sql($name, app => $app, url => $stage->{url} // $api->url, server_options => { rate_limit => 0 });
     $stage->{single} = "SELECT * FROM onesignal_cancel('$app', '00000000-0000-4000-a000-000000000001')";
-    $stage->{batch} = "SELECT * FROM onesignal_cancel_batch('$app', array_fill('00000000-0000-4000-a000-000000000002'::uuid, '{40}'))";
+    $stage->{batch} = "SELECT * FROM onesignal_cancel_batch('$app', array_fill('00000000-0000-4000-a000-000000000002'::uuid, '{1000}'))";
     $stage->{app} = $app;
 }
 $node->safe_psql('postgres', $sql . <<'SQL');
@@ -140,12 +140,13 @@ sub begin_call
     my $connections = $silent->connections;
     my $received = $api->received;
     my $threads = () = glob "/proc/$session->{pid}/task/*";
+    my $many = $statement =~ /batch/ ? 700 : 1;    # of the 800 that may be in flight
     my %arrived = (
         resolving => sub { (() = glob "/proc/$session->{pid}/task/*") > $threads },
         connecting => sub { 1 },
         handshake => sub { $silent->connections > $connections },
-        headers => sub { $api->received > $received },
-        body => sub { $api->received > $received },
+        headers => sub { $api->received >= $received + $many },
+        body => sub { $api->received >= $received + $many },
         retry_after => sub { $api->received > $received });
 
     $session->{psql}->query_until(qr/begun/, "\\echo begun\n$statement;\n");
@@ -264,6 +265,7 @@ sub holdings
 }
 
 still_works($session, 'connections for those that come so far');
+$session->{psql}->query_safe("SELECT count(*) FROM onesignal_cancel_batch('" . $api->app_id . "', array_fill(gen_random_uuid(), '{1000}'))");
 interrupt_many(300);
 still_works($session, 'and the next calls');
 my $before = holdings();
