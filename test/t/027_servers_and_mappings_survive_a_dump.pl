@@ -15,7 +15,7 @@ my $other = $api->add_app(accept_any => 1);
 my $node = PostgreSQL::Test::Cluster->new('main');
 $node->init;
 $node->start;
-$node->safe_psql('postgres', 'CREATE ROLE dumper LOGIN; CREATE ROLE app LOGIN; CREATE SCHEMA tools; GRANT USAGE ON SCHEMA tools TO app; CREATE EXTENSION onesignal_cancel SCHEMA tools;'
+$node->safe_psql('postgres', 'CREATE ROLE dumper LOGIN IN ROLE pg_read_all_data; CREATE ROLE app LOGIN; CREATE SCHEMA tools; GRANT USAGE ON SCHEMA tools TO app; CREATE EXTENSION onesignal_cancel SCHEMA tools;'
     . $api->setup_sql('clinic', key_file => $api->api_key_file, grant => 'app', server_options => { rate_limit => '12.5' })
     . $api->setup_sql('pharmacy', app => $other->{app_id}, grant => 'app'));
 my $options = "SELECT srvname, srvoptions FROM pg_foreign_server ORDER BY 1";
