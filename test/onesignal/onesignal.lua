@@ -14,6 +14,19 @@ local state, messages, received = ngx.shared.state, ngx.shared.messages, ngx.sha
 
 local M = {}
 local dir
+local logging
+
+-- nginx's own clock counts milliseconds; LuaJIT can ask for more.
+local clock = ngx.now
+local has_ffi, ffi = pcall(require, "ffi")
+if has_ffi then
+    ffi.cdef "typedef struct { long s; long us; } onesignal_time; int gettimeofday(onesignal_time *, void *);"
+    local now = ffi.new("onesignal_time")
+    clock = function()
+        ffi.C.gettimeofday(now, nil)
+        return tonumber(now.s) + tonumber(now.us) / 1e6
+    end
+end
 
 -- What each status says when a fault does not say otherwise; texts are OneSignal's where known.
 local ACCESS_DENIED = cjson.encode({
@@ -98,8 +111,8 @@ end
 
 local SAVED = { state = state, messages = messages, received = received }
 
-function M.init(directory)
-    dir = directory
+function M.init(directory, with_log)
+    dir, logging = directory, with_log
     local file = io.open(dir .. "/state", "r")
     if file then
         for line in file:lines() do
@@ -376,6 +389,7 @@ local function resource(uri)
 end
 
 function M.api()
+    if logging then var.arrived = string.format("%.6f", clock()) end
     local conf = current_config()
     local method, what = ngx.req.get_method(), resource(var.uri)
     state:incr("received", 1, 0)

@@ -54,7 +54,7 @@
 #   received(message => $id)     how many DELETEs for it arrived; without arguments: requests of any kind
 #   counts()                     { received => N, answered => { DELETE => { 200 => N, hang => N } } }
 #   requests(%where)             the log: a list of hashes, one a request that has ended, in that order:
-#       time took connection request protocol method uri app_id message_id status key ('right',
+#       time arrived took connection request protocol method uri app_id message_id status key ('right',
 #       'wrong', 'missing') user_agent accept accept_encoding cookie content_length port tls tls_resumed
 #       requests(method => 'DELETE', message_id => $id) returns those that match
 #   wait_for_requests($n, %opts) waits until $n have arrived in all, or message => $id; dies after timeout => 180
