@@ -77,12 +77,38 @@ log_circuit(DeliveryApp *app, DeliveryLane *lane, const char *what, const char *
 	pfree(app_id);
 }
 
+static void
+note_error(DeliveryApp *app, const char *reason)
+{
+	strlcpy(app->last_error, reason, sizeof(app->last_error));
+	app->error_is_new = true;
+}
+
+/* Of several open circuits of an app the table tells of one: its own, or else some lane's. */
+static void
+blame_what_is_open(DeliveryApp *app)
+{
+	dlist_iter	iter;
+
+	app->blamed = NULL;
+	app->changed = true;
+	if (app->circuit.open)
+		return;
+	dlist_foreach(iter, &app->lanes)
+	{
+		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
+
+		if (lane->circuit.open)
+			app->blamed = lane;
+	}
+}
+
 /* A circuit opened just now; lane NULL: the app's own. */
 static void
 note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason)
 {
-	strlcpy(app->reason, reason, sizeof(app->reason));
-	strlcpy(app->last_error, reason, sizeof(app->last_error));
+	strlcpy(lane != NULL ? lane->reason : app->reason, reason, REASON_SIZE);
+	note_error(app, reason);
 	app->blamed = lane;
 	app->changed = true;
 	log_circuit(app, lane, "pausing", reason);
@@ -91,12 +117,9 @@ note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason)
 static void
 note_closed(DeliveryApp *app, DeliveryLane *lane)
 {
-	if (app->blamed == lane)
-	{
-		app->blamed = NULL;
-		app->reason[0] = '\0';
-	}
-	app->changed = true;
+	blame_what_is_open(app);
+	if (lane != NULL)
+		lane->rewind_wanted = true; /* rows that waited for the key */
 	log_circuit(app, lane, "resuming", "");
 }
 
@@ -104,7 +127,7 @@ note_closed(DeliveryApp *app, DeliveryLane *lane)
 static void
 close_circuits(DeliveryApp *app, DeliveryLane *lane, Moment now)
 {
-	if (lane != NULL && circuit_close(&lane->circuit, now.us))
+	if (lane != NULL && lane->has_key && circuit_close(&lane->circuit, now.us))
 		note_closed(app, lane);
 	if (circuit_close(&app->circuit, now.us))
 		note_closed(app, NULL);
@@ -146,6 +169,27 @@ same_credentials(const Credentials *a, const Credentials *b)
 		same_text(a->ca_file, b->ca_file) && same_text(a->proxy, b->proxy);
 }
 
+/*
+ * An app's pace is stated by the server that its requests go through.  Where
+ * roles use different ones, the first has the say as long as it is in use, so
+ * that nobody can slow down or speed up others by a server of his own.
+ */
+static bool
+may_set_pace(DeliveryLane *lane)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &lane->app->lanes)
+	{
+		DeliveryLane *other = dlist_container(DeliveryLane, node, iter.cur);
+
+		if (other != lane && other->has_key && other->credentials.server == lane->app->server)
+			return lane->credentials.server == lane->app->server;
+	}
+	lane->app->server = lane->credentials.server;
+	return true;
+}
+
 /* A new key, server or pace: what was learned of the old ones is void. */
 static void
 adopt_credentials(DeliveryLane *lane, MemoryContext context, const Credentials *credentials, Moment now)
@@ -159,7 +203,7 @@ adopt_credentials(DeliveryLane *lane, MemoryContext context, const Credentials *
 	onesignal_request_begin(&lane->request, &app->app_id, credentials);
 	lane->has_key = true;
 	lane->adopted_us = now.us;
-	if (app->rate_limit != credentials->rate_limit)
+	if (app->rate_limit != credentials->rate_limit && may_set_pace(lane))
 	{
 		app->rate_limit = credentials->rate_limit;
 		pace_init(&app->pace, app->rate_limit);
@@ -205,6 +249,7 @@ apps_check_key(DeliveryLane *lane, Moment now)
 			miss_key(lane, message != NULL ? message : "no API key", now);
 		}
 		credentials_wipe(&credentials);
+		MemoryContextSwitchTo(old);
 		MemoryContextDelete(context);
 	}
 	MemoryContextSwitchTo(old);
@@ -235,6 +280,13 @@ say_status(char *into, size_t size, const HttpAnswer *answer)
 		snprintf(into, size, "HTTP %d, Retry-After %d s", answer->status, answer->retry_after);
 	else
 		snprintf(into, size, "HTTP %d", answer->status);
+
+	/* It goes into the log and a table without further ado. */
+	for (char *c = into; *c != '\0'; c++)
+	{
+		if (*c < ' ' || *c > '~')
+			*c = '?';
+	}
 }
 
 /* OneSignal took the key and is there. */
@@ -242,7 +294,7 @@ static void
 learn_success(DeliveryLane *lane, int64 begun_us, int64 now_us)
 {
 	lane->success_us = begun_us;
-	if (circuit_success(&lane->circuit, begun_us, now_us))
+	if (lane->has_key && circuit_success(&lane->circuit, begun_us, now_us))
 		note_closed(lane->app, lane);
 	if (circuit_success(&lane->app->circuit, begun_us, now_us))
 		note_closed(lane->app, NULL);
@@ -254,11 +306,9 @@ learn_unauthorized(DeliveryLane *lane, const char *reason, int64 begun_us, int64
 	/* The app is there, whatever it thinks of this key. */
 	if (circuit_success(&lane->app->circuit, begun_us, now_us))
 		note_closed(lane->app, NULL);
+	lane->denied_us = now_us;
 	if (circuit_open(&lane->circuit, begun_us, now_us + CIRCUIT_KEY_PAUSE, now_us))
-	{
-		lane->denied_us = now_us;
 		note_opened(lane->app, lane, reason);
-	}
 }
 
 /*
@@ -282,7 +332,7 @@ learn_throttled(DeliveryLane *lane, const HttpAnswer *answer, const char *reason
 {
 	DeliveryApp *app = lane->app;
 	int64		wait = backoff_direct(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state),
-									  answer->retry_after * INT64CONST(1000000));
+									  Min(answer->retry_after, RETRY_AFTER_MAX) * INT64CONST(1000000));
 
 	circuit_abandon(&lane->circuit, begun_us);
 	pace_throttled(&app->pace, begun_us, now_us);
@@ -294,10 +344,13 @@ learn_throttled(DeliveryLane *lane, const HttpAnswer *answer, const char *reason
 void
 apps_learn(DeliveryLane *lane, const HttpAnswer *answer, int64 begun_us)
 {
+	DeliveryApp *app = lane->app;
 	int64		now_us = http_clock_us();
 	char		reason[HTTP_ERROR_SIZE + 32];
 
 	say_status(reason, sizeof(reason), answer);
+	if (answer->status != 200)
+		note_error(app, reason);
 	if (answer->status != 0 && answer->status != 429)
 		pace_answered(&lane->app->pace, now_us);
 	switch (onesignal_glance(answer))
@@ -318,9 +371,96 @@ apps_learn(DeliveryLane *lane, const HttpAnswer *answer, int64 begun_us)
 			learn_success(lane, begun_us, now_us);
 			break;
 	}
+
+	/* Opened, opened once more, or closed: the table has to say until when. */
+	if (app->circuit.changed_at == now_us || lane->circuit.changed_at == now_us)
+		app->changed = true;
+}
+
+/* OneSignal denied this message, and not the key (apps_denies): the lane goes on. */
+void
+apps_excuse(DeliveryLane *lane, int64 begun_us)
+{
+	int64		now_us = http_clock_us();
+
+	circuit_abandon(&lane->circuit, begun_us);
+	if (circuit_success(&lane->app->circuit, begun_us, now_us))
+		note_closed(lane->app, NULL);
+}
+
+/* The lane is about to go: it is out of its app's list. */
+void
+apps_forget_lane(DeliveryLane *lane)
+{
+	if (lane->app->blamed == lane)
+		blame_what_is_open(lane->app);
+}
+
+/* What was written since the last commit may not have been. */
+void
+apps_forget_saved(void)
+{
+	HASH_SEQ_STATUS status;
+	DeliveryApp *app;
+
+	if (apps == NULL)
+		return;
+	hash_seq_init(&status, apps);
+	while ((app = hash_seq_search(&status)) != NULL)
+		app->changed = true;
 }
 
 /* ---- onesignal_app ---- */
+
+static DeliveryLane *
+lane_of_role(DeliveryApp *app, const NameData *role)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &app->lanes)
+	{
+		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
+
+		if (strcmp(NameStr(lane->key.requested_by), NameStr(*role)) == 0)
+			return lane;
+	}
+	return NULL;
+}
+
+/* onesignal_cancel_resume() has cleared what we wrote. */
+static void
+resume_app(DeliveryApp *app, Moment now)
+{
+	dlist_iter	iter;
+
+	close_circuits(app, NULL, now);
+	dlist_foreach(iter, &app->lanes)
+		close_circuits(app, dlist_container(DeliveryLane, node, iter.cur), now);
+	app->changed = app->saved_open = false;
+}
+
+/*
+ * From before this deliverer, and so no news to log.  Should its time be over,
+ * a probe comes first all the same.
+ */
+static void
+restore_circuit(DeliveryApp *app, const QueueApp *saved, Moment now)
+{
+	bool		of_lane = NameStr(saved->circuit_role)[0] != '\0';
+	DeliveryLane *lane = of_lane ? lane_of_role(app, &saved->circuit_role) : NULL;
+	int64		until_us = now.us + Max(saved->circuit_until - now.ts, 0);
+
+	app->saved_open = true;
+	if (of_lane && lane == NULL)
+	{
+		app->changed = true;	/* it has nothing pending any more */
+		return;
+	}
+	(void) circuit_open(lane != NULL ? &lane->circuit : &app->circuit, now.us, until_us, now.us);
+	strlcpy(lane != NULL ? lane->reason : app->reason,
+			saved->circuit_reason != NULL ? saved->circuit_reason : "", REASON_SIZE);
+	app->blamed = lane;
+}
 
 /* What onesignal_app says: pauses and circuits from before, and their end by onesignal_cancel_resume(). */
 void
@@ -332,25 +472,12 @@ apps_read(Moment now)
 	{
 		QueueApp   *saved = lfirst(cell);
 		DeliveryApp *app = apps_get(&saved->app_id);
-		int64		until_us = now.us + (saved->circuit_until - now.ts);
-		dlist_iter	iter;
 
 		app->paused_until = saved->paused_until;
 		if (saved->circuit_until == 0 && app->saved_open && !app->changed)
-		{
-			dlist_foreach(iter, &app->lanes)
-				close_circuits(app, dlist_container(DeliveryLane, node, iter.cur), now);
-			app->changed = app->saved_open = false;
-		}
-		else if (saved->circuit_until > now.ts && !app->saved_open && !app->changed &&
-				 NameStr(saved->circuit_role)[0] == '\0')
-		{
-			/* From before this deliverer: no news to log. */
-			(void) circuit_open(&app->circuit, now.us, until_us, now.us);
-			strlcpy(app->reason, saved->circuit_reason != NULL ? saved->circuit_reason : "",
-					sizeof(app->reason));
-			app->saved_open = true;
-		}
+			resume_app(app, now);
+		else if (saved->circuit_until != 0 && !app->saved_open && !app->changed)
+			restore_circuit(app, saved, now);
 	}
 }
 
@@ -364,12 +491,12 @@ save_app(DeliveryApp *app, Moment now)
 	if (circuit->open)
 	{
 		row.circuit_until = now.ts + (circuit->open_until - now.us);
-		row.circuit_reason = app->reason;
+		row.circuit_reason = app->blamed != NULL ? app->blamed->reason : app->reason;
 		if (app->blamed != NULL)
 			row.circuit_role = app->blamed->key.requested_by;
 	}
 	row.pace = app->pace.rate;
-	row.last_error = app->last_error[0] != '\0' ? app->last_error : NULL;
+	row.last_error = app->error_is_new ? app->last_error : NULL;
 	app->saved_us = now.us;
 	app->saved_pace = app->pace.rate;
 	if (!queue_save_app(&row))
@@ -378,7 +505,7 @@ save_app(DeliveryApp *app, Moment now)
 		return;
 	}
 	app->saved_open = circuit->open;
-	app->changed = false;
+	app->changed = app->error_is_new = false;
 }
 
 /*
@@ -391,11 +518,12 @@ apps_wants_saving(const DeliveryApp *app, Moment now)
 	return app->changed && now.us - app->refused_us > SAVE_US;
 }
 
-/* The pace is for people who look how far it is: each second will do. */
+/* Pace and last error are for people who look how it goes: each second will do. */
 static bool
-has_new_pace(const DeliveryApp *app, Moment now)
+has_small_news(const DeliveryApp *app, Moment now)
 {
-	return now.us - app->saved_us > SAVE_US && app->pace.rate != app->saved_pace;
+	return now.us - app->saved_us > SAVE_US &&
+		(app->pace.rate != app->saved_pace || app->error_is_new);
 }
 
 /* Writes what changed since the last visit. */
@@ -408,7 +536,7 @@ apps_save(Moment now)
 	hash_seq_init(&status, apps);
 	while ((app = hash_seq_search(&status)) != NULL)
 	{
-		if (apps_wants_saving(app, now) || has_new_pace(app, now))
+		if (apps_wants_saving(app, now) || has_small_news(app, now))
 			save_app(app, now);
 	}
 }

@@ -11,6 +11,9 @@ extern void apps_open(MemoryContext context);
 extern DeliveryApp *apps_get(const pg_uuid_t *app_id);
 
 extern bool apps_denies(const DeliveryLane *lane, const QueueRow *row, Moment now);
+extern void apps_excuse(DeliveryLane *lane, int64 begun_us);
+extern void apps_forget_lane(DeliveryLane *lane);
+extern void apps_forget_saved(void);
 extern void apps_learn(DeliveryLane *lane, const HttpAnswer *answer, int64 begun_us);
 extern void apps_drop_key(DeliveryLane *lane);
 extern bool apps_needs_key_check(const DeliveryLane *lane, Moment now);

@@ -39,11 +39,12 @@
 #define RECORD_DELAY_US		INT64CONST(20000)
 
 /* Outcomes kept for rows that somebody else has locked: at most so many, ... */
-#define KEPT_MAX			1000
+#define KEPT_MAX			5000
 
 /* ... tried again so soon, doubling up to the second figure. */
 #define KEPT_DELAY_MIN_US	INT64CONST(100000)
 #define KEPT_DELAY_MAX_US	INT64CONST(5000000)
+#define UNRECORDABLE_DELAY_MAX_US	INT64CONST(60000000)
 
 /* A 404 may mean that OneSignal does not know the message yet: design, section 3. */
 #define NOT_FOUND_WINDOW	(60 * USECS_PER_SEC)
@@ -60,18 +61,20 @@
 typedef struct DeliveryItem
 {
 	dlist_node	node;			/* in answered or kept, or on the wire */
+	dlist_node	any;			/* in items, always */
 	DeliveryLane *lane;
 	QueueRow	row;
 	char	   *api_key;		/* that it was sent with: to be removed from the answer */
 	HttpAnswer	answer;
 	char	   *body;			/* answer.body */
 	TimestampTz begun;
-	bool		denied;			/* should it be 401 or 403: it is not the key's fault */
+	bool		denied;			/* 401 or 403, and not on account of the key */
 	int64		keep_us;		/* how long it is kept until tried again */
 	int64		again_us;		/* when that is */
 } DeliveryItem;
 
 static MemoryContext delivery_context = NULL;	/* items; dropped with them after an error */
+static dlist_head items = DLIST_STATIC_INIT(items);
 static dlist_head answered;
 static int	answered_count = 0;
 static int64 answered_since;	/* the oldest of them */
@@ -87,6 +90,7 @@ begin_request(DeliveryLane *lane, const QueueRow *row, Moment now)
 	DeliveryItem *item = MemoryContextAllocZero(delivery_context, sizeof(DeliveryItem));
 	HttpRequest *request = onesignal_request(&lane->request, &row->message_id);
 
+	dlist_push_tail(&items, &item->any);
 	item->lane = lane;
 	item->row = *row;
 	item->begun = now.ts;
@@ -110,8 +114,12 @@ begin_requests(Moment now)
 static void
 free_item(DeliveryItem *item)
 {
-	explicit_bzero(item->api_key, strlen(item->api_key));
-	pfree(item->api_key);
+	dlist_delete(&item->any);
+	if (item->api_key != NULL)
+	{
+		explicit_bzero(item->api_key, strlen(item->api_key));
+		pfree(item->api_key);
+	}
 	if (item->body != NULL)
 		pfree(item->body);
 	pfree(item);
@@ -133,8 +141,12 @@ take_answer(HttpExchange *exchange)
 	}
 	else
 		item->answer.body = "";
-	item->denied = apps_denies(item->lane, &item->row, lanes_now());
-	apps_learn(item->lane, answer, http_begun_us(exchange));
+	item->denied = (answer->status == 401 || answer->status == 403) &&
+		apps_denies(item->lane, &item->row, lanes_now());
+	if (item->denied)
+		apps_excuse(item->lane, http_begun_us(exchange));
+	else
+		apps_learn(item->lane, answer, http_begun_us(exchange));
 	http_release(exchange);
 
 	if (answered_count++ == 0)
@@ -216,7 +228,8 @@ decide(const DeliveryItem *item, QueueOutcome *outcome)
 	outcome->unanswered = item->row.unanswered || judged.verdict == CANCEL_UNANSWERED;
 	outcome->state = decide_state(item, &judged, outcome, now);
 	if (outcome->state == QUEUE_PENDING)
-		outcome->next_attempt_at = judged.verdict == CANCEL_UNAUTHORIZED ? now :
+		outcome->next_attempt_at = judged.verdict == CANCEL_UNAUTHORIZED ?
+			now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC :	/* others are probed first */
 			next_attempt(item, &judged, now);
 	if (outcome->state == QUEUE_REFUSED && item->row.unanswered)
 		add_unanswered_hint(outcome, &judged);
@@ -235,13 +248,17 @@ log_given_up(const QueueOutcome *outcome)
 }
 
 static void
-keep(DeliveryItem *item, int64 now_us)
+keep(DeliveryItem *item, QueueRecorded recorded, int64 now_us)
 {
-	item->keep_us = Min(KEPT_DELAY_MAX_US, Max(KEPT_DELAY_MIN_US, 2 * item->keep_us));
+	/* What cannot be written is logged each time, and waits for somebody to act. */
+	int64		longest_us = recorded == QUEUE_LOCKED ? KEPT_DELAY_MAX_US : UNRECORDABLE_DELAY_MAX_US;
+
+	item->keep_us = Min(longest_us, Max(KEPT_DELAY_MIN_US, 2 * item->keep_us));
 	item->again_us = now_us + item->keep_us;
 	kept_next = kept_count == 0 ? item->again_us : Min(kept_next, item->again_us);
 	dlist_push_tail(&kept, &item->node);
 	kept_count++;
+	item->lane->kept++;
 }
 
 static void
@@ -249,7 +266,7 @@ settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
 {
 	if (recorded != QUEUE_RECORDED)
 	{
-		keep(item, http_clock_us());
+		keep(item, recorded, http_clock_us());
 		return;
 	}
 	if (outcome->state == QUEUE_FAILED)
@@ -280,6 +297,7 @@ take_kept(int64 now_us)
 		dlist_delete(&item->node);
 		dlist_push_head(&answered, &item->node);
 		kept_count--;
+		item->lane->kept--;
 		if (answered_count++ == 0)
 			answered_since = now_us;
 	}
@@ -291,15 +309,15 @@ take_kept(int64 now_us)
  * are they settled: an error before leaves them to be sent again.
  */
 static int
-record_answers(DeliveryItem **items, QueueOutcome *outcomes, QueueRecorded *recorded)
+record_answers(DeliveryItem **batch, QueueOutcome *outcomes, QueueRecorded *recorded)
 {
 	int			count = 0;
 
 	while (count < RECORD_MAX && !dlist_is_empty(&answered))
 	{
-		items[count] = dlist_container(DeliveryItem, node, dlist_pop_head_node(&answered));
+		batch[count] = dlist_container(DeliveryItem, node, dlist_pop_head_node(&answered));
 		answered_count--;
-		decide(items[count], &outcomes[count]);
+		decide(batch[count], &outcomes[count]);
 		count++;
 	}
 	answered_since = http_clock_us();
@@ -314,7 +332,7 @@ visit_tables(bool in_procedure)
 {
 	MemoryContext old = CurrentMemoryContext;
 	MemoryContext scratch;
-	DeliveryItem *items[RECORD_MAX];
+	DeliveryItem *batch[RECORD_MAX];
 	QueueRecorded recorded[RECORD_MAX];
 	QueueOutcome *outcomes;
 	int			count;
@@ -328,13 +346,13 @@ visit_tables(bool in_procedure)
 		return false;
 	}
 	outcomes = palloc(sizeof(QueueOutcome) * RECORD_MAX);
-	count = record_answers(items, outcomes, recorded);
+	count = record_answers(batch, outcomes, recorded);
 	lanes_fill(lanes_now());
 	queue_commit();
 
 	MemoryContextSwitchTo(scratch);
 	for (int i = 0; i < count; i++)
-		settle(items[i], &outcomes[i], recorded[i]);
+		settle(batch[i], &outcomes[i], recorded[i]);
 	MemoryContextSwitchTo(old);
 	MemoryContextDelete(scratch);
 	return true;
@@ -355,6 +373,8 @@ static void
 forget_everything(void)
 {
 	http_abandon();
+	while (!dlist_is_empty(&items))
+		free_item(dlist_head_element(DeliveryItem, any, &items));
 	lanes_forget_taken();
 	if (delivery_context != NULL)
 		MemoryContextReset(delivery_context);
@@ -452,12 +472,19 @@ delivery_run(const DeliveryOptions *options)
 	PG_TRY();
 	{
 		next_due = run(options);
+		if (next_due == DT_NOBEGIN)
+			forget_everything();	/* some may be on the wire */
 	}
 	PG_CATCH();
 	{
 		forget_everything();
+		apps_forget_saved();
+		lanes_forget_keys();
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	/* A session that CALLed goes on to other things. */
+	if (options->in_procedure)
+		lanes_forget_keys();
 	return next_due;
 }

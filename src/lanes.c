@@ -43,9 +43,14 @@
 /* After a scan from the head, the next one waits that many times as long as it took. */
 #define SCAN_SHARE			4
 
-/* Reading this many rows that are not due takes about 20 ms; then not more often than that. */
+/* Reading so many rows that are not due takes about 0.2 and 20 ms: then only so often. */
+#define PASSED_OVER_SOME	100
+#define REWIND_SOME_US		INT64CONST(200000)
 #define PASSED_OVER_MANY	10000
-#define REWIND_US			INT64CONST(2000000)
+#define REWIND_MANY_US		INT64CONST(2000000)
+
+/* Outcomes that wait for locked rows: with so many, a lane begins no more. */
+#define LANE_KEPT_MAX		200
 
 /* One visit passes over at most this many fetches' rows, lest it become a long transaction. */
 #define FETCHES_MAX			20
@@ -159,9 +164,8 @@ remove_lane(DeliveryLane *lane)
 	apps_drop_key(lane);
 	if (lane->rows != NULL)
 		pfree(lane->rows);
-	if (lane->app->blamed == lane)
-		lane->app->blamed = NULL;
 	dlist_delete(&lane->node);
+	apps_forget_lane(lane);
 	hash_search(lanes, &lane->key, HASH_REMOVE, NULL);
 }
 
@@ -177,17 +181,27 @@ rewind_lane(DeliveryLane *lane, int64 now_us)
 	lane->rewound_us = now_us;
 }
 
-/*
- * Somebody committed more, maybe something that is sent sooner.  Where many
- * rows at the head wait for their time, going back there for each commit would
- * keep the scan from ever coming to those behind.
- */
-static void
-rewind_if_wanted(DeliveryLane *lane, int64 now_us)
+/* Somebody committed more, maybe something that is sent sooner; or a row that was passed over is due. */
+static bool
+wants_rewind(const DeliveryLane *lane, Moment now)
 {
-	if (lane->rewind_wanted &&
-		(lane->passed_over < PASSED_OVER_MANY || now_us - lane->rewound_us > REWIND_US))
-		rewind_lane(lane, now_us);
+	return lane->rewind_wanted || lane->next_due <= now.ts;
+}
+
+/*
+ * When it may go back to the head.  Where many rows there wait for their time,
+ * going back for each commit or each of them would read the same rows again
+ * and again, and never come to those behind; and a lane that has far to go
+ * does not go back for every single retry.
+ */
+static int64
+rewind_after_us(const DeliveryLane *lane)
+{
+	if (lane->passed_over >= PASSED_OVER_MANY || (!lane->exhausted && !lane->rewind_wanted))
+		return lane->rewound_us + REWIND_MANY_US;
+	if (lane->passed_over >= PASSED_OVER_SOME)
+		return lane->rewound_us + REWIND_SOME_US;
+	return 0;
 }
 
 
@@ -237,10 +251,16 @@ is_hungry(DeliveryLane *lane, Moment now)
 {
 	if (!lane->has_key || !may_start(lane, now))
 		return false;
-	rewind_if_wanted(lane, now.us);
-	if (lane->exhausted && lane->next_due <= now.ts)
+	if (wants_rewind(lane, now) && now.us >= rewind_after_us(lane))
 		rewind_lane(lane, now.us);
 	return lane->row_next >= lane->row_count && !lane->exhausted;
+}
+
+/* Rejected with its key, a row lets others be the next probe; when the lane is open, it is due. */
+static bool
+waited_for_the_key(const DeliveryLane *lane, const QueueRow *row)
+{
+	return (row->http_status == 401 || row->http_status == 403) && !lane->circuit.open;
 }
 
 /* Rows that wait for their time, or whose outcome is being had, stay behind. */
@@ -254,7 +274,7 @@ keep_due_rows(DeliveryLane *lane, int count, Moment now)
 
 		if (row != NULL)
 			row->renewed |= row->requested_at != lane->rows[i].requested_at;
-		else if (lane->rows[i].next_attempt_at > now.ts)
+		else if (lane->rows[i].next_attempt_at > now.ts && !waited_for_the_key(lane, &lane->rows[i]))
 		{
 			lane->next_due = Min(lane->next_due, lane->rows[i].next_attempt_at);
 			lane->passed_over++;
@@ -295,11 +315,16 @@ fetch_lane(DeliveryLane *lane, Moment now)
 	lane->rows = repalloc(lane->rows, sizeof(QueueRow) * size);
 	lane->fetched_to = lane->cursor;
 	lane->row_count = lane->row_next = 0;
-	do
+	for (;;)
 	{
 		count = queue_fetch(&lane->key, &lane->fetched_to, lane->rows, size);
 		keep_due_rows(lane, count, now);
-	} while (count == size && lane->row_count == 0 && ++fetches < FETCHES_MAX);
+		if (count < size || lane->row_count > 0 || ++fetches >= FETCHES_MAX)
+			break;
+		/* None of these was due: larger steps lead to those that are. */
+		size = FETCH_MAX;
+		lane->rows = repalloc(lane->rows, sizeof(QueueRow) * size);
+	}
 	lane->exhausted = count < size;
 	lane->fetched_us = now.us;
 	if (lane->row_count == 0)
@@ -340,8 +365,8 @@ lanes_fill(Moment now)
 	if (scan)
 	{
 		scan_wanted = false;
-		apps_read(now);
 		list_lanes();
+		apps_read(now);
 	}
 	hash_seq_init(&status, lanes);
 	while ((lane = hash_seq_search(&status)) != NULL)
@@ -369,7 +394,8 @@ soonest_lane(DeliveryApp *app, Moment now)
 	{
 		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
 
-		if (lane->row_next >= lane->row_count || circuit_next(&lane->circuit, now.us) > now.us)
+		if (lane->row_next >= lane->row_count || !lane->has_key || lane->kept >= LANE_KEPT_MAX ||
+			circuit_next(&lane->circuit, now.us) > now.us)
 			continue;
 		if (soonest == NULL ||
 			lane->rows[lane->row_next].send_after < soonest->rows[soonest->row_next].send_after)
@@ -453,16 +479,35 @@ lanes_forget_taken(void)
 
 	if (lanes_context == NULL)
 		return;
-	hash_destroy(taken);
+	if (taken != NULL)
+		hash_destroy(taken);
+	taken = NULL;				/* should there be no memory for another */
 	taken = make_hash("onesignal taken", sizeof(TakenKey), sizeof(TakenRow));
 	hash_seq_init(&status, lanes);
 	while ((lane = hash_seq_search(&status)) != NULL)
 	{
-		lane->items = 0;
+		lane->items = lane->kept = 0;
 		lane->circuit.probing = lane->app->circuit.probing = false;
 		rewind_lane(lane, 0);
 	}
 	scan_wanted = true;
+}
+
+/* They are looked up again before the next request. */
+void
+lanes_forget_keys(void)
+{
+	HASH_SEQ_STATUS status;
+	DeliveryLane *lane;
+
+	if (lanes_context == NULL)
+		return;
+	hash_seq_init(&status, lanes);
+	while ((lane = hash_seq_search(&status)) != NULL)
+	{
+		apps_drop_key(lane);
+		lane->checked_us = 0;
+	}
 }
 
 static TimestampTz
@@ -482,8 +527,13 @@ lane_next_due(DeliveryLane *lane, Moment now)
 		return DT_NOEND;
 	if (app->paused_until > now.ts)
 		return app->paused_until;
-	if (lane->row_next < lane->row_count || !lane->exhausted || lane->rewind_wanted)
+	if (lane->kept >= LANE_KEPT_MAX)
+		return DT_NOEND;		/* until some are recorded, for which the run stays awake */
+	if (lane->row_next < lane->row_count || !lane->exhausted)
 		next = now.ts;
+	else if (lane->rewind_wanted || lane->next_due != DT_NOEND)
+		next = Max(lane->rewind_wanted ? now.ts : lane->next_due,
+				   on_table_clock(rewind_after_us(lane), now));
 	if (next == DT_NOEND)
 		return next;
 	next = Max(next, on_table_clock(circuit_next(&app->circuit, now.us), now));

@@ -18,6 +18,9 @@ typedef struct Moment
 	TimestampTz ts;
 } Moment;
 
+/* What is kept of why a circuit opened */
+#define REASON_SIZE 300
+
 typedef struct DeliveryApp
 {
 	pg_uuid_t	app_id;			/* hash key: first */
@@ -26,6 +29,7 @@ typedef struct DeliveryApp
 	bool		is_ready;
 	int			fetched;		/* rows in its lanes' buffers */
 	Pace		pace;
+	Oid			server;			/* that stated its pace */
 	double		rate_limit;
 	Circuit		circuit;
 	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
@@ -34,9 +38,10 @@ typedef struct DeliveryApp
 	int64		refused_us;		/* ... in vain */
 	double		saved_pace;
 	bool		saved_open;		/* what onesignal_app says of a circuit */
-	char		reason[512];	/* why a circuit of its is open */
-	char		last_error[512];
-	struct DeliveryLane *blamed;	/* whose circuit it is; NULL: the app's own */
+	char		reason[REASON_SIZE];	/* why its own circuit is open */
+	char		last_error[REASON_SIZE];
+	bool		error_is_new;	/* since that was written */
+	struct DeliveryLane *blamed;	/* whose circuit is told of; NULL: the app's own */
 } DeliveryApp;
 
 typedef struct DeliveryLane
@@ -45,6 +50,7 @@ typedef struct DeliveryLane
 	dlist_node	node;			/* in app->lanes */
 	DeliveryApp *app;
 	Circuit		circuit;
+	char		reason[REASON_SIZE];	/* why it is open */
 	MemoryContext context;		/* of credentials and request; NULL: none yet */
 	Credentials credentials;
 	CancelRequest request;
@@ -66,6 +72,7 @@ typedef struct DeliveryLane
 	int64		rewound_us;		/* ... which was then */
 	bool		rewind_wanted;
 	int			items;			/* begun and not yet recorded */
+	int			kept;			/* of these: answered, but the row is locked */
 	bool		listed;			/* it has pending rows */
 } DeliveryLane;
 
@@ -80,6 +87,7 @@ extern void lanes_fill(Moment now);	/* between queue_begin() and queue_commit() 
 extern bool lanes_take(Moment now, DeliveryLane **lane, QueueRow *row);
 extern void lanes_put_back(DeliveryLane *lane, const QueueRow *row, TimestampTz next_due);
 extern void lanes_forget_taken(void);
+extern void lanes_forget_keys(void);
 extern TimestampTz lanes_next_due(Moment now);
 
 #endif

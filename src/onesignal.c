@@ -31,9 +31,6 @@
 /* What is shown of a body that is not OneSignal's */
 #define EXCERPT_LENGTH_MAX	200
 
-/* Longer waits are not OneSignal's: design, section 3. */
-#define RETRY_AFTER_MAX		3600
-
 #define KEY_PLACEHOLDER		"[api key]"
 
 /* ---- text from outside ---- */

@@ -9,6 +9,9 @@
 #include "http.h"
 #include "utils/uuid.h"
 
+/* Longer waits are not OneSignal's: design, section 3. */
+#define RETRY_AFTER_MAX		3600
+
 /* What an answer means for the message; design, section 3. */
 typedef enum CancelVerdict
 {

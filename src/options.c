@@ -390,6 +390,11 @@ onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
 	if (catalog == ForeignServerRelationId && options_get(options, "app_id") == NULL)
 		refuse(ERRCODE_FDW_OPTION_NAME_NOT_FOUND, "option \"app_id\" is required", NULL,
 			   "Say which OneSignal app the server stands for: OPTIONS (app_id '...').");
+	if (options_get(options, "proxy") != NULL && options_get(options, "base_url") != NULL &&
+		pg_strncasecmp(options_get(options, "base_url"), "http:", 5) == 0)
+		refuse(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE,
+			   "option \"proxy\" needs a base_url that starts with https://",
+			   "Without TLS the proxy would see the key.", NULL);
 	if (options_get(options, "api_key") != NULL && options_get(options, "api_key_file") != NULL)
 		refuse(ERRCODE_FDW_INVALID_OPTION_NAME,
 			   "options \"api_key\" and \"api_key_file\" exclude each other", NULL,

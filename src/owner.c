@@ -34,6 +34,7 @@
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
+#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "owner.h"
@@ -124,6 +125,7 @@ owner_find_and_lock(Installation *installation)
 			return true;
 		/* Takes in what changed while it waited. */
 		locked = installation->message_table;
+		InvalidateCatalogSnapshot();
 		LockRelationOid(locked, RowExclusiveLock);
 	}
 	return false;

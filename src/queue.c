@@ -48,12 +48,22 @@ end_worker_transaction(void)
 	pgstat_report_stat(true);
 }
 
+/* The extension is gone, and nothing of a transaction is begun but itself. */
+static bool
+nothing_to_begin(void)
+{
+	if (!transaction.in_procedure)
+		CommitTransactionCommand();
+	return false;
+}
+
 bool
 queue_begin(bool in_procedure)
 {
 	MemoryContext old = CurrentMemoryContext;
 
 	transaction.in_procedure = in_procedure;
+	transaction.open = false;
 	if (in_procedure)
 	{
 		/* Whatever the session's default: a row that changed meanwhile is no error. */
@@ -65,18 +75,22 @@ queue_begin(bool in_procedure)
 		owner_settle();
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
+	}
+
+	/* It may have to wait for the table's lock: without a snapshot, for VACUUM's sake. */
+	transaction.open = owner_find_and_lock(&transaction.installation);
+	MemoryContextSwitchTo(old);
+	if (!transaction.open)
+		return nothing_to_begin();
+	if (!in_procedure)
+	{
 		PushActiveSnapshot(GetTransactionSnapshot());	/* SPI wants one; each statement takes its own */
 		SPI_connect();
 	}
 	record_begin();
-
-	transaction.open = owner_find_and_lock(&transaction.installation);
-	if (transaction.open)
-		owner_enter(&transaction.owner, transaction.installation.owner);
-	else if (!in_procedure)
-		end_worker_transaction();
+	owner_enter(&transaction.owner, transaction.installation.owner);
 	MemoryContextSwitchTo(old);
-	return transaction.open;
+	return true;
 }
 
 void

@@ -120,7 +120,7 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		" response = u.response::pg_catalog.jsonb, attempts = u.attempts,"
 		" unanswered = u.unanswered, first_attempt_at = u.first_attempt_at,"
 		" last_attempt_at = u.last_attempt_at, next_attempt_at = u.next_attempt_at,"
-		" finished_at = CASE WHEN u.state" NE "'pending' THEN pg_catalog.now() END"
+		" finished_at = CASE WHEN u.state" NE "'pending' THEN pg_catalog.clock_timestamp() END"
 		" FROM unlocked AS u"
 		" WHERE m.message_id" EQ "u.message_id AND m.app_id" EQ "u.app_id"
 		" RETURNING u.ordinal",

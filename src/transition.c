@@ -234,11 +234,9 @@ take_back(MessageRow *row, Shared *shared, MessageState state)
 	switch (state)
 	{
 		case STATE_PENDING:
-			require_access(row, shared);
-			reset(row);
-			break;
 		case STATE_REFUSED:
 		case STATE_FAILED:
+			require_access(row, shared);
 			reset(row);
 			break;
 		case STATE_CANCELED:

@@ -3,9 +3,9 @@
 -- Nothing listens on port 1 of this machine: what passes all checks has no
 -- answer, and nothing leaves the machine.
 SET client_min_messages = warning;
-SET client_min_messages = warning; -- no word on the preload, which this server may have or not
 CREATE EXTENSION onesignal_cancel;
-RESET client_min_messages;
+-- Nothing leaves this machine on account of a test.
+SET onesignal_cancel.background_delivery = off;
 SET onesignal_cancel.max_retries = 0;
 \pset format unaligned
 \pset tuples_only on

@@ -5,9 +5,7 @@ SET client_min_messages = warning;
 
 -- into the schema that the user chooses, and to stay there
 CREATE SCHEMA regress_onesignal;
-SET client_min_messages = warning; -- no word on the preload, which this server may have or not
 CREATE EXTENSION onesignal_cancel SCHEMA regress_onesignal;
-RESET client_min_messages;
 
 -- Of types that come with others (arrays, rows of tables), some versions of
 -- PostgreSQL say that they belong to the extension.
@@ -53,7 +51,6 @@ CREATE SERVER clinic FOREIGN DATA WRAPPER onesignal OPTIONS (app_id '5e605fcd-de
 DROP EXTENSION onesignal_cancel;
 SET client_min_messages = error;
 DROP EXTENSION onesignal_cancel CASCADE;
-RESET client_min_messages;
 SELECT count(*) FROM pg_foreign_server;
 
 DROP VIEW members;

@@ -3,9 +3,7 @@ SET client_min_messages = warning;
 -- a superuser whose name is known
 CREATE ROLE regress_onesignal_admin SUPERUSER;
 SET SESSION AUTHORIZATION regress_onesignal_admin;
-SET client_min_messages = warning; -- no word on the preload, which this server may have or not
 CREATE EXTENSION onesignal_cancel;
-RESET client_min_messages;
 -- Nothing is to be delivered here.
 SET onesignal_cancel.background_delivery = off;
 \pset format unaligned
@@ -305,9 +303,7 @@ DROP VIEW rows;
 DROP PROCEDURE delivered;
 DROP EXTENSION onesignal_cancel CASCADE;
 CREATE SCHEMA "else Where@";
-SET client_min_messages = warning; -- no word on the preload, which this server may have or not
 CREATE EXTENSION onesignal_cancel SCHEMA "else Where@";
-RESET client_min_messages;
 CREATE SERVER clinic FOREIGN DATA WRAPPER onesignal OPTIONS (app_id :'app');
 CREATE USER MAPPING FOR PUBLIC SERVER clinic OPTIONS (api_key 'os_v2_app_secret');
 SELECT "else Where@".onesignal_cancel_enqueue(:'app', m(70));

@@ -1,8 +1,8 @@
 -- What the options of servers and user mappings may say, and who may set them.
 SET client_min_messages = warning;
-SET client_min_messages = warning; -- no word on the preload, which this server may have or not
 CREATE EXTENSION onesignal_cancel;
-RESET client_min_messages;
+-- Nothing leaves this machine on account of a test.
+SET onesignal_cancel.background_delivery = off;
 \pset format unaligned
 \pset tuples_only on
 

@@ -3,9 +3,7 @@ SET client_min_messages = warning;
 -- a superuser whose name is known
 CREATE ROLE regress_onesignal_admin SUPERUSER;
 SET SESSION AUTHORIZATION regress_onesignal_admin;
-SET client_min_messages = warning; -- no word on the preload, which this server may have or not
 CREATE EXTENSION onesignal_cancel;
-RESET client_min_messages;
 -- Nothing is to be delivered here.
 SET onesignal_cancel.background_delivery = off;
 \pset format unaligned
