@@ -13,8 +13,8 @@
  * - FORCE ROW LEVEL SECURITY does not apply (SECURITY_NOFORCE_RLS).
  *
  * The planner's settings are there because a plan is made when the table may
- * still be empty and is used when it holds millions: the indexes that these
- * statements were written for are always the right choice.
+ * still be empty and is used when it holds millions: they leave the planner
+ * nothing but the index that a statement was written for.
  *
  * Assigning session_replication_role discards every plan of the session, which
  * costs a CALL some milliseconds a batch and would cost the worker the same.

@@ -39,14 +39,19 @@
 	" AND requested_at IS NOT NULL"
 
 /*
- * Which row an outcome may be written to.  A cancel that worked is the truth,
- * whatever the row says now; anything else counts only for the request that it
- * was sent for.
+ * The row that an outcome may be written to.  A cancel that worked is the
+ * truth, whatever the row says now; anything else counts only for the request
+ * that it was sent for.
+ *
+ * A lateral subquery that cannot be pulled up, and then a join by address, so
+ * that the planner has but one way: outcome by outcome.  A plan that was made
+ * while the table was empty would else scan all of it for each.
  */
-#define DUE_FOR \
-	" ON m.message_id" EQ "o.message_id AND m.app_id" EQ "o.app_id" \
-	" WHERE (o.state" EQ "'canceled' AND m.state" NE "'canceled')" \
-	" OR (m.state" EQ "'pending' AND m.requested_at" EQ "o.requested_at)"
+#define ROW_OF_OUTCOME \
+	"SELECT m.ctid AS address FROM @onesignal_message AS m" \
+	" WHERE m.message_id" EQ "o.message_id AND m.app_id" EQ "o.app_id" \
+	" AND ((o.state" EQ "'canceled' AND m.state" NE "'canceled')" \
+	" OR (m.state" EQ "'pending' AND m.requested_at" EQ "o.requested_at))"
 
 /* Never waits for onesignal_cancel_pause() in a transaction left open. */
 #define UNLOCKED_APP \
@@ -106,15 +111,14 @@ static const StatementText statements[STATEMENT_COUNT] = {
 	 */
 	[STATEMENT_RECORD] = {
 		"WITH unlocked AS MATERIALIZED ("
-		"SELECT o.* FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2),"
+		"SELECT o.*, m.address FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2),"
 		" pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5),"
 		" pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8),"
 		" pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11),"
 		" pg_catalog.unnest($12)) WITH ORDINALITY"
 		" AS o (app_id, message_id, requested_at, state, http_status, errors, response,"
 		" first_attempt_at, last_attempt_at, next_attempt_at, attempts, unanswered, ordinal)"
-		" JOIN @onesignal_message AS m" DUE_FOR
-		" FOR NO KEY UPDATE OF m SKIP LOCKED)"
+		" CROSS JOIN LATERAL (" ROW_OF_OUTCOME " FOR NO KEY UPDATE SKIP LOCKED) AS m)"
 		" UPDATE @onesignal_message AS m SET state = u.state::@onesignal_message_state,"
 		" http_status = u.http_status, errors = u.errors::pg_catalog.text[],"
 		" response = u.response::pg_catalog.jsonb, attempts = u.attempts,"
@@ -122,8 +126,7 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		" last_attempt_at = u.last_attempt_at, next_attempt_at = u.next_attempt_at,"
 		" finished_at = CASE WHEN u.state" NE "'pending' THEN pg_catalog.clock_timestamp() END"
 		" FROM unlocked AS u"
-		" WHERE m.message_id" EQ "u.message_id AND m.app_id" EQ "u.app_id"
-		" RETURNING u.ordinal",
+		" WHERE m.ctid" EQ "u.address RETURNING u.ordinal",
 		12, {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, INT4ARRAYOID,
 			TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
 		TIMESTAMPTZARRAYOID, INT4ARRAYOID, BOOLARRAYOID}
@@ -138,7 +141,7 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		"SELECT o.ordinal FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2),"
 		" pg_catalog.unnest($3), pg_catalog.unnest($4)) WITH ORDINALITY"
 		" AS o (app_id, message_id, requested_at, state, ordinal)"
-		" JOIN @onesignal_message AS m" DUE_FOR,
+		" CROSS JOIN LATERAL (" ROW_OF_OUTCOME " OFFSET 0) AS m",
 		4, {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID}
 	},
 
