@@ -30,6 +30,7 @@
 #include "catalog/pg_extension.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
+#include "utils/acl.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -98,20 +99,29 @@ find_extension(Installation *installation)
 	return found;
 }
 
-bool
-owner_find(Installation *installation)
+static bool
+find_table(const char *name, Oid schema, Oid *table, Oid *owner)
 {
 	HeapTuple	tuple;
 
-	if (!find_extension(installation))
-		return false;
-	installation->message_table = get_relname_relid("onesignal_message", installation->schema);
-	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(installation->message_table));
+	*table = get_relname_relid(name, schema);
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(*table));
 	if (!HeapTupleIsValid(tuple))
 		return false;
-	installation->owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	*owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
 	ReleaseSysCache(tuple);
 	return true;
+}
+
+bool
+owner_find(Installation *installation)
+{
+	Oid			app_table;
+
+	return find_extension(installation) &&
+		find_table("onesignal_message", installation->schema,
+				   &installation->message_table, &installation->owner) &&
+		find_table("onesignal_app", installation->schema, &app_table, &installation->app_owner);
 }
 
 bool
@@ -141,10 +151,15 @@ set_all(const Setting *settings, int count, GucSource source, GucAction action)
 }
 
 void
-owner_enter(OwnerContext *context, Oid owner)
+owner_enter(OwnerContext *context, const Installation *installation)
 {
 	GetUserIdAndSecContext(&context->user, &context->sec_context);
-	SetUserIdAndSecContext(owner, context->sec_context | SECURITY_LOCAL_USERID_CHANGE |
+	if (!has_privs_of_role(installation->owner, installation->app_owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the owner of onesignal_message may not write onesignal_app"),
+				 errhint("Give both tables the same owner with ALTER TABLE ... OWNER TO.")));
+	SetUserIdAndSecContext(installation->owner, context->sec_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS);
 	context->guc_level = 0;
 	if (settled)

@@ -14,6 +14,7 @@ typedef struct Installation
 	Oid			schema;
 	Oid			message_table;
 	Oid			owner;			/* of onesignal_message */
+	Oid			app_owner;		/* of onesignal_app */
 } Installation;
 
 /* What owner_leave() puts back. */
@@ -26,7 +27,7 @@ typedef struct OwnerContext
 
 /*
  * Looks the extension up by its name, in the current transaction.  False when
- * it, or its table, is not there (any more).
+ * it, or one of its tables, is not there (any more).
  */
 extern bool owner_find(Installation *installation);
 
@@ -38,11 +39,12 @@ extern bool owner_find_and_lock(Installation *installation);
 
 /*
  * Becomes the table's owner, security-restricted, with settings that no caller
- * can bend.  To be left before the transaction ends: a user switch that
+ * can bend.  Raises 42501 when that owner may not write onesignal_app, before
+ * anything is sent of which no outcome could be recorded.  To be left before the transaction ends: a user switch that
  * survives a commit would be the caller's to keep.  An error needs nothing:
  * the abort of the (sub)transaction puts all of it back.
  */
-extern void owner_enter(OwnerContext *context, Oid owner);
+extern void owner_enter(OwnerContext *context, const Installation *installation);
 extern void owner_leave(const OwnerContext *context);
 
 /*

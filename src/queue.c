@@ -88,7 +88,7 @@ queue_begin(bool in_procedure)
 		SPI_connect();
 	}
 	record_begin();
-	owner_enter(&transaction.owner, transaction.installation.owner);
+	owner_enter(&transaction.owner, &transaction.installation);
 	MemoryContextSwitchTo(old);
 	return true;
 }
@@ -364,7 +364,7 @@ run_as_owner(Statement which, Datum *values, const char *nulls)
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table onesignal_message does not exist in the extension's schema")));
 	SPI_connect();
-	owner_enter(&context, installation.owner);
+	owner_enter(&context, &installation);
 	(void) statement_run(which, installation.schema, values, nulls);
 	owner_leave(&context);
 	SPI_finish();

@@ -108,6 +108,12 @@ SELECT onesignal_cancel_pause(:'app');
 SELECT count(*) FROM onesignal_app;
 ROLLBACK;
 
+-- An owner who could not record what came of it does not even begin.
+BEGIN;
+ALTER TABLE onesignal_message OWNER TO regress_onesignal_owner;
+SELECT told(format('SELECT onesignal_cancel_pause(%L)', :'app'));
+ROLLBACK;
+
 -- ---- status ----
 SELECT * FROM onesignal_cancel_status;
 BEGIN;
@@ -224,8 +230,10 @@ SELECT right(message_id::text, 3)::integer AS n, state FROM onesignal_message OR
 INSERT INTO onesignal_message (message_id, app_id, state, finished_at) VALUES (m(21), :'app', 'canceled', '2020-01-01');
 ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER climb;
 CREATE OR REPLACE FUNCTION climb() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN RAISE 'as %, %', current_user, current_setting('search_path'); END $$;
+    $$ BEGIN RAISE 'as %, %, %', current_user, current_setting('search_path'), current_setting('transaction_isolation'); END $$;
 ALTER TABLE onesignal_message OWNER TO regress_onesignal_owner;
+ALTER TABLE onesignal_app OWNER TO regress_onesignal_owner;
+SET default_transaction_isolation = serializable;
 SET ROLE regress_onesignal_app;
 \set VERBOSITY terse
 CALL onesignal_cancel_purge('1 day');
@@ -233,6 +241,7 @@ CALL onesignal_cancel_purge('1 day');
 SELECT current_user, current_setting('search_path'), current_setting('session_replication_role'),
     current_setting('enable_seqscan');
 RESET ROLE;
+RESET default_transaction_isolation;
 
 DROP TRIGGER climb ON onesignal_message;
 DROP FUNCTION climb, told, m;
