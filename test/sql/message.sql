@@ -192,6 +192,22 @@ RESET ROLE;
 SELECT count(*), state, by FROM rows WHERE n >= 10 GROUP BY state, by;
 ROLLBACK;
 
+-- The role may change in the midst of a statement.
+BEGIN;
+INSERT INTO onesignal_message (message_id, app_id) SELECT m(n), :'app' FROM generate_series(10, 12) n;
+CREATE FUNCTION become(role text) RETURNS text LANGUAGE sql AS $$ SELECT set_config('role', role, true) $$;
+UPDATE onesignal_message SET cancel = true,
+    reason = become(CASE message_id WHEN m(11) THEN 'regress_onesignal_all' ELSE 'regress_onesignal_app' END)
+WHERE message_id >= m(10);
+RESET ROLE;
+SELECT n, state, by FROM rows WHERE n >= 10;
+UPDATE onesignal_message SET cancel = false WHERE message_id >= m(10);
+REVOKE USAGE ON FOREIGN SERVER clinic FROM regress_onesignal_app;
+SELECT split_part(told($$UPDATE onesignal_message SET cancel = true,
+    reason = become(CASE message_id WHEN m(10) THEN 'regress_onesignal_all' ELSE 'regress_onesignal_app' END)
+    WHERE message_id >= m(10)$$), E'\n', 1) AS told;
+ROLLBACK;
+
 -- A definer's function requests in the definer's name.
 BEGIN;
 CREATE FUNCTION cancel_it() RETURNS void LANGUAGE sql SECURITY DEFINER
