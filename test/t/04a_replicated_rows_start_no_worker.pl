@@ -19,7 +19,7 @@ my $starts = sub { my $n = () = slurp_file($subscriber->logfile) =~ /starting ba
 my $before = $starts->();
 
 $publisher->safe_psql('postgres', 'CREATE PUBLICATION messages FOR TABLE onesignal_message');
-$subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION messages CONNECTION '" . $publisher->connstr('postgres') . "' PUBLICATION messages");
+$subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION messages CONNECTION '" . $publisher->connstr . " dbname=postgres' PUBLICATION messages");
 $subscriber->wait_for_subscription_sync($publisher, 'messages');
 
 my @ids = map { $api->schedule } 1 .. 10;
