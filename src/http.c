@@ -29,6 +29,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "common/hashfn.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
@@ -70,6 +71,9 @@
 /* An exchange whose reused connection turned out dead is sent again so often. */
 #define HTTP_RESUBMIT_MAX	3
 
+/* libcurl's own words come first, if it has any. */
+#define HTTP_CONNECT_GRACE_US	INT64CONST(100000)
+
 /*
  * Sent data that stays unacknowledged that long means a dead path: the kernel
  * then resets the connection, which otherwise would be reused, and time out,
@@ -89,9 +93,15 @@ struct HttpExchange
 	int64		begun_us;		/* from when its time runs */
 	int64		deadline_us;
 	int64		timeout_us;
+	uint32		origin;			/* hash of scheme, host and port */
+	int64		queued_us;		/* when it was handed to libcurl, or libcurl queued it again */
+	int64		connect_timeout_us;
+	int64		connect_by_us;	/* while it is not sent: when it is given up */
+	int64		recheck_us;		/* ... and when that is looked at again */
 	int			resubmitted;
 	bool		queues;			/* behind others: its time runs from when it is sent */
 	int			local_port;		/* of the connection that it was sent on */
+	bool		connecting;		/* it makes a connection, itself */
 	bool		sent;
 	bool		oversized;
 	char		curl_error[CURL_ERROR_SIZE];
@@ -285,14 +295,27 @@ sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
 
 	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
 #endif
-	(void) context;
 	(void) purpose;
 
+	((HttpExchange *) context)->connecting = true;
 	engine.files_opened++;
 	watched = find_or_add_socket(fd);
 	if (watched != NULL)
 		watched->ours = true;
 	return CURL_SOCKOPT_OK;
+}
+
+/* It waits for a connection, or for a stream on one, from now on. */
+static void
+note_queued(HttpExchange *exchange)
+{
+	exchange->sent = false;
+	exchange->connecting = false;
+	exchange->queued_us = http_clock_us();
+	exchange->connect_by_us = exchange->queued_us + exchange->connect_timeout_us;
+	exchange->recheck_us = exchange->queued_us + exchange->connect_timeout_us / 2;
+	engine.next_deadline_us = Min(engine.next_deadline_us, exchange->recheck_us);
+	engine.unsent++;
 }
 
 /*
@@ -316,10 +339,8 @@ note_requeued(curl_socket_t fd)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
 
-		if (!exchange->sent || exchange->local_port != local_port)
-			continue;
-		exchange->sent = false;
-		engine.unsent++;
+		if (exchange->sent && exchange->local_port == local_port)
+			note_queued(exchange);
 	}
 }
 
@@ -356,8 +377,8 @@ resolver_callback(void *resolver, void *reserved, void *context)
 {
 	(void) resolver;
 	(void) reserved;
-	(void) context;
 
+	((HttpExchange *) context)->connecting = true;
 	block_signals();
 	engine.files_opened++;		/* its pipe comes next */
 	return 0;
@@ -387,6 +408,7 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 	if (!exchange->sent)
 		engine.unsent--;
 	exchange->sent = true;
+	exchange->connecting = false;
 	exchange->local_port = local_port;
 	if (exchange->queues)
 		start_time(exchange);
@@ -581,8 +603,10 @@ set_constant_options(HttpExchange *exchange)
 	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 4096L);
 
 	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
+	curl_easy_setopt(easy, CURLOPT_SOCKOPTDATA, exchange);
 	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
 	curl_easy_setopt(easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
+	curl_easy_setopt(easy, CURLOPT_RESOLVER_START_DATA, exchange);
 	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, prereq_callback);
 	curl_easy_setopt(easy, CURLOPT_PREREQDATA, exchange);
 	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
@@ -657,7 +681,6 @@ set_request_options(HttpExchange *exchange, const HttpRequest *request)
 	curl_easy_setopt(easy, CURLOPT_NOPROXY,
 					 request->proxy == NULL && pg_strncasecmp(request->url, "http:", 5) == 0 ? "*" : NULL);
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, exchange->headers);
-	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) request->connect_timeout_ms);
 	return curl_easy_setopt(easy, CURLOPT_URL, request->url) == CURLE_OK &&
 		curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method) == CURLE_OK &&
 		curl_easy_setopt(easy, CURLOPT_PROXY, request->proxy) == CURLE_OK &&
@@ -671,7 +694,6 @@ reset_answer(HttpExchange *exchange)
 	exchange->header_bytes = 0;
 	exchange->oversized = false;
 	curl_easy_setopt(exchange->easy, CURLOPT_FORBID_REUSE, 0L);
-	exchange->sent = false;
 	exchange->curl_error[0] = '\0';
 }
 
@@ -680,6 +702,7 @@ static bool
 launch(HttpExchange *exchange)
 {
 	reset_answer(exchange);
+	curl_easy_setopt(exchange->easy, CURLOPT_CONNECTTIMEOUT_MS, (long) (exchange->connect_timeout_us / 1000));
 	/* Resolves nothing yet: that begins with the next act(). */
 	if (curl_multi_add_handle(engine.multi, exchange->easy) != CURLM_OK)
 		return false;
@@ -687,7 +710,7 @@ launch(HttpExchange *exchange)
 	dlist_delete(&exchange->node);
 	dlist_push_tail(&engine.flying, &exchange->node);
 	engine.in_flight++;
-	engine.unsent++;
+	note_queued(exchange);
 	return true;
 }
 
@@ -801,38 +824,97 @@ collect_finished(void)
 	}
 }
 
+/* Does its peer let others through now?  Then its turn will come. */
+static bool
+others_are_sent(const HttpExchange *exchange)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &engine.flying)
+	{
+		HttpExchange *other = dlist_container(HttpExchange, node, iter.cur);
+
+		if (other->sent && other->origin == exchange->origin)
+			return true;
+	}
+	return false;
+}
+
 /*
- * The time runs from the sending of the request, which libcurl's own timeout
- * does not know, or from its submission if there was nobody to wait for.  An
- * exchange that still queues behind others has all of it before it as long as
- * those finish.
+ * To libcurl all of the time before a request is sent is time to connect: that
+ * of a request which only waits for its turn is put off as long as others go.
+ * One that makes a connection has what it had when it began.
  */
+static void
+put_off_connect(HttpExchange *exchange, int64 now)
+{
+	if (now < exchange->recheck_us)
+		return;
+	if (!exchange->connecting && others_are_sent(exchange))
+	{
+		exchange->connect_by_us = now + exchange->connect_timeout_us;
+		curl_easy_setopt(exchange->easy, CURLOPT_CONNECTTIMEOUT_MS,
+						 (long) ((exchange->connect_by_us - exchange->queued_us) / 1000 + 1));
+	}
+	/* Sooner and sooner, for nothing may be on the wire just now. */
+	exchange->recheck_us = Max(now + (exchange->connect_by_us - now) / 2, now + HTTP_CONNECT_GRACE_US / 10);
+}
+
+/*
+ * When it is given up, as of now.  The time runs from the sending of the
+ * request, which libcurl's own timeout does not know, or from its submission
+ * if there was nobody to wait for.  An exchange that still queues behind others
+ * has all of it before it as long as those finish.
+ */
+static int64
+deadline(HttpExchange *exchange, int64 now)
+{
+	if (exchange->sent)
+		return exchange->deadline_us;
+	put_off_connect(exchange, now);
+	if (exchange->queues)
+		exchange->deadline_us = Max(exchange->deadline_us, engine.last_finished_us + exchange->timeout_us);
+	return Min(exchange->deadline_us, exchange->connect_by_us + HTTP_CONNECT_GRACE_US);
+}
+
+static void
+give_up(HttpExchange *exchange)
+{
+	bool		late = exchange->sent || exchange->deadline_us < exchange->connect_by_us;
+
+	land(exchange, &engine.finished);
+	note_result(exchange, CURLE_OPERATION_TIMEDOUT);
+	if (late)
+		snprintf(exchange->answer.error, HTTP_ERROR_SIZE, "no answer within " INT64_FORMAT " ms",
+				 exchange->timeout_us / 1000);
+	else
+		snprintf(exchange->answer.error, HTTP_ERROR_SIZE,
+				 "Connection timed out after " INT64_FORMAT " milliseconds",
+				 exchange->connect_timeout_us / 1000);
+}
+
 static void
 expire(int64 now)
 {
 	dlist_mutable_iter iter;
-	int64		next = PG_INT64_MAX;
 
 	if (now < engine.next_deadline_us)
 		return;
+	engine.next_deadline_us = PG_INT64_MAX;
 	dlist_foreach_modify(iter, &engine.flying)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
+		int64		next = deadline(exchange, now);
 
-		if (exchange->queues && !exchange->sent)
-			exchange->deadline_us = Max(exchange->deadline_us,
-										engine.last_finished_us + exchange->timeout_us);
-		if (exchange->deadline_us > now)
+		if (next <= now)
 		{
-			next = Min(next, exchange->deadline_us);
+			give_up(exchange);
 			continue;
 		}
-		land(exchange, &engine.finished);
-		note_result(exchange, CURLE_OPERATION_TIMEDOUT);
-		snprintf(exchange->answer.error, HTTP_ERROR_SIZE, "no answer within " INT64_FORMAT " ms",
-				 exchange->timeout_us / 1000);
+		if (!exchange->sent)
+			next = Min(next, exchange->recheck_us);
+		engine.next_deadline_us = Min(engine.next_deadline_us, next);
 	}
-	engine.next_deadline_us = next;
 }
 
 /* ---- waiting ---- */
@@ -943,6 +1025,15 @@ timeout_until(int64 now, int64 until_us)
 
 /* ---- the public functions ---- */
 
+static uint32
+origin_of(const char *url)
+{
+	const char *host = strstr(url, "://");
+	size_t		length = host != NULL ? (host - url) + 3 + strcspn(host + 3, "/") : strlen(url);
+
+	return hash_bytes((const unsigned char *) url, (int) length);
+}
+
 /* How many exchanges may be submitted now. */
 int
 http_room(void)
@@ -975,6 +1066,8 @@ http_submit(const HttpRequest *request, void *owner)
 	exchange->owner = owner;
 	exchange->resubmitted = 0;
 	exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
+	exchange->connect_timeout_us = request->connect_timeout_ms * INT64CONST(1000);
+	exchange->origin = origin_of(request->url);
 	exchange->queues = engine.in_flight > 0;
 	start_time(exchange);
 	if (!set_request_options(exchange, request) || !launch(exchange))
