@@ -71,6 +71,13 @@
 /* An exchange whose reused connection turned out dead is sent again so often. */
 #define HTTP_RESUBMIT_MAX	3
 
+/*
+ * And so often, if others have been answered in the meantime: before it has
+ * read how many streams the peer allows, libcurl takes 100 for granted, and a
+ * peer that allows one refuses the rest, connection after connection.
+ */
+#define HTTP_REFUSED_MAX	50
+
 /* libcurl's own words come first, if it has any. */
 #define HTTP_CONNECT_GRACE_US	INT64CONST(100000)
 
@@ -98,6 +105,7 @@ struct HttpExchange
 	int64		connect_timeout_us;
 	int64		connect_by_us;	/* while it is not sent: when it is given up */
 	int64		recheck_us;		/* ... and when that is looked at again */
+	int64		answers_before; /* engine.answers when it was launched */
 	int			resubmitted;
 	bool		queues;			/* behind others: its time runs from when it is sent */
 	int			local_port;		/* of the connection that it was sent on */
@@ -131,6 +139,7 @@ typedef struct HttpEngine
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
 	int64		last_finished_us;
+	int64		answers;		/* exchanges that had one */
 	bool		signals_blocked;
 	sigset_t	saved_signals;	/* while signals_blocked */
 	WaitEventSet *set;
@@ -702,6 +711,7 @@ static bool
 launch(HttpExchange *exchange)
 {
 	reset_answer(exchange);
+	exchange->answers_before = engine.answers;
 	curl_easy_setopt(exchange->easy, CURLOPT_CONNECTTIMEOUT_MS, (long) (exchange->connect_timeout_us / 1000));
 	/* Resolves nothing yet: that begins with the next act(). */
 	if (curl_multi_add_handle(engine.multi, exchange->easy) != CURLM_OK)
@@ -737,6 +747,13 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 {
 	long		connects = 1;
 
+	if (exchange->header_bytes > 0)
+		return false;
+	/* libcurl tried it again and again, but not all streams were refused meanwhile. */
+	if (strncmp(exchange->curl_error, "Connection died", strlen("Connection died")) == 0 &&
+		engine.answers > exchange->answers_before)
+		return exchange->resubmitted++ < HTTP_REFUSED_MAX;
+
 	switch (result)
 	{
 		case CURLE_SEND_ERROR:
@@ -750,8 +767,7 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 			return false;
 	}
 	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
-	return connects == 0 && exchange->header_bytes == 0 &&
-		exchange->resubmitted++ < HTTP_RESUBMIT_MAX;
+	return connects == 0 && exchange->resubmitted++ < HTTP_RESUBMIT_MAX;
 }
 
 static void
@@ -820,6 +836,8 @@ collect_finished(void)
 		}
 		note_result(exchange, result);
 		land(exchange, &engine.finished);
+		if (result == CURLE_OK)
+			engine.answers++;
 		engine.last_finished_us = http_clock_us();
 	}
 }

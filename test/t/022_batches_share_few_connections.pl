@@ -86,8 +86,8 @@ for my $streams (1, 3, 10)
 }
 
 subtest 'queueing is not counted' => sub {
-    my $slow = new_api(http2_max_concurrent_streams => 1, delay => 500);
-    is(batch($slow, 64, timeout => '1500ms'), '200 t {}: 64', 'behind other streams: all canceled');
+    my $slow = new_api(http2_max_concurrent_streams => 1, delay => 200);
+    is(batch($slow, 120, timeout => '1500ms'), '200 t {}: 120', 'behind other streams: all canceled');
     my @requests = sort { $a->{time} <=> $b->{time} } $slow->requests;
     cmp_ok($requests[-1]{time} - $requests[0]{time}, '>', 1.5, 'although it took longer than one may');
 
@@ -111,7 +111,9 @@ subtest 'streams that are reset' => sub {
     my @ids = split /\n/, $node->safe_psql('postgres', 'SELECT md5(i::text)::uuid FROM generate_series(401, 450) i');
     $api->fault(message => \@ids, kind => 'reset', times => 1);
     is(batch($api, 600), '200 t {}: 600', 'all canceled');
-    is($api->received(message => $ids[0]), 2, 'after a second request');
+    my $received = 0;
+    $received += $api->received(message => $_) for @ids;
+    is($received, 1 + @ids, 'after a second request');
 };
 
 done_testing();
