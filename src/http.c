@@ -140,6 +140,7 @@ typedef struct HttpEngine
 	int64		next_deadline_us;	/* no deadline is earlier */
 	int64		last_finished_us;
 	int64		answers;		/* exchanges that had one */
+	bool		left_unsent;	/* one was dropped that may have a resolver at work */
 	bool		signals_blocked;
 	sigset_t	saved_signals;	/* while signals_blocked */
 	WaitEventSet *set;
@@ -508,11 +509,19 @@ close_at_exit(int code, Datum arg)
 	if (engine.multi == NULL)
 		return;
 	http_abandon();
-	block_signals();
-	free_exchanges(&engine.idle);
-	curl_multi_cleanup(engine.multi);
-	curl_global_cleanup();
-	restore_signals();
+
+	/*
+	 * Newer libcurls would wait for a resolver that is still at work for an
+	 * exchange that is long gone.  The kernel closes all there is as well.
+	 */
+	if (!engine.left_unsent)
+	{
+		block_signals();
+		free_exchanges(&engine.idle);
+		curl_multi_cleanup(engine.multi);
+		curl_global_cleanup();
+		restore_signals();
+	}
 	engine.multi = NULL;
 	if (engine.set != NULL)
 		FreeWaitEventSet(engine.set);
@@ -735,7 +744,10 @@ land(HttpExchange *exchange, dlist_head *list)
 	dlist_push_tail(list, &exchange->node);
 	engine.in_flight--;
 	if (!exchange->sent)
+	{
 		engine.unsent--;
+		engine.left_unsent = true;
+	}
 }
 
 /*
