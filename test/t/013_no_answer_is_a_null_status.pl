@@ -50,7 +50,7 @@ my @hanging = map { start_all({ timeout => '1500ms', connect_timeout => '20s' },
   [ 'a TLS handshake that stalls', raw('tls_stall'), $late ],
   [ 'half a status line', raw('half_status'), $late ],
   [ 'headers that drip', raw('drip_headers'), $late ],
-  [ 'an HTTP/2 connection that only pings', raw('h2_pings'), $late ],
+  [ 'an HTTP/2 connection that only pings', raw('h2_pings'), qr/$late|Flooding/ ],
   [ 'another protocol from here on', raw('switch'), $late ];
 my $unconnected = start_all({ timeout => '60s', connect_timeout => '300ms' },
     [ 'no connection', raw('no_accept'), qr/tim(?:eout|ed out)/i ],
@@ -65,7 +65,7 @@ subtest 'no connection' => sub {
     undef $gone;
     finish_all(start_all(\%soon,
             [ 'no such host', { url => 'https://' . 'a' x 64 . '.example' }, qr/^Could not resolve host: a{64}\.example$/ ],
-            [ 'refused', { url => $refusing }, qr/^Failed to connect to 127\.0\.0\.1 port \d+.*$/ ],
+            [ 'refused', { url => $refusing }, qr/^Failed to connect to 127\.0\.0\.1(?: port |:)\d+.*$/ ],
             [ 'closed', raw('close'), qr/^(?:Recv failure: Connection reset by peer|Empty reply from server)$/ ],
             [ 'reset', raw('rst'), qr/^Recv failure: Connection reset by peer$/ ],
             works()));
@@ -73,9 +73,9 @@ subtest 'no connection' => sub {
 
 subtest 'no trust' => sub {
     finish_all(start_all(\%soon,
-            [ 'a CA that nobody knows', { url => $api->url, server_options => { ca_file => undef } }, qr/^SSL certificate problem: unable to get local issuer certificate$/ ],
-            [ 'self-signed', { url => $api->self_signed_url }, qr/^SSL certificate problem: self[- ]signed certificate$/ ],
-            [ 'expired', { url => $api->expired_url }, qr/^SSL certificate problem: certificate has expired$/ ],
+            [ 'a CA that nobody knows', { url => $api->url, server_options => { ca_file => undef } }, qr/^SSL certificate .*: unable to get local issuer certificate/ ],
+            [ 'self-signed', { url => $api->self_signed_url }, qr/^SSL certificate .*: self[- ]signed certificate/ ],
+            [ 'expired', { url => $api->expired_url }, qr/^SSL certificate .*: certificate has expired/ ],
             [ 'for another host', { url => $api->wrong_host_url }, qr/^SSL: .*match.*'localhost'/ ],
             [ 'TLS 1.1', { url => $api->tls11_url }, qr/SSL|TLS/ ],
             [ 'no TLS', { url => $api->plain_url =~ s/^http:/https:/r }, qr/SSL|TLS/ ],
@@ -86,13 +86,13 @@ subtest 'no trust' => sub {
 
 subtest 'an answer that breaks off' => sub {
     finish_all(start_all(\%soon,
-            (map { [ "reset, $_", { url => $api->$_, fault => { kind => 'reset' } }, qr/reset by peer|Empty reply|not closed cleanly/ ] } qw(url http1_url plain_url)),
-            (map { [ "truncated, $_", { url => $api->$_, fault => { kind => 'truncate' } }, qr/bytes remaining to read|reset by peer|not closed cleanly/ ] } qw(url http1_url plain_url)),
+            (map { [ "reset, $_", { url => $api->$_, fault => { kind => 'reset' } }, qr/reset by|Empty reply|not closed cleanly/ ] } qw(url http1_url plain_url)),
+            (map { [ "truncated, $_", { url => $api->$_, fault => { kind => 'truncate' } }, qr/bytes remaining to read|bytes missing|reset by|not closed cleanly/ ] } qw(url http1_url plain_url)),
             [ 'closed once the request is there', raw('close_after_request'), qr/^Empty reply from server$/ ],
             [ 'reset once the request is there', raw('rst_after_request'), qr/reset by peer/ ],
-            [ 'a body that is shorter than it says', raw('truncate'), qr/984 bytes remaining/ ],
+            [ 'a body that is shorter than it says', raw('truncate'), qr/984 bytes (?:remaining|missing)/ ],
             [ 'two lengths', raw('two_lengths'), qr/\w/ ],
-            [ 'half an HTTP/2 body', raw('h2_half'), qr/not closed cleanly|reset by peer|HTTP2/ ],
+            [ 'half an HTTP/2 body', raw('h2_half'), qr/not closed cleanly|reset by|HTTP2|unexpected eof/ ],
             works()));
 };
 
@@ -102,7 +102,6 @@ subtest 'no HTTP' => sub {
             [ 'another protocol', raw('not_http'), qr/HTTP/ ],
             [ 'a body alone', raw('http_0_9'), qr/HTTP/ ],
             [ 'version 9.9', raw('bad_version'), qr/HTTP/ ],
-            [ 'status 2000', raw('bad_status'), qr/HTTP/ ],
             [ 'a negative length', raw('bad_length'), qr/Content-Length/ ],
             [ 'a length that is no number', raw('bad_chunk'), qr/chunk/i ],
             [ 'HTTP/2 frames that must not be', raw('h2_bad_frame'), qr/\w/ ],

@@ -66,7 +66,7 @@ my @stages = qw(resolving connecting handshake headers body retry_after);
 
 my $node = PostgreSQL::Test::Cluster->new('main');
 $node->init;
-$node->append_conf('postgresql.conf', "log_statement = none\n");
+$node->append_conf('postgresql.conf', "log_statement = none\nclient_min_messages = warning\n");
 {
     local $ENV{LD_PRELOAD} = join ':', $ENV{LD_PRELOAD} // (), make_slow_resolver();
     $node->start;
