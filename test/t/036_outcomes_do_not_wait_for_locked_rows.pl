@@ -17,10 +17,11 @@ Workers::add_app($node, 'postgres', $api);
 my $app = $api->app_id;
 my ($locked, $free, $poison) = map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } 1 .. 3;
 
-$api->fault(message => $locked, delay => 1000);
+# Locked before the answer comes, for which a session that is still to be started may be too late.
+my $session = $node->background_psql('postgres');
+$api->fault(message => $locked, delay => 3000);
 Workers::request($node, 'postgres', $api, $locked);
 $api->wait_for_requests(1, message => $locked);
-my $session = $node->background_psql('postgres');
 $session->query_safe("BEGIN; SELECT FROM onesignal_message WHERE message_id = '$locked' FOR UPDATE");
 Workers::request($node, 'postgres', $api, $free);
 ok(Workers::wait_for($node, 'postgres', $free, 'canceled'), 'another outcome is recorded');
