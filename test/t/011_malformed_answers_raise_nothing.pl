@@ -120,7 +120,7 @@ subtest 'memory' => sub {
             (map { "SELECT status, errors FROM onesignal_cancel('$_->[1]', '$_->[2]');" } @calls), $peak),
         timeout => '100s', max_retries => 0);
     my @peaks = map { /^peak (\d+)$/ ? $1 : () } @said;
-    cmp_ok($peaks[1] - $peaks[0], '<', 4096, 'kB that all these cost together');
+    cmp_ok($peaks[1] - $peaks[0], '<', 4096, 'kB that all these cost together') if !$ENV{SANITIZE};
     my @answers = @said[ 3 .. $#said - 1 ];
     is($answers[$_], '|{"the answer is larger than 64 kB"}', $raw[$_]{log} =~ s/.*\///r) for grep { $raw[$_]->requests && $_ != 4 } 0 .. $#raw;
     like($answers[4], qr/^\|\{.*\}$/, 'a header without end');
