@@ -31,6 +31,9 @@
 /* What is shown of a body that is not OneSignal's */
 #define EXCERPT_LENGTH_MAX	200
 
+/* What may stand between JSON's tokens */
+#define JSON_SPACE			" \t\r\n"
+
 #define KEY_PLACEHOLDER		"[api key]"
 
 /* ---- text from outside ---- */
@@ -572,6 +575,31 @@ keepable(char *text, const char *api_key)
 }
 
 /*
+ * {"success": true} and nothing else: what nearly all answers are, and not
+ * worth a subtransaction each.
+ */
+static bool
+is_plain_success(const HttpAnswer *answer)
+{
+	static const char *const tokens[] = {"{", "\"success\"", ":", "true", "}"};
+	const char *rest = answer->body;
+
+	if (answer->status != 200)
+		return false;
+	for (size_t i = 0; i < lengthof(tokens); i++)
+	{
+		size_t		length = strlen(tokens[i]);
+
+		rest += strspn(rest, JSON_SPACE);
+		if (strncmp(rest, tokens[i], length) != 0)
+			return false;
+		rest += length;
+	}
+	rest += strspn(rest, JSON_SPACE);
+	return rest == answer->body + answer->body_length;	/* no NUL byte before the end either */
+}
+
+/*
  * What an answer means.  Never raises an error on account of the answer;
  * palloc's in the current context a small multiple of the body's size (at most
  * 64 kB).  A transaction must be open.
@@ -591,6 +619,12 @@ onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *ap
 	{
 		outcome->verdict = CANCEL_UNANSWERED;
 		add_error(outcome, to_server(redact(answer->error, api_key)), api_key);
+		return;
+	}
+
+	if (is_plain_success(answer))
+	{
+		outcome->verdict = CANCEL_DONE;
 		return;
 	}
 
