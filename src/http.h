@@ -51,6 +51,7 @@ extern int	http_room(void);
 extern int	http_in_flight(void);
 extern HttpExchange *http_submit(const HttpRequest *request, void *owner);
 extern HttpExchange *http_wait(int64 until_us);
+extern HttpExchange *http_next(void);
 extern const HttpAnswer *http_answer(const HttpExchange *exchange);
 extern void *http_owner(const HttpExchange *exchange);
 extern int64 http_begun_us(const HttpExchange *exchange);
