@@ -29,14 +29,14 @@
 #include "lanes.h"
 #include "settings.h"
 
-/* One UPDATE's worth of outcomes: 6 to 7 ms (postgres-notes). */
-#define RECORD_MAX			500
+/* One UPDATE's worth of outcomes: 10 to 15 ms. */
+#define RECORD_MAX			1000
 
 /*
  * While requests are on the wire, outcomes wait this long for company.  When
  * none is, they are recorded at once.
  */
-#define RECORD_DELAY_US		INT64CONST(20000)
+#define RECORD_DELAY_US		INT64CONST(50000)
 
 /* Outcomes kept for rows that somebody else has locked: at most so many, ... */
 #define KEPT_MAX			5000
@@ -167,11 +167,17 @@ add_unanswered_hint(QueueOutcome *outcome, CancelOutcome *judged)
 	outcome->error_count = judged->error_count + 1;
 }
 
+static TimestampTz
+first_attempt(const DeliveryItem *item)
+{
+	return item->row.first_attempt_at != 0 ? item->row.first_attempt_at : item->begun;
+}
+
 /* Its time is over: retry_window after its first attempt or send_after, whichever is later. */
 static bool
-is_over(const QueueOutcome *outcome, const QueueRow *row, TimestampTz now)
+is_over(const DeliveryItem *item, TimestampTz now)
 {
-	TimestampTz from = Max(outcome->first_attempt_at, row->send_after);
+	TimestampTz from = Max(first_attempt(item), item->row.send_after);
 
 	return now - from > settings_retry_window * USECS_PER_SEC;
 }
@@ -188,8 +194,7 @@ next_attempt(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz 
 }
 
 static QueueState
-decide_state(const DeliveryItem *item, const CancelOutcome *judged, const QueueOutcome *outcome,
-			 TimestampTz now)
+decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz now)
 {
 	switch (judged->verdict)
 	{
@@ -198,12 +203,12 @@ decide_state(const DeliveryItem *item, const CancelOutcome *judged, const QueueO
 		case CANCEL_REFUSED:
 			return QUEUE_REFUSED;
 		case CANCEL_NOT_FOUND:
-			return item->row.send_after > now && now - outcome->first_attempt_at < NOT_FOUND_WINDOW ?
+			return item->row.send_after > now && now - first_attempt(item) < NOT_FOUND_WINDOW ?
 				QUEUE_PENDING : QUEUE_REFUSED;
 		case CANCEL_UNAUTHORIZED:
 			return item->denied ? QUEUE_REFUSED : QUEUE_PENDING;
 		default:
-			return is_over(outcome, &item->row, now) ? QUEUE_FAILED : QUEUE_PENDING;
+			return is_over(item, now) ? QUEUE_FAILED : QUEUE_PENDING;
 	}
 }
 
@@ -222,11 +227,8 @@ decide(const DeliveryItem *item, QueueOutcome *outcome)
 	outcome->errors = judged.errors;
 	outcome->error_count = judged.error_count;
 	outcome->response = judged.response;
-	outcome->attempts = item->row.attempts + 1;
 	outcome->last_attempt_at = item->begun;
-	outcome->first_attempt_at = item->row.first_attempt_at != 0 ? item->row.first_attempt_at : item->begun;
-	outcome->unanswered = item->row.unanswered || judged.verdict == CANCEL_UNANSWERED;
-	outcome->state = decide_state(item, &judged, outcome, now);
+	outcome->state = decide_state(item, &judged, now);
 	if (outcome->state == QUEUE_PENDING)
 		outcome->next_attempt_at = judged.verdict == CANCEL_UNAUTHORIZED ?
 			now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC :	/* others are probed first */
@@ -238,13 +240,13 @@ decide(const DeliveryItem *item, QueueOutcome *outcome)
 /* ---- recording ---- */
 
 static void
-log_given_up(const QueueOutcome *outcome)
+log_given_up(const DeliveryItem *item, const QueueOutcome *outcome)
 {
 	char	   *message_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&outcome->message_id)));
 
 	ereport(LOG,
 			(errmsg("onesignal_cancel: giving up message %s after %d attempts: %s", message_id,
-					outcome->attempts, outcome->error_count > 0 ? outcome->errors[0] : "")));
+					item->row.attempts + 1, outcome->error_count > 0 ? outcome->errors[0] : "")));
 }
 
 static void
@@ -270,7 +272,7 @@ settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
 		return;
 	}
 	if (outcome->state == QUEUE_FAILED)
-		log_given_up(outcome);
+		log_given_up(item, outcome);
 	lanes_put_back(item->lane, &item->row,
 				   outcome->state == QUEUE_PENDING ? outcome->next_attempt_at : DT_NOEND);
 	free_item(item);
@@ -362,8 +364,7 @@ static bool
 must_record(int64 now_us)
 {
 	return answered_count > 0 &&
-		(answered_count >= RECORD_MAX || http_in_flight() == 0 ||
-		 now_us - answered_since >= RECORD_DELAY_US);
+		(answered_count >= RECORD_MAX || now_us - answered_since >= RECORD_DELAY_US);
 }
 
 /* ---- the run ---- */
@@ -426,13 +427,15 @@ wait_for_answers(Moment now, TimestampTz next_due)
 {
 	HttpExchange *exchange = http_wait(Min(wait_until(now, next_due), now.us + LOOK_US));
 
-	for (; exchange != NULL; exchange = answered_count < RECORD_MAX ? http_wait(0) : NULL)
+	for (; exchange != NULL; exchange = http_next())
 		take_answer(exchange);
 }
 
 static TimestampTz
 run(const DeliveryOptions *options)
 {
+	bool		last_answers = false;	/* nothing is on the wire that could keep them company */
+
 	for (;;)
 	{
 		Moment		now = lanes_now();
@@ -443,7 +446,7 @@ run(const DeliveryOptions *options)
 			lanes_wake();
 		may = may_begin(options, now);
 		take_kept(now.us);
-		if (must_record(now.us) || (may && lanes_hungry(now)))
+		if (last_answers || must_record(now.us) || (may && lanes_hungry(now)))
 		{
 			if (!visit_tables(options->in_procedure))
 				return DT_NOBEGIN;
@@ -451,6 +454,10 @@ run(const DeliveryOptions *options)
 		}
 		if (may)
 			begin_requests(now);
+
+		last_answers = answered_count > 0 && http_in_flight() == 0;
+		if (last_answers)
+			continue;
 
 		next_due = may ? lanes_next_due(now) : DT_NOEND;
 		if (is_idle(now, next_due))

@@ -59,11 +59,8 @@ typedef struct QueueOutcome
 	int			error_count;
 	char	  **errors;
 	const char *response;		/* JSON text, or NULL */
-	TimestampTz first_attempt_at;
 	TimestampTz last_attempt_at;
 	TimestampTz next_attempt_at;	/* of QUEUE_PENDING */
-	int			attempts;
-	bool		unanswered;
 } QueueOutcome;
 
 typedef enum QueueRecorded

@@ -4,8 +4,9 @@
  *
  * The deliverer must not wait for a session that left a transaction open, and
  * one row that cannot be written must not keep hundreds of outcomes from being
- * written.  So locked rows are skipped and reported; and a batch is written in
- * a subtransaction, then row by row if that failed.
+ * written.  So a batch is written in a subtransaction, which waits a
+ * millisecond for rows that are locked; then with a statement that skips these,
+ * for them to be reported; then, if one could not be written, row by row.
  *
  * The totals of onesignal_app change in the same transaction as the rows that
  * they count.  While somebody has an app's row locked, what it is owed is kept
@@ -27,13 +28,17 @@
 #include "record.h"
 
 /* Arrays that STATEMENT_RECORD takes; STATEMENT_OWED takes the first four. */
-#define RECORD_ARRAYS 12
+#define RECORD_ARRAYS 9
 
 /*
  * How long to wait for a session that is about to make an app's first row.
  * Most do so in a transaction of a millisecond; no other is waited for.
  */
 #define APP_LOCK_TIMEOUT "10ms"
+
+/* The least there is.  Where a row was locked, others may be, for so long. */
+#define ROW_LOCK_TIMEOUT "1ms"
+#define ROWS_LOCKED_US INT64CONST(1000000)
 
 static const char *const state_names[] = {
 	[QUEUE_PENDING] = "pending",
@@ -53,6 +58,9 @@ typedef struct Tally
 /* Of Tally, in TopMemoryContext: one for each app that this process delivered for. */
 static List *tallies = NIL;
 
+/* Until then it is likely that rows are locked. */
+static TimestampTz rows_locked_until = 0;
+
 /* A batch on its way through a subtransaction. */
 typedef struct Batch
 {
@@ -61,6 +69,7 @@ typedef struct Batch
 	int			count;
 	QueueRecorded *recorded;
 	bool	   *written;		/* else it is dropped, or locked */
+	bool		skips_locked;
 } Batch;
 
 /* ---- subtransactions ---- */
@@ -105,6 +114,20 @@ attempt(void (*work) (void *), void *argument)
 		error->sqlerrcode == ERRCODE_UNDEFINED_TABLE)
 		ReThrowError(error);
 	return error;
+}
+
+/* For use in attempt(), which puts the setting back if this raises 55P03. */
+static uint64
+run_impatiently(const char *lock_timeout, Statement which, Oid schema, Datum *values)
+{
+	int			level = NewGUCNestLevel();
+	uint64		count;
+
+	(void) set_config_option("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	count = statement_run(which, schema, values, NULL);
+	AtEOXact_GUC(false, level);
+	return count;
 }
 
 /* ---- totals ---- */
@@ -164,12 +187,8 @@ static void
 create_app(void *argument)
 {
 	AppCreation *creation = argument;
-	int			level = NewGUCNestLevel();
 
-	(void) set_config_option("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	(void) statement_run(STATEMENT_CREATE_APP, creation->schema, &creation->app_id, NULL);
-	AtEOXact_GUC(false, level);
+	(void) run_impatiently(APP_LOCK_TIMEOUT, STATEMENT_CREATE_APP, creation->schema, &creation->app_id);
 }
 
 bool
@@ -217,20 +236,17 @@ text_or_null(const char *text, bool *isnull)
 	return *isnull ? (Datum) 0 : CStringGetTextDatum(text);
 }
 
+/* As an array's text, since unnest() would take an array of arrays apart; NULL for none. */
 static Datum
-time_or_null(TimestampTz time, bool *isnull)
+errors_literal(const QueueOutcome *outcome, bool *isnull)
 {
-	*isnull = time == 0;
-	return TimestampTzGetDatum(time);
-}
-
-/* As an array's text, since unnest() would take an array of arrays apart. */
-static Datum
-errors_literal(const QueueOutcome *outcome)
-{
-	Datum	   *elements = palloc(sizeof(Datum) * (outcome->error_count + 1));
+	Datum	   *elements;
 	ArrayType  *array;
 
+	*isnull = outcome->error_count == 0;
+	if (*isnull)
+		return (Datum) 0;
+	elements = palloc(sizeof(Datum) * outcome->error_count);
 	for (int i = 0; i < outcome->error_count; i++)
 		elements[i] = CStringGetTextDatum(outcome->errors[i]);
 	array = construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
@@ -248,13 +264,11 @@ outcome_fields(const QueueOutcome *outcome, Datum *fields, bool *nulls)
 	fields[3] = CStringGetTextDatum(state_names[outcome->state]);
 	fields[4] = Int32GetDatum(outcome->http_status);
 	nulls[4] = outcome->http_status == 0;
-	fields[5] = errors_literal(outcome);
+	fields[5] = errors_literal(outcome, &nulls[5]);
 	fields[6] = text_or_null(outcome->response, &nulls[6]);
-	fields[7] = time_or_null(outcome->first_attempt_at, &nulls[7]);
-	fields[8] = time_or_null(outcome->last_attempt_at, &nulls[8]);
-	fields[9] = time_or_null(outcome->state == QUEUE_PENDING ? outcome->next_attempt_at : 0, &nulls[9]);
-	fields[10] = Int32GetDatum(outcome->attempts);
-	fields[11] = BoolGetDatum(outcome->unanswered);
+	fields[7] = TimestampTzGetDatum(outcome->last_attempt_at);
+	fields[8] = TimestampTzGetDatum(outcome->next_attempt_at);
+	nulls[8] = outcome->state != QUEUE_PENDING;
 }
 
 static void
@@ -262,7 +276,7 @@ make_arrays(const QueueOutcome *outcomes, int count, Datum *arrays)
 {
 	static const Oid types[RECORD_ARRAYS] = {
 		UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID, INT4OID, TEXTOID, TEXTOID,
-		TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, INT4OID, BOOLOID
+		TIMESTAMPTZOID, TIMESTAMPTZOID
 	};
 	Datum	   *elements = palloc(sizeof(Datum) * RECORD_ARRAYS * count);
 	bool	   *nulls = palloc(sizeof(bool) * RECORD_ARRAYS * count);
@@ -340,7 +354,9 @@ write_batch(void *argument)
 		batch->recorded[i] = QUEUE_RECORDED;
 	}
 	make_arrays(batch->outcomes, batch->count, arrays);
-	count = (int) statement_run(STATEMENT_RECORD, batch->schema, arrays, NULL);
+	count = (int) (batch->skips_locked ?
+				   statement_run(STATEMENT_RECORD_UNLOCKED, batch->schema, arrays, NULL) :
+				   run_impatiently(ROW_LOCK_TIMEOUT, STATEMENT_RECORD, batch->schema, arrays));
 	for (int row = 0; row < count; row++)
 		batch->written[returned_ordinal(row)] = true;
 	SPI_freetuptable(SPI_tuptable);
@@ -350,8 +366,17 @@ write_batch(void *argument)
 static ErrorData *
 try_batch(Batch *batch)
 {
-	ErrorData  *error = attempt(write_batch, batch);
+	TimestampTz now = GetCurrentTimestamp();
+	ErrorData  *error;
 
+	batch->skips_locked = now < rows_locked_until;
+	error = attempt(write_batch, batch);
+	if (error != NULL && error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
+	{
+		rows_locked_until = now + ROWS_LOCKED_US;
+		batch->skips_locked = true;
+		error = attempt(write_batch, batch);
+	}
 	for (int i = 0; error == NULL && i < batch->count; i++)
 		if (batch->written[i])
 			tally_of(&batch->outcomes[i].app_id)->change[batch->outcomes[i].state]++;
@@ -363,12 +388,12 @@ record_outcomes(Oid schema, const QueueOutcome *outcomes, int count, QueueRecord
 {
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	bool	   *written = palloc(sizeof(bool) * (count + 1));
-	Batch		batch = {schema, outcomes, count, recorded, written};
+	Batch		batch = {schema, outcomes, count, recorded, written, false};
 
 	if (count > 0 && try_batch(&batch) != NULL)
 		for (int i = 0; i < count; i++)
 		{
-			Batch		single = {schema, &outcomes[i], 1, &recorded[i], &written[i]};
+			Batch		single = {schema, &outcomes[i], 1, &recorded[i], &written[i], false};
 			ErrorData  *error = try_batch(&single);
 
 			if (error == NULL)

@@ -19,7 +19,7 @@
 
 #include "statements.h"
 
-#define STATEMENT_PARAMETERS_MAX 12
+#define STATEMENT_PARAMETERS_MAX 9
 
 #define EQ " OPERATOR(pg_catalog.=) "
 #define NE " OPERATOR(pg_catalog.<>) "
@@ -42,16 +42,39 @@
  * The row that an outcome may be written to.  A cancel that worked is the
  * truth, whatever the row says now; anything else counts only for the request
  * that it was sent for.
- *
+ */
+#define IS_ROW_OF_OUTCOME \
+	"m.message_id" EQ "o.message_id AND m.app_id" EQ "o.app_id" \
+	" AND ((o.state" EQ "'canceled' AND m.state" NE "'canceled')" \
+	" OR (m.state" EQ "'pending' AND m.requested_at" EQ "o.requested_at))"
+
+/*
  * A lateral subquery that cannot be pulled up, and then a join by address, so
  * that the planner has but one way: outcome by outcome.  A plan that was made
  * while the table was empty would else scan all of it for each.
  */
 #define ROW_OF_OUTCOME \
-	"SELECT m.ctid AS address FROM @onesignal_message AS m" \
-	" WHERE m.message_id" EQ "o.message_id AND m.app_id" EQ "o.app_id" \
-	" AND ((o.state" EQ "'canceled' AND m.state" NE "'canceled')" \
-	" OR (m.state" EQ "'pending' AND m.requested_at" EQ "o.requested_at))"
+	"SELECT m.ctid AS address FROM @onesignal_message AS m WHERE " IS_ROW_OF_OUTCOME
+
+/* An array for each field of QueueOutcome, errors NULL for none */
+#define OUTCOMES \
+	"ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3)," \
+	" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6)," \
+	" pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9)) WITH ORDINALITY" \
+	" AS o (app_id, message_id, requested_at, state, http_status, errors, response," \
+	" last_attempt_at, next_attempt_at, ordinal)"
+#define OUTCOME_PARAMETERS \
+	9, {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, INT4ARRAYOID, \
+		TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
+
+#define WRITE_OUTCOME \
+	"UPDATE @onesignal_message AS m SET state = o.state::@onesignal_message_state," \
+	" http_status = o.http_status, errors = COALESCE(o.errors::pg_catalog.text[], '{}')," \
+	" response = o.response::pg_catalog.jsonb, attempts = m.attempts" PLUS "1," \
+	" unanswered = m.unanswered OR o.http_status IS NULL," \
+	" first_attempt_at = COALESCE(m.first_attempt_at, o.last_attempt_at)," \
+	" last_attempt_at = o.last_attempt_at, next_attempt_at = o.next_attempt_at," \
+	" finished_at = CASE WHEN o.state" NE "'pending' THEN pg_catalog.clock_timestamp() END"
 
 /* Never waits for onesignal_cancel_pause() in a transaction left open. */
 #define UNLOCKED_APP \
@@ -105,31 +128,19 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		5, {UUIDOID, NAMEOID, INT8OID, TIMESTAMPTZOID, UUIDOID}
 	},
 
-	/*
-	 * An array for each field of QueueOutcome.  Rows that somebody has locked
-	 * are left out; the ordinality of the others is returned.
-	 */
+	/* Returns the ordinality of the outcomes that were written.  Waits for rows that are locked. */
 	[STATEMENT_RECORD] = {
+		WRITE_OUTCOME " FROM " OUTCOMES " WHERE " IS_ROW_OF_OUTCOME " RETURNING o.ordinal",
+		OUTCOME_PARAMETERS
+	},
+
+	/* The same, but leaves out the rows that somebody has locked; half as slow again. */
+	[STATEMENT_RECORD_UNLOCKED] = {
 		"WITH unlocked AS MATERIALIZED ("
-		"SELECT o.*, m.address FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2),"
-		" pg_catalog.unnest($3), pg_catalog.unnest($4), pg_catalog.unnest($5),"
-		" pg_catalog.unnest($6), pg_catalog.unnest($7), pg_catalog.unnest($8),"
-		" pg_catalog.unnest($9), pg_catalog.unnest($10), pg_catalog.unnest($11),"
-		" pg_catalog.unnest($12)) WITH ORDINALITY"
-		" AS o (app_id, message_id, requested_at, state, http_status, errors, response,"
-		" first_attempt_at, last_attempt_at, next_attempt_at, attempts, unanswered, ordinal)"
-		" CROSS JOIN LATERAL (" ROW_OF_OUTCOME " FOR NO KEY UPDATE SKIP LOCKED) AS m)"
-		" UPDATE @onesignal_message AS m SET state = u.state::@onesignal_message_state,"
-		" http_status = u.http_status, errors = u.errors::pg_catalog.text[],"
-		" response = u.response::pg_catalog.jsonb, attempts = u.attempts,"
-		" unanswered = u.unanswered, first_attempt_at = u.first_attempt_at,"
-		" last_attempt_at = u.last_attempt_at, next_attempt_at = u.next_attempt_at,"
-		" finished_at = CASE WHEN u.state" NE "'pending' THEN pg_catalog.clock_timestamp() END"
-		" FROM unlocked AS u"
-		" WHERE m.ctid" EQ "u.address RETURNING u.ordinal",
-		12, {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, INT4ARRAYOID,
-			TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID,
-		TIMESTAMPTZARRAYOID, INT4ARRAYOID, BOOLARRAYOID}
+		"SELECT o.*, m.address FROM " OUTCOMES
+		" CROSS JOIN LATERAL (" ROW_OF_OUTCOME " FOR NO KEY UPDATE SKIP LOCKED) AS m) "
+		WRITE_OUTCOME " FROM unlocked AS o WHERE m.ctid" EQ "o.address RETURNING o.ordinal",
+		OUTCOME_PARAMETERS
 	},
 
 	/*
