@@ -34,6 +34,7 @@ OBJS = \
 	src/transition.o \
 	src/upkeep.o \
 	src/wakeup.o \
+	src/wire.o \
 	src/worker.o
 
 DATA = $(wildcard sql/onesignal_cancel--*.sql)

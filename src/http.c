@@ -6,7 +6,7 @@
  * connections, TLS sessions, the parsed CA store and DNS answers outlive
  * statements and transactions.  libcurl never waits here: it tells which
  * sockets and which timer it is interested in, and http_wait() waits for them
- * on a WaitEventSet together with the latch, so that an interrupt takes effect
+ * (wire.c) together with the latch, so that an interrupt takes effect
  * at once, whether a name is being resolved, a handshake goes on or a body
  * drips in.
  *
@@ -26,7 +26,6 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include "common/hashfn.h"
@@ -35,9 +34,12 @@
 #include "portability/instr_time.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
 
 #include "compat.h"
 #include "http.h"
+#include "pace.h"
+#include "wire.h"
 
 /* A cancel's answer is under 1 kB; beyond 64 kB it is some proxy's page. */
 #define HTTP_BODY_MAX		(64 * 1024)
@@ -59,19 +61,8 @@
  */
 #define HTTP_UNSENT_MAX		32
 
-/*
- * More in flight than keep this process busy only cost: 800 handles are a
- * quarter slower than 100, and 10 MB.  So it starts with the streams of one
- * connection, and doubles when nothing comes in for so long.
- */
-#define HTTP_IN_FLIGHT_START	100
-#define HTTP_STALL_MS			1
-
 /* Connections, the losers of a race between IPv4 and IPv6, resolver pipes, epoll */
 #define HTTP_FDS_RESERVED	24
-
-/* Two sockets a connection while it is made, and a resolver's pipe */
-#define HTTP_SOCKETS_MAX	(4 * HTTP_TOTAL_CONNECTIONS)
 
 /* OneSignal asks not to keep DNS answers longer. */
 #define HTTP_DNS_CACHE_SECONDS	300L
@@ -124,17 +115,6 @@ struct HttpExchange
 	HttpAnswer	answer;
 };
 
-typedef struct WatchedSocket
-{
-	curl_socket_t fd;
-	ino_t		inode;			/* which file had this number when last looked at */
-	int			looked_at;		/* engine.files_opened then */
-	uint32		wanted;			/* WL_SOCKET_*; 0: libcurl does not watch it now */
-	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
-	int			position;		/* in the WaitEventSet, while registered */
-	bool		ours;			/* its end is told by closesocket_callback() */
-} WatchedSocket;
-
 typedef struct HttpEngine
 {
 	CURLM	   *multi;
@@ -145,10 +125,7 @@ typedef struct HttpEngine
 	dlist_head	finished;
 	int			in_flight;
 	int			unsent;
-	int			limit;			/* how many may be in flight now */
-	int			window_landed;	/* exchanges that ended since the limit was last looked at, ... */
-	int64		window_us;		/* ... when that was, ... */
-	int64		window_idle_us; /* ... and how long it waited since */
+	Window		window;			/* how many may be in flight now */
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
 	int64		last_finished_us;
@@ -156,14 +133,9 @@ typedef struct HttpEngine
 	bool		left_unsent;	/* one was dropped that may have a resolver at work */
 	bool		signals_blocked;
 	sigset_t	saved_signals;	/* while signals_blocked */
-	WaitEventSet *set;
-	bool		set_is_stale;
-	int			files_opened;	/* sockets and look-ups begun: since then a number may name another file */
-	int			socket_count;
-	WatchedSocket sockets[HTTP_SOCKETS_MAX];
 } HttpEngine;
 
-static HttpEngine engine = {.limit = HTTP_IN_FLIGHT_START};
+static HttpEngine engine = {.window = {.limit = WINDOW_MIN}};
 static bool fds_reserved = false;
 static bool exit_armed = false;
 
@@ -214,97 +186,17 @@ restore_signals(void)
 
 /* ---- what libcurl calls: only to record ---- */
 
-static WatchedSocket *
-find_socket(curl_socket_t fd)
-{
-	for (int i = 0; i < engine.socket_count; i++)
-	{
-		if (engine.sockets[i].fd == fd)
-			return &engine.sockets[i];
-	}
-	return NULL;
-}
-
-/* The last entry takes the place; its position in the set stays its own. */
-static void
-forget_socket(WatchedSocket *watched)
-{
-	if (watched->registered != 0)
-		engine.set_is_stale = true;
-	*watched = engine.sockets[--engine.socket_count];
-}
-
-static void
-forget_idle_sockets(void)
-{
-	for (int i = engine.socket_count - 1; i >= 0; i--)
-	{
-		if (engine.sockets[i].wanted == 0)
-			forget_socket(&engine.sockets[i]);
-	}
-}
-
-/*
- * The number alone says little: a socket that was given up before it was
- * connected, libcurl 7.88 closes without a word, and the kernel drops it from
- * the set.  The next file gets its number.
- */
-static WatchedSocket *
-find_or_add_socket(curl_socket_t fd)
-{
-	WatchedSocket *watched = find_socket(fd);
-	struct stat status = {0};
-
-	if (watched != NULL && watched->looked_at == engine.files_opened)
-		return watched;
-	(void) fstat(fd, &status);
-	if (watched == NULL)
-	{
-		if (engine.socket_count == HTTP_SOCKETS_MAX)
-			forget_idle_sockets();
-		if (engine.socket_count == HTTP_SOCKETS_MAX)
-			return NULL;
-		watched = &engine.sockets[engine.socket_count++];
-		memset(watched, 0, sizeof(*watched));
-		watched->fd = fd;
-	}
-	else if (watched->inode != status.st_ino)
-	{
-		if (watched->registered != 0)
-			engine.set_is_stale = true;
-		watched->ours = false;
-	}
-	watched->inode = status.st_ino;
-	watched->looked_at = engine.files_opened;
-	return watched;
-}
-
 static int
 socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *socket_context)
 {
-	WatchedSocket *watched;
-
 	(void) easy;
 	(void) context;
 	(void) socket_context;
 
-	watched = find_or_add_socket(fd);
-	if (watched == NULL)
-		return 0;				/* cannot be: HTTP_SOCKETS_MAX; its exchange times out */
-
-	watched->wanted = ((what & CURL_POLL_IN) ? WL_SOCKET_READABLE : 0) |
-		((what & CURL_POLL_OUT) ? WL_SOCKET_WRITEABLE : 0);
-	if (what == CURL_POLL_REMOVE)
-	{
-		/*
-		 * An idle connection stays in the set: the next request, usually at
-		 * once, wants it back.  A resolver's pipe is closed without a word
-		 * to us, and its number may name another file soon.
-		 */
-		watched->wanted = 0;
-		if (!watched->ours)
-			forget_socket(watched);
-	}
+	/* CURL_POLL_REMOVE asks for nothing. */
+	wire_watch(fd, what == CURL_POLL_REMOVE ? 0 :
+			   ((what & CURL_POLL_IN) ? WL_SOCKET_READABLE : 0) |
+			   ((what & CURL_POLL_OUT) ? WL_SOCKET_WRITEABLE : 0));
 	return 0;
 }
 
@@ -312,7 +204,6 @@ socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *soc
 static int
 sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
 {
-	WatchedSocket *watched;
 #ifdef TCP_USER_TIMEOUT
 	unsigned int unacknowledged_ms = HTTP_UNACKNOWLEDGED_MS;
 
@@ -321,10 +212,8 @@ sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
 	(void) purpose;
 
 	((HttpExchange *) context)->connecting = true;
-	engine.files_opened++;
-	watched = find_or_add_socket(fd);
-	if (watched != NULL)
-		watched->ours = true;
+	wire_opening();
+	wire_own(fd);
 	return CURL_SOCKOPT_OK;
 }
 
@@ -370,14 +259,10 @@ note_requeued(curl_socket_t fd)
 static int
 closesocket_callback(void *context, curl_socket_t fd)
 {
-	WatchedSocket *watched = find_socket(fd);
-
 	(void) context;
 
 	note_requeued(fd);
-
-	if (watched != NULL)
-		forget_socket(watched);
+	wire_closed(fd);
 	return close(fd);
 }
 
@@ -403,7 +288,7 @@ resolver_callback(void *resolver, void *reserved, void *context)
 
 	((HttpExchange *) context)->connecting = true;
 	block_signals();
-	engine.files_opened++;		/* its pipe comes next */
+	wire_opening();				/* its pipe comes next */
 	return 0;
 }
 
@@ -536,9 +421,7 @@ close_at_exit(int code, Datum arg)
 		restore_signals();
 	}
 	engine.multi = NULL;
-	if (engine.set != NULL)
-		FreeWaitEventSet(engine.set);
-	engine.set = NULL;
+	wire_shut();
 }
 
 /* All of them or none, so that a refusal leaves nothing behind.  Kept for the process's life. */
@@ -775,7 +658,7 @@ land(HttpExchange *exchange, dlist_head *list)
 	dlist_delete(&exchange->node);
 	dlist_push_tail(list, &exchange->node);
 	engine.in_flight--;
-	engine.window_landed++;
+	window_ended(&engine.window);
 	if (!exchange->sent)
 	{
 		engine.unsent--;
@@ -983,63 +866,12 @@ expire(int64 now)
 /* ---- waiting ---- */
 
 static void
-rebuild_set(void)
-{
-	if (engine.set != NULL)
-		FreeWaitEventSet(engine.set);
-	engine.set = NULL;
-	engine.set = create_wait_event_set(HTTP_SOCKETS_MAX + 2);
-	AddWaitEventToSet(engine.set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
-	if (IsUnderPostmaster)
-		AddWaitEventToSet(engine.set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-	for (int i = 0; i < engine.socket_count; i++)
-	{
-		engine.sockets[i].registered = 0;
-		engine.sockets[i].position = -1;
-	}
-	engine.set_is_stale = false;
-}
-
-/* The set as libcurl wants it now; only what changed is told to the kernel. */
-static void
-update_set(void)
-{
-	if (engine.set == NULL || engine.set_is_stale)
-		rebuild_set();
-	for (int i = 0; i < engine.socket_count; i++)
-	{
-		WatchedSocket *watched = &engine.sockets[i];
-
-		if (watched->wanted == 0 || watched->wanted == watched->registered)
-			continue;
-		if (watched->registered == 0)
-			watched->position = AddWaitEventToSet(engine.set, watched->wanted, watched->fd, NULL, NULL);
-		else
-			ModifyWaitEvent(engine.set, watched->position, watched->wanted, NULL);
-		watched->registered = watched->wanted;
-	}
-}
-
-static void
 act(curl_socket_t fd, int what)
 {
 	int			running;
 
 	curl_multi_socket_action(engine.multi, fd, what, &running);
 	restore_signals();
-}
-
-/* While corked, what is written is kept for a full segment; then all of it goes out. */
-static void
-cork_sockets(int corked)
-{
-#ifdef TCP_CORK
-	for (int i = 0; i < engine.socket_count; i++)
-	{
-		if (engine.sockets[i].ours)
-			(void) setsockopt(engine.sockets[i].fd, IPPROTO_TCP, TCP_CORK, &corked, sizeof(corked));
-	}
-#endif
 }
 
 /*
@@ -1053,88 +885,29 @@ act_on_timer(void)
 
 	engine.timer_us = PG_INT64_MAX;
 	if (many)
-		cork_sockets(1);
+		wire_cork(true);
 	act(CURL_SOCKET_TIMEOUT, 0);
 	if (many)
-		cork_sockets(0);
+		wire_cork(false);
 }
 
-static void
-serve_socket(const WaitEvent *event)
-{
-	WatchedSocket *watched = find_socket(event->fd);
-
-	if (watched == NULL)
-		return;					/* closed on account of an event before this one */
-	if (watched->wanted == 0)
-	{
-		/* An idle connection has something to say, likely its end: libcurl
-		 * looks when it next wants it, and until then we do not. */
-		engine.set_is_stale = true;
-		return;
-	}
-	act(event->fd,
-		((event->events & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0) |
-		((event->events & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0));
-}
-
-/* A wait counts if only the limit kept more from being in flight. */
-static void
-note_wait(int64 from, int64 to)
-{
-	if (engine.in_flight < engine.limit)
-	{
-		engine.window_landed = 0;
-		engine.window_us = to;
-		engine.window_idle_us = 0;
-		return;
-	}
-	engine.window_idle_us += to - from;
-	if (to - from >= HTTP_STALL_MS * INT64CONST(1000))
-		engine.limit = Min(2 * engine.limit, HTTP_IN_FLIGHT_MAX);
-}
-
-/* After as many answers as may be in flight: when there were always some to be read, fewer will do. */
-static void
-lower_limit(int64 now)
-{
-	if (engine.window_landed < engine.limit)
-		return;
-	if (engine.window_idle_us < (now - engine.window_us) / 32)
-		engine.limit = Max(engine.limit - engine.limit / 8, HTTP_IN_FLIGHT_START);
-	engine.window_landed = 0;
-	engine.window_us = now;
-	engine.window_idle_us = 0;
-}
-
-/*
- * One wait of at most timeout_ms (-1: no limit).  True: the latch was set.
- *
- * One event at a time, which epoll hands out in turn: eight connections may
- * have 800 answers, and the caller should send more before all are read.
- */
+/* One wait of at most timeout_ms (-1: no limit).  True: the latch was set. */
 static bool
 wait_once(long timeout_ms)
 {
-	static uint32 wait_event = 0;
-	WaitEvent	event;
-	int64		began;
-	int			count;
+	int64		began = http_clock_us();
+	WireEvent	event;
 
-	update_set();
-	if (engine.in_flight >= engine.limit && engine.limit < HTTP_IN_FLIGHT_MAX && timeout_ms != 0)
-		timeout_ms = HTTP_STALL_MS;
-	began = http_clock_us();
-	count = WaitEventSetWait(engine.set, timeout_ms, &event, 1,
-							 wait_event_named(&wait_event, "OnesignalCancelHttp"));
+	if (timeout_ms != 0 && window_stalls(&engine.window, engine.in_flight, HTTP_IN_FLIGHT_MAX))
+		timeout_ms = WINDOW_STALL_MS;
+	wire_wait(timeout_ms, &event);
 	if (timeout_ms != 0)
-		note_wait(began, http_clock_us());
-	if (count > 0 && (event.events & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE)))
-		serve_socket(&event);
-	if (count == 0 || !(event.events & WL_LATCH_SET))
-		return false;
-	ResetLatch(MyLatch);
-	return true;
+		window_waited(&engine.window, engine.in_flight, HTTP_IN_FLIGHT_MAX, began, http_clock_us());
+	if (event.fd >= 0)
+		act(event.fd,
+			((event.ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0) |
+			((event.ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0));
+	return event.latched;
 }
 
 static long
@@ -1165,7 +938,7 @@ origin_of(const char *url)
 int
 http_room(void)
 {
-	return Min(engine.limit - engine.in_flight, HTTP_UNSENT_MAX - engine.unsent);
+	return Min(engine.window.limit - engine.in_flight, HTTP_UNSENT_MAX - engine.unsent);
 }
 
 int
@@ -1240,8 +1013,9 @@ http_wait(int64 until_us)
 		}
 		latched = wait_once(timeout_until(now, until_us));
 		collect_finished();
-		lower_limit(http_clock_us());
-		expire(http_clock_us());
+		now = http_clock_us();
+		window_review(&engine.window, now);
+		expire(now);
 		if (dlist_is_empty(&engine.finished) && (latched || now >= until_us))
 		{
 			CHECK_FOR_INTERRUPTS();
