@@ -1,5 +1,5 @@
-# Ten times 100,000 messages are scheduled, canceled and purged. Autovacuum, with the settings that it comes
-# with but how often it looks, keeps up: the table and its indexes stop growing.
+# Ten times 100,000 messages are scheduled, canceled and purged. Autovacuum keeps up, with the settings that it
+# comes with but for how often it looks: the table and its indexes stop growing.
 
 use strict;
 use warnings;
@@ -36,10 +36,14 @@ SQL
     return $node->safe_psql('postgres', "SELECT pg_total_relation_size('onesignal_message') / 1048576");
 }
 
+sub median { return (sort { $a <=> $b } @_)[ @_ / 2 ] }
+
+# A round that began before autovacuum was through with the one before needs room of its own, once.
 my @size = map { drain($_) } 1 .. 10;
 note("MB after each: @size");
-my $largest = (sort { $a <=> $b } @size[ 3 .. 9 ])[-1];
-cmp_ok($largest, '<=', 1.1 * $size[2], 'after the third, ten drains need no more room');
+my ($early, $late) = (median(@size[ 0 .. 4 ]), median(@size[ 5 .. 9 ]));
+cmp_ok($late, '<=', 1.2 * $early, 'later rounds leave the table no larger than earlier ones');
+cmp_ok((sort { $a <=> $b } @size)[-1], '<=', 2.5 * $early, 'and none takes more than the room of two');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM onesignal_message'), '0', 'nothing is left behind');
 $node->stop;
 done_testing();
