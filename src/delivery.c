@@ -29,12 +29,16 @@
 #include "lanes.h"
 #include "settings.h"
 
-/* One UPDATE's worth of outcomes: 10 to 15 ms. */
+/* One UPDATE's worth of outcomes: 10 to 15 ms; fewer where their bodies are large. */
 #define RECORD_MAX			1000
+#define RECORD_BYTES_MAX	(1024 * 1024)
+
+/* Answers taken before others are begun, if so many are there. */
+#define TAKE_MIN			32
 
 /*
  * While requests are on the wire, outcomes wait this long for company.  When
- * none is, they are recorded at once.
+ * none is, and none can be begun, they are recorded at once.
  */
 #define RECORD_DELAY_US		INT64CONST(50000)
 
@@ -77,6 +81,7 @@ static MemoryContext delivery_context = NULL;	/* items; dropped with them after 
 static dlist_head items = DLIST_STATIC_INIT(items);
 static dlist_head answered;
 static int	answered_count = 0;
+static size_t answered_bytes = 0;	/* of their bodies */
 static int64 answered_since;	/* the oldest of them */
 static dlist_head kept;
 static int	kept_count = 0;
@@ -151,6 +156,7 @@ take_answer(HttpExchange *exchange)
 
 	if (answered_count++ == 0)
 		answered_since = http_clock_us();
+	answered_bytes += item->answer.body_length;
 	dlist_push_tail(&answered, &item->node);
 }
 
@@ -298,6 +304,7 @@ take_kept(int64 now_us)
 		}
 		dlist_delete(&item->node);
 		dlist_push_head(&answered, &item->node);
+		answered_bytes += item->answer.body_length;
 		kept_count--;
 		item->lane->kept--;
 		if (answered_count++ == 0)
@@ -313,16 +320,19 @@ take_kept(int64 now_us)
 static int
 record_answers(DeliveryItem **batch, QueueOutcome *outcomes, QueueRecorded *recorded)
 {
+	size_t		bytes = 0;
 	int			count = 0;
 
-	while (count < RECORD_MAX && !dlist_is_empty(&answered))
+	while (count < RECORD_MAX && bytes < RECORD_BYTES_MAX && !dlist_is_empty(&answered))
 	{
 		batch[count] = dlist_container(DeliveryItem, node, dlist_pop_head_node(&answered));
+		bytes += batch[count]->answer.body_length;
 		answered_count--;
 		decide(batch[count], &outcomes[count]);
 		count++;
 	}
 	answered_since = http_clock_us();
+	answered_bytes -= bytes;
 	if (count > 0)
 		queue_record(outcomes, count, recorded);
 	return count;
@@ -364,7 +374,8 @@ static bool
 must_record(int64 now_us)
 {
 	return answered_count > 0 &&
-		(answered_count >= RECORD_MAX || now_us - answered_since >= RECORD_DELAY_US);
+		(answered_count >= RECORD_MAX || answered_bytes >= RECORD_BYTES_MAX ||
+		 now_us - answered_since >= RECORD_DELAY_US);
 }
 
 /* ---- the run ---- */
@@ -382,6 +393,7 @@ forget_everything(void)
 	dlist_init(&answered);
 	dlist_init(&kept);
 	answered_count = kept_count = 0;
+	answered_bytes = 0;
 }
 
 static int64
@@ -427,8 +439,11 @@ wait_for_answers(Moment now, TimestampTz next_due)
 {
 	HttpExchange *exchange = http_wait(Min(wait_until(now, next_due), now.us + LOOK_US));
 
-	for (; exchange != NULL; exchange = http_next())
+	for (int taken = 1; exchange != NULL; taken++)
+	{
 		take_answer(exchange);
+		exchange = taken < TAKE_MIN ? http_wait(0) : http_next();
+	}
 }
 
 static TimestampTz

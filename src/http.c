@@ -38,7 +38,7 @@
 
 #include "compat.h"
 #include "http.h"
-#include "pace.h"
+#include "window.h"
 #include "wire.h"
 
 /* A cancel's answer is under 1 kB; beyond 64 kB it is some proxy's page. */
@@ -53,6 +53,9 @@
 /* At 100 streams each, 8 carry 22,700 requests a second over 30 ms: facts.md. */
 #define HTTP_HOST_CONNECTIONS	8
 #define HTTP_TOTAL_CONNECTIONS	16
+
+/* Two sockets a connection while it is made, and a resolver's pipe */
+StaticAssertDecl(4 * HTTP_TOTAL_CONNECTIONS <= WIRE_SOCKETS_MAX, "too few sockets can be watched");
 
 /*
  * How many exchanges may be handed to libcurl without a connection or stream
@@ -891,9 +894,12 @@ act_on_timer(void)
 		wire_cork(false);
 }
 
-/* One wait of at most timeout_ms (-1: no limit).  True: the latch was set. */
+/*
+ * One wait of at most timeout_ms (-1: no limit).  True: there was something to
+ * be read; *latched becomes true when the latch was set.
+ */
 static bool
-wait_once(long timeout_ms)
+wait_once(long timeout_ms, bool *latched)
 {
 	int64		began = http_clock_us();
 	WireEvent	event;
@@ -907,7 +913,19 @@ wait_once(long timeout_ms)
 		act(event.fd,
 			((event.ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0) |
 			((event.ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0));
-	return event.latched;
+	*latched |= event.latched;
+	return event.fd >= 0;
+}
+
+/*
+ * What has arrived is not late, however long the caller was kept from reading
+ * it: by a lock on a table, say.
+ */
+static void
+read_arrived(bool *latched)
+{
+	for (int i = 0; i < WIRE_SOCKETS_MAX && wait_once(0, latched); i++)
+		collect_finished();
 }
 
 static long
@@ -996,7 +1014,7 @@ http_wait(int64 until_us)
 	for (;;)
 	{
 		int64		now;
-		bool		latched;
+		bool		latched = false;
 
 		CHECK_FOR_INTERRUPTS();
 		if (!dlist_is_empty(&engine.finished))
@@ -1011,10 +1029,12 @@ http_wait(int64 until_us)
 			collect_finished();
 			continue;
 		}
-		latched = wait_once(timeout_until(now, until_us));
+		wait_once(timeout_until(now, until_us), &latched);
 		collect_finished();
 		now = http_clock_us();
-		window_review(&engine.window, now);
+		if (now >= engine.next_deadline_us)
+			read_arrived(&latched);
+		window_review(&engine.window, HTTP_IN_FLIGHT_MAX, now);
 		expire(now);
 		if (dlist_is_empty(&engine.finished) && (latched || now >= until_us))
 		{

@@ -1,7 +1,6 @@
 /*
  * pace.c
- *		How fast requests start, how many fly at once, when none may start, and
- *		how long a retry waits.
+ *		How fast requests start, when none may, and how long a retry waits.
  *
  * Everything here is arithmetic on times that the caller passes in, so that
  * ten minutes of delivery can be tried in a microsecond, by a test that links
@@ -360,53 +359,4 @@ backoff_direct(int attempts, double random, int64 retry_after)
 	int64		delay = backoff_jittered(backoff_doubled(attempts, BACKOFF_MAX), random);
 
 	return Max(delay, retry_after);
-}
-
-/* ---- how many in flight ---- */
-
-/* Waiting for less than this share of the time, fewer would do. */
-#define WINDOW_WAITED_SHARE 32
-
-static void
-window_begin(Window *window, int64 now)
-{
-	window->ended = 0;
-	window->began = now;
-	window->waited = 0;
-}
-
-bool
-window_stalls(const Window *window, int in_flight, int max)
-{
-	return in_flight >= window->limit && window->limit < max;
-}
-
-void
-window_waited(Window *window, int in_flight, int max, int64 from, int64 to)
-{
-	/* With fewer in flight there is no more to send, or no connection yet. */
-	if (in_flight < window->limit)
-	{
-		window_begin(window, to);
-		return;
-	}
-	window->waited += to - from;
-	if (to - from >= WINDOW_STALL_MS * INT64CONST(1000))
-		window->limit = Min(2 * window->limit, max);
-}
-
-void
-window_ended(Window *window)
-{
-	window->ended++;
-}
-
-void
-window_review(Window *window, int64 now)
-{
-	if (window->ended < window->limit)
-		return;
-	if (window->waited < (now - window->began) / WINDOW_WAITED_SHARE)
-		window->limit = Max(window->limit - window->limit / 8, WINDOW_MIN);
-	window_begin(window, now);
 }

@@ -1,6 +1,6 @@
 /*
  * pace.h
- *		Pace, window, circuits and backoff: arithmetic on times that are passed in.
+ *		Pace, circuits and backoff: arithmetic on times that are passed in.
  *
  * Nothing here reads a clock, sleeps, allocates or throws: given the same
  * times and answers it decides the same.  All times and durations are int64
@@ -125,35 +125,5 @@ extern int64 backoff_delay(int attempts, double random, int64 time_left, int64 r
 
 /* The plain form for direct calls, which know no send_after. */
 extern int64 backoff_direct(int attempts, double random, int64 retry_after);
-
-/*
- * How many requests may be in flight.  More of them than keep us busy only
- * cost: libcurl takes a quarter longer for each with 800 handles than with
- * 100, and 10 MB.  So it begins with the streams of one connection, doubles
- * when for WINDOW_STALL_MS there was nothing to be read, and falls by an eighth
- * each time when there always was while as many ended as may be in flight.
- */
-typedef struct Window
-{
-	int			limit;			/* how many; WINDOW_MIN at first */
-	int			ended;			/* of them, since the limit was last looked at, ... */
-	int64		began;			/* ... when that was, ... */
-	int64		waited;			/* ... and for how long the limit made us wait since */
-} Window;
-
-#define WINDOW_MIN 100
-#define WINDOW_STALL_MS 1
-
-/* Is it the limit that lets no more be sent, and could it be raised?  Then wait for WINDOW_STALL_MS. */
-extern bool window_stalls(const Window *window, int in_flight, int max);
-
-/* Says that there was nothing to be read from one time to the other. */
-extern void window_waited(Window *window, int in_flight, int max, int64 from, int64 to);
-
-/* Says that one of those in flight ended. */
-extern void window_ended(Window *window);
-
-/* Lowers the limit where it is higher than it needs to be. */
-extern void window_review(Window *window, int64 now);
 
 #endif

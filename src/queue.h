@@ -120,7 +120,7 @@ extern List *queue_lanes(void);
 extern int	queue_fetch(const QueueLane *lane, QueueCursor *cursor, QueueRow *rows, int max);
 
 /*
- * Writes what came of attempts, never waiting for a lock.  A cancel that
+ * Writes what came of attempts, waiting a millisecond at most for a lock.  A cancel that
  * worked is written whatever the row says now; any other outcome only while
  * its request still stands, else it is dropped.  One row that cannot be
  * written keeps no other from it.  What is recorded is so once queue_commit()

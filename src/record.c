@@ -25,6 +25,7 @@
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
 
+#include "http.h"
 #include "record.h"
 
 /* Arrays that STATEMENT_RECORD takes; STATEMENT_OWED takes the first four. */
@@ -36,7 +37,10 @@
  */
 #define APP_LOCK_TIMEOUT "10ms"
 
-/* The least there is.  Where a row was locked, others may be, for so long. */
+/*
+ * The least there is, for each lock that has to be waited for, most likely a
+ * row's.  Where one was locked, others may be, for so long.
+ */
 #define ROW_LOCK_TIMEOUT "1ms"
 #define ROWS_LOCKED_US INT64CONST(1000000)
 
@@ -59,7 +63,7 @@ typedef struct Tally
 static List *tallies = NIL;
 
 /* Until then it is likely that rows are locked. */
-static TimestampTz rows_locked_until = 0;
+static int64 rows_locked_until_us = 0;
 
 /* A batch on its way through a subtransaction. */
 typedef struct Batch
@@ -366,14 +370,14 @@ write_batch(void *argument)
 static ErrorData *
 try_batch(Batch *batch)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	int64		now_us = http_clock_us();
 	ErrorData  *error;
 
-	batch->skips_locked = now < rows_locked_until;
+	batch->skips_locked = now_us < rows_locked_until_us;
 	error = attempt(write_batch, batch);
 	if (error != NULL && error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
 	{
-		rows_locked_until = now + ROWS_LOCKED_US;
+		rows_locked_until_us = now_us + ROWS_LOCKED_US;
 		batch->skips_locked = true;
 		error = attempt(write_batch, batch);
 	}

@@ -42,17 +42,17 @@
  * The row that an outcome may be written to.  A cancel that worked is the
  * truth, whatever the row says now; anything else counts only for the request
  * that it was sent for.
+ *
+ * Plain equality would let the planner, misled by the statistics of a table
+ * that was empty, read the whole index for each outcome, since its order might
+ * be of use to the join; that of an array's element is of none.
  */
 #define IS_ROW_OF_OUTCOME \
-	"m.message_id" EQ "o.message_id AND m.app_id" EQ "o.app_id" \
+	"m.message_id" EQ "ANY (ARRAY[o.message_id]) AND m.app_id" EQ "ANY (ARRAY[o.app_id])" \
 	" AND ((o.state" EQ "'canceled' AND m.state" NE "'canceled')" \
 	" OR (m.state" EQ "'pending' AND m.requested_at" EQ "o.requested_at))"
 
-/*
- * A lateral subquery that cannot be pulled up, and then a join by address, so
- * that the planner has but one way: outcome by outcome.  A plan that was made
- * while the table was empty would else scan all of it for each.
- */
+/* A lateral subquery that cannot be pulled up, to be joined by address. */
 #define ROW_OF_OUTCOME \
 	"SELECT m.ctid AS address FROM @onesignal_message AS m WHERE " IS_ROW_OF_OUTCOME
 

@@ -7,7 +7,7 @@
  * the latch, and the kernel is told of changes only: between two requests on
  * one connection there is none.
  *
- * This room knows sockets, nothing of libcurl.
+ * This room knows what libcurl does with sockets, and calls nothing of it.
  */
 #include "postgres.h"
 
@@ -225,7 +225,9 @@ wire_wait(long timeout_ms, WireEvent *event)
 	{
 		ResetLatch(MyLatch);
 		event->latched = true;
-		return;
+		/* However often it is set, the sockets have their turn. */
+		if (WaitEventSetWait(set, 0, &occurred, 1, PG_WAIT_EXTENSION) == 0 || occurred.events & WL_LATCH_SET)
+			return;
 	}
 	watched = find_socket(occurred.fd);
 	if (watched == NULL)

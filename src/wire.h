@@ -14,7 +14,7 @@
 /* A file is about to be opened: from now on a number may name another one. */
 extern void wire_opening(void);
 
-/* This socket's end will be told by wire_closed(), and not before. */
+/* This socket's end is told by wire_closed(), at least while it is connected. */
 extern void wire_own(int fd);
 extern void wire_closed(int fd);
 

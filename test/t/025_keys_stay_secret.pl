@@ -75,8 +75,9 @@ subtest 'a mapping that is refused' => sub {
         "ALTER SERVER clinic OPTIONS (ADD api_key '$TYPED')",
         "ALTER FOREIGN DATA WRAPPER onesignal OPTIONS (ADD api_key '$TYPED')");
     is(scalar(() = ask(join ";\n", @refused) =~ /^.*ERROR:  /mg), @refused, 'each of them');
-    # The client, who has typed it, is told the context as well.
-    is(scalar(() = ask(join(";\n", map { "DO \$do\$ BEGIN EXECUTE \$sql\$$_\$sql\$; END \$do\$" } @refused), untold => 1) =~ /^.*ERROR:  /mg), @refused,
+    # The client, who has typed it, is told the context as well. At this level PostgreSQL 18 itself logs where it
+    # looks for the library, with its context: not the second time.
+    is(scalar(() = ask(join(";\n", "SELECT onesignal_cancel_fdw_validator(ARRAY['app_id=$app'], 'pg_foreign_server'::regclass)", map { "DO \$do\$ BEGIN EXECUTE \$sql\$$_\$sql\$; END \$do\$" } @refused), untold => 1) =~ /^.*ERROR:  /mg), @refused,
         'in a DO block, too');
     ask('ALTER SERVER clinic OWNER TO owner');
     like(ask($refused[0], role => 'owner'), qr/ERROR:  42501/, 'by an owner without rights on files');

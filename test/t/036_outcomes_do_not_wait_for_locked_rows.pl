@@ -15,15 +15,15 @@ my $api = StandIn->new(accept_any => 1);
 my $node = Workers::start('main');
 Workers::add_app($node, 'postgres', $api);
 my $app = $api->app_id;
-my ($locked, $free, $poison) = map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } 1 .. 3;
+my ($locked, $free, $poison, $called, $beside) = map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } 1 .. 5;
 
-# Locked before the answer comes, for which a session that is still to be started may be too late.
+# Locked before the answer comes, for which a session that is still to be started may be too late. Its
+# neighbor's comes at the same time.
 my $session = $node->background_psql('postgres');
-$api->fault(message => $locked, delay => 3000);
-Workers::request($node, 'postgres', $api, $locked);
-$api->wait_for_requests(1, message => $locked);
+$api->fault(message => [ $locked, $free ], delay => 3000);
+Workers::request($node, 'postgres', $api, $locked, $free);
+$api->wait_for_requests(1, message => $_) for $locked, $free;
 $session->query_safe("BEGIN; SELECT FROM onesignal_message WHERE message_id = '$locked' FOR UPDATE");
-Workers::request($node, 'postgres', $api, $free);
 ok(Workers::wait_for($node, 'postgres', $free, 'canceled'), 'another outcome is recorded');
 # It answered by now: its outcome is waiting for the row.
 $node->poll_query_until('postgres', 'SELECT clock_timestamp() > (SELECT max(finished_at) FROM onesignal_message) + interval \'2 s\'');
@@ -43,5 +43,22 @@ is(Workers::state($node, 'postgres', $poison), 'pending', 'and waits');
 $node->safe_psql('postgres', 'ALTER TABLE onesignal_message DROP CONSTRAINT poison');
 ok(Workers::wait_for($node, 'postgres', $poison, 'canceled'), 'until it can be');
 is($api->received(message => $poison), 1, 'without being sent again');
+
+# A CALL leaves the session's settings as they were, also when it ran into a lock.
+$node->append_conf('postgresql.conf', 'onesignal_cancel.background_delivery = off');
+$node->reload;
+Workers::wait_for_no_worker($node);
+$api->fault(message => [ $called, $beside ], delay => 3000);
+Workers::request($node, 'postgres', $api, $called, $beside);
+($session, my $caller) = map { $node->background_psql('postgres') } 1 .. 2;
+$caller->query_safe("SET lock_timeout = '7s'");
+$caller->query_until(qr/begun/, "\\echo begun\nCALL onesignal_cancel_deliver();\n");
+$api->wait_for_requests(1, message => $_) for $called, $beside;
+$session->query_safe("BEGIN; SELECT FROM onesignal_message WHERE message_id = '$called' FOR UPDATE");
+ok(Workers::wait_for($node, 'postgres', $beside, 'canceled'), 'called by hand: another outcome is recorded');
+$session->query_safe('COMMIT');
+is($caller->query_safe('SHOW lock_timeout'), '7s', 'the caller has its own lock_timeout back');
+is(Workers::state($node, 'postgres', $called), 'canceled', 'having recorded what was locked');
+$_->quit for $session, $caller;
 $node->stop;
 done_testing();

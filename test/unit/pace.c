@@ -11,10 +11,7 @@
 #include <math.h>
 
 #include "pace.h"
-
-/* c.h replaces them by libpgport's, which a program of one file does not need. */
-#undef printf
-#undef snprintf
+#include "tap.h"
 
 #define MS ((int64) 1000)
 #define S USECS_PER_SEC
@@ -23,25 +20,6 @@
 
 /* Where the clock stands when a test begins: 2025, as PostgreSQL counts. */
 #define T0 (INT64CONST(789000000) * USECS_PER_SEC)
-
-static int	tests = 0;
-static int	broken = 0;
-
-static void
-check(bool holds, const char *name)
-{
-	printf("%sok %d - %s\n", holds ? "" : "not ", ++tests, name);
-	if (!holds)
-		broken++;
-}
-
-static void
-check_number(double got, double least, double most, const char *name)
-{
-	check(got >= least && got <= most, name);
-	if (got < least || got > most)
-		printf("# got %.6f, expected %.6f to %.6f\n", got, least, most);
-}
 
 /*
  * OneSignal as far as it matters here: a bucket of so many requests a second,
@@ -825,70 +803,6 @@ test_backoff(void)
 	check(backoff_direct(6, 0, 3 * S) == 30 * S, "direct: nor sooner for it");
 }
 
-/* ---- how many in flight ---- */
-
-#define WINDOW_MAX 800
-
-/*
- * A peer that answers after a while, and a process that each answer, with the
- * request that follows it, keeps busy for a while.  Returns how long it took.
- */
-static int64
-exchange(Window *window, int count, int64 round_trip, int64 busy)
-{
-	static int64 arrives[100000];
-	int64		began = T0;
-	int64		now = began;
-	int			sent = 0;
-
-	for (int ended = 0; ended < count; ended++)
-	{
-		while (sent < count && sent - ended < window->limit)
-			arrives[sent++] = now + round_trip;
-		while (arrives[ended] > now)
-		{
-			int64		until = arrives[ended];
-
-			if (window_stalls(window, sent - ended, WINDOW_MAX))
-				until = Min(until, now + WINDOW_STALL_MS * MS);
-			window_waited(window, sent - ended, WINDOW_MAX, now, until);
-			now = until;
-			while (sent < count && sent - ended < window->limit)
-				arrives[sent++] = now + round_trip;
-		}
-		now += busy;
-		window_ended(window);
-		window_review(window, now);
-	}
-	return now - began;
-}
-
-static void
-test_window(void)
-{
-	Window		window = {.limit = WINDOW_MIN};
-	int64		took;
-
-	(void) exchange(&window, 10000, 500, 40);
-	check(window.limit == WINDOW_MIN, "while a near peer keeps us busy, as many are in flight as at first");
-	took = exchange(&window, 10000, 30 * MS, 40);
-	check(window.limit > WINDOW_MAX / 2, "with a far one more are, ...");
-	check_number((double) took, 10000 * 40, 1.15 * 10000 * 40, "... so many that it keeps us busy too, from the start");
-	(void) exchange(&window, 20000, 500, 40);
-	check(window.limit == WINDOW_MIN, "and near again, no more than at first");
-
-	(void) exchange(&window, 10000, 200 * MS, 40);
-	check(window.limit == WINDOW_MAX, "never more than may be, however far it is");
-
-	window.limit = WINDOW_MIN;
-	window_waited(&window, WINDOW_MIN - 1, WINDOW_MAX, T0, T0 + S);
-	check(window.limit == WINDOW_MIN, "a wait for lack of messages changes nothing");
-	check(!window_stalls(&window, WINDOW_MIN - 1, WINDOW_MAX) && window_stalls(&window, WINDOW_MIN, WINDOW_MAX),
-		  "and is not cut short");
-	window.limit = WINDOW_MAX;
-	check(!window_stalls(&window, WINDOW_MAX, WINDOW_MAX), "nor is one that could lead to nothing");
-}
-
 int
 main(void)
 {
@@ -908,7 +822,5 @@ main(void)
 	test_circuit_late();
 	test_circuit_by_hand();
 	test_circuit_clock();
-	test_window();
-	printf("1..%d\n", tests);
-	return broken > 0;
+	return done_testing();
 }

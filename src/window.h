@@ -1,0 +1,44 @@
+/*
+ * window.h
+ *		How many requests may be in flight: arithmetic on times that are passed in.
+ *
+ * As pace.h: no clock, no allocation, no error.  Times are microseconds of one
+ * clock of the caller's choice.
+ */
+#ifndef ONESIGNAL_CANCEL_WINDOW_H
+#define ONESIGNAL_CANCEL_WINDOW_H
+
+#include "c.h"
+
+/*
+ * How many requests may be in flight.  More of them than keep us busy only
+ * cost: libcurl takes a quarter longer for each with 800 handles than with
+ * 100, and 10 MB.  So it begins with the streams of one connection, and doubles
+ * when for WINDOW_STALL_MS there was nothing to be read.  And each time when as
+ * many have ended as may be in flight, it doubles if half of the time was spent
+ * waiting, and falls by an eighth if next to nothing was.
+ */
+typedef struct Window
+{
+	int			limit;			/* how many; WINDOW_MIN at first */
+	int			ended;			/* of them, since the limit was last looked at, ... */
+	int64		began;			/* ... when that was, ... */
+	int64		waited;			/* ... and for how long the limit made us wait since */
+} Window;
+
+#define WINDOW_MIN 100
+#define WINDOW_STALL_MS 1
+
+/* Is it the limit that lets no more be sent, and could it be raised?  Then wait for WINDOW_STALL_MS. */
+extern bool window_stalls(const Window *window, int in_flight, int max);
+
+/* Says that there was nothing to be read from one time to the other. */
+extern void window_waited(Window *window, int in_flight, int max, int64 from, int64 to);
+
+/* Says that one of those in flight ended. */
+extern void window_ended(Window *window);
+
+/* Raises or lowers the limit by how much of the time it made us wait. */
+extern void window_review(Window *window, int max, int64 now);
+
+#endif

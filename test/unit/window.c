@@ -1,0 +1,91 @@
+/*
+ * window.c
+ *		Waits and answers in, a limit out: the tests of src/window.c.
+ *
+ * Linked with src/window.o alone, without a server; prints TAP.
+ */
+#include "c.h"
+
+#include "datatype/timestamp.h"
+#include "tap.h"
+#include "window.h"
+
+#define MS ((int64) 1000)
+#define S USECS_PER_SEC
+#define T0 (INT64CONST(789000000) * USECS_PER_SEC)
+
+#define WINDOW_MAX 800
+
+/*
+ * A peer that answers after a while, and a process that each answer, with the
+ * request that follows it, keeps busy for a while; the first requests go out
+ * some time apart.  Returns how long it took.
+ */
+static int64
+exchange(Window *window, int count, int64 round_trip, int64 busy, int64 apart)
+{
+	static int64 arrives[100000];
+	int64		began = T0;
+	int64		now = began;
+	int			sent = 0;
+
+	for (; sent < Min(count, window->limit); now += apart)
+		arrives[sent++] = now + round_trip;
+	for (int ended = 0; ended < count; ended++)
+	{
+		while (sent < count && sent - ended < window->limit)
+			arrives[sent++] = now + round_trip;
+		while (arrives[ended] > now)
+		{
+			int64		until = arrives[ended];
+
+			if (window_stalls(window, sent - ended, WINDOW_MAX))
+				until = Min(until, now + WINDOW_STALL_MS * MS);
+			window_waited(window, sent - ended, WINDOW_MAX, now, until);
+			now = until;
+			while (sent < count && sent - ended < window->limit)
+				arrives[sent++] = now + round_trip;
+		}
+		now += busy;
+		window_ended(window);
+		window_review(window, WINDOW_MAX, now);
+	}
+	return now - began;
+}
+
+static void
+test_window(void)
+{
+	Window		window = {.limit = WINDOW_MIN};
+	int64		took;
+
+	(void) exchange(&window, 10000, 500, 40, 0);
+	check(window.limit == WINDOW_MIN, "while a near peer keeps us busy, as many are in flight as at first");
+	took = exchange(&window, 10000, 30 * MS, 40, 0);
+	check(window.limit > WINDOW_MAX / 2, "with a far one more are, ...");
+	check_number((double) took, 10000 * 40, 1.15 * 10000 * 40, "... so many that it keeps us busy too, from the start");
+	(void) exchange(&window, 20000, 500, 40, 0);
+	check(window.limit == WINDOW_MIN, "and near again, no more than at first");
+
+	(void) exchange(&window, 10000, 200 * MS, 40, 0);
+	check(window.limit == WINDOW_MAX, "never more than may be, however far it is");
+
+	window.limit = WINDOW_MIN;
+	took = exchange(&window, 10000, 90 * MS, 40, 900);
+	check_number((double) took, 90 * MS, 20 * 90 * MS, "and where no wait is long, but there are many");
+
+	window.limit = WINDOW_MIN;
+	window_waited(&window, WINDOW_MIN - 1, WINDOW_MAX, T0, T0 + S);
+	check(window.limit == WINDOW_MIN, "a wait for lack of messages changes nothing");
+	check(!window_stalls(&window, WINDOW_MIN - 1, WINDOW_MAX) && window_stalls(&window, WINDOW_MIN, WINDOW_MAX),
+		  "and is not cut short");
+	window.limit = WINDOW_MAX;
+	check(!window_stalls(&window, WINDOW_MAX, WINDOW_MAX), "nor is one that could lead to nothing");
+}
+
+int
+main(void)
+{
+	test_window();
+	return done_testing();
+}
