@@ -62,6 +62,11 @@ PG_CONFIG = pg_config
 PGXS := $(shell $(PG_CONFIG) --pgxs)
 include $(PGXS)
 
+# Before PostgreSQL 16 all libraries of a process share one space of names: ours call their own functions.
+ifeq ($(PORTNAME)$(filter 15,$(MAJORVERSION)), linux15)
+SHLIB_LINK += -Wl,-Bsymbolic
+endif
+
 # libcurl 7.81 is the oldest that this is built and tested with.
 .PHONY: libcurl
 libcurl:
