@@ -31,6 +31,7 @@ OBJS = \
 	src/settings.o \
 	src/slots.o \
 	src/statements.o \
+	src/transfer.o \
 	src/transition.o \
 	src/upkeep.o \
 	src/wakeup.o \

@@ -3,7 +3,7 @@
  *		Every PostgreSQL and libcurl version test, and nothing else.
  *
  * PostgreSQL 15 to 18 and libcurl 7.81 or newer are supported.  The part on
- * libcurl is seen only by the one file that includes curl/curl.h first.
+ * libcurl is seen only by what includes curl/curl.h first.
  */
 #ifndef ONESIGNAL_CANCEL_COMPAT_H
 #define ONESIGNAL_CANCEL_COMPAT_H

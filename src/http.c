@@ -10,8 +10,8 @@
  * at once, whether a name is being resolved, a handshake goes on or a body
  * drips in.
  *
- * This room knows requests and answers, nothing of OneSignal.  It is the only
- * one that sees curl/curl.h.
+ * This room knows requests and answers, nothing of OneSignal.  It and transfer.c,
+ * its other half, are the only ones that see curl/curl.h.
  *
  * libcurl's callbacks only record: what they could throw or palloc would leave
  * through C frames that do not expect it.  For the same reason all memory in
@@ -20,7 +20,6 @@
  */
 #include "postgres.h"
 
-#include <curl/curl.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <pthread.h>
@@ -38,17 +37,9 @@
 
 #include "compat.h"
 #include "http.h"
+#include "transfer.h"
 #include "window.h"
 #include "wire.h"
-
-/* A cancel's answer is under 1 kB; beyond 64 kB it is some proxy's page. */
-#define HTTP_BODY_MAX		(64 * 1024)
-
-/* The whole of an answer's headers; Cloudflare's take 1 to 2 kB. */
-#define HTTP_HEADERS_MAX	(64 * 1024)
-
-/* A finished exchange keeps its body buffer up to this size for the next. */
-#define HTTP_BODY_KEPT		(4 * 1024)
 
 /* At 100 streams each, 8 carry 22,700 requests a second over 30 ms: facts.md. */
 #define HTTP_HOST_CONNECTIONS	8
@@ -66,9 +57,6 @@ StaticAssertDecl(4 * HTTP_TOTAL_CONNECTIONS <= WIRE_SOCKETS_MAX, "too few socket
 
 /* Connections, the losers of a race between IPv4 and IPv6, resolver pipes, epoll */
 #define HTTP_FDS_RESERVED	24
-
-/* OneSignal asks not to keep DNS answers longer. */
-#define HTTP_DNS_CACHE_SECONDS	300L
 
 /* An exchange whose reused connection turned out dead is sent again so often. */
 #define HTTP_RESUBMIT_MAX	3
@@ -93,12 +81,8 @@ StaticAssertDecl(4 * HTTP_TOTAL_CONNECTIONS <= WIRE_SOCKETS_MAX, "too few socket
 struct HttpExchange
 {
 	dlist_node	node;			/* in engine.idle, .flying or .finished */
-	CURL	   *easy;
-	struct curl_slist *headers; /* holds the key: wiped in drop_headers() */
+	Transfer	transfer;
 	void	   *owner;
-	char	   *body;
-	size_t		body_room;
-	size_t		header_bytes;
 	int64		begun_us;		/* from when its time runs */
 	int64		deadline_us;
 	int64		timeout_us;
@@ -113,16 +97,11 @@ struct HttpExchange
 	int			local_port;		/* of the connection that it was sent on */
 	bool		connecting;		/* it makes a connection, itself */
 	bool		sent;
-	bool		oversized;
-	char		curl_error[CURL_ERROR_SIZE];
-	HttpAnswer	answer;
 };
 
 typedef struct HttpEngine
 {
 	CURLM	   *multi;
-	const char *system_ca;		/* libcurl's own bundle, NULL: it has none */
-	bool		environment_has_proxy;
 	dlist_head	idle;
 	dlist_head	flying;
 	dlist_head	finished;
@@ -326,67 +305,7 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 	return CURL_PREREQFUNC_OK;
 }
 
-/*
- * Ends an exchange whose answer is too large, and its connection with it:
- * what is still under way is not worth reading, and libcurl 7.88, having let
- * go of a stream in the middle, may never see the end of the next.
- */
-static size_t
-refuse_more(HttpExchange *exchange)
-{
-	exchange->oversized = true;
-	curl_easy_setopt(exchange->easy, CURLOPT_FORBID_REUSE, 1L);
-	return 0;
-}
-
-static size_t
-header_callback(char *data, size_t size, size_t count, void *context)
-{
-	HttpExchange *exchange = context;
-
-	(void) data;
-
-	exchange->header_bytes += size * count;
-	if (exchange->header_bytes > HTTP_HEADERS_MAX)
-		return refuse_more(exchange);
-	return size * count;
-}
-
-static size_t
-body_callback(char *data, size_t size, size_t count, void *context)
-{
-	HttpExchange *exchange = context;
-	size_t		length = size * count;
-	size_t		wanted = exchange->answer.body_length + length + 1;
-
-	if (wanted > HTTP_BODY_MAX)
-		return refuse_more(exchange);
-	if (wanted > exchange->body_room)
-	{
-		size_t		room = Max(wanted, 2 * exchange->body_room);
-		char	   *body = realloc(exchange->body, room);
-
-		if (body == NULL)
-			return 0;
-		exchange->body = body;
-		exchange->body_room = room;
-	}
-	memcpy(exchange->body + exchange->answer.body_length, data, length);
-	exchange->answer.body_length += length;
-	exchange->body[exchange->answer.body_length] = '\0';
-	return length;
-}
-
 /* ---- opening and closing ---- */
-
-static void
-drop_headers(HttpExchange *exchange)
-{
-	for (struct curl_slist *item = exchange->headers; item != NULL; item = item->next)
-		explicit_bzero(item->data, strlen(item->data));
-	curl_slist_free_all(exchange->headers);
-	exchange->headers = NULL;
-}
 
 static void
 free_exchanges(dlist_head *list)
@@ -395,8 +314,7 @@ free_exchanges(dlist_head *list)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, dlist_pop_head_node(list));
 
-		curl_easy_cleanup(exchange->easy);
-		free(exchange->body);
+		transfer_free(&exchange->transfer);
 		free(exchange);
 	}
 }
@@ -445,22 +363,6 @@ reserve_fds(void)
 	fds_reserved = true;
 }
 
-/* Is there anything that libcurl could take for a proxy?  https_proxy, ALL_PROXY, ... */
-static bool
-environment_has_proxy(void)
-{
-	extern char **environ;
-
-	for (char **variable = environ; *variable != NULL; variable++)
-	{
-		size_t		name_length = strcspn(*variable, "=");
-
-		if (name_length >= 6 && pg_strncasecmp(*variable + name_length - 6, "_proxy", 6) == 0)
-			return true;
-	}
-	return false;
-}
-
 static void
 open_engine(void)
 {
@@ -492,49 +394,16 @@ open_engine(void)
 	dlist_init(&engine.idle);
 	dlist_init(&engine.flying);
 	dlist_init(&engine.finished);
-	engine.environment_has_proxy = environment_has_proxy();
-	engine.system_ca = curl_version_info(CURLVERSION_NOW)->cainfo;
 	engine.timer_us = PG_INT64_MAX;
 	engine.next_deadline_us = PG_INT64_MAX;
 	engine.multi = multi;
 }
 
-/*
- * What is the same for all exchanges: stated once a handle, and none of it
- * left to a default where the key's safety hangs on it.
- */
+/* For what makes and ends the connection that it goes over. */
 static void
-set_constant_options(HttpExchange *exchange)
+watch_connection(HttpExchange *exchange)
 {
-	CURL	   *easy = exchange->easy;
-
-	curl_easy_setopt(easy, CURLOPT_PRIVATE, exchange);
-	curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, exchange->curl_error);
-	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
-	curl_easy_setopt(easy, CURLOPT_NOPROGRESS, 1L);
-#ifdef CURL_COMPAT_QUICK_EXIT
-	curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
-#endif
-
-	/* The key goes to nobody but the host that was named. */
-	curl_compat_set_protocols(easy);
-	curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
-	curl_easy_setopt(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
-	curl_easy_setopt(easy, CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
-	curl_easy_setopt(easy, CURLOPT_HEADEROPT, (long) CURLHEADER_SEPARATE);
-	curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
-	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
-	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
-	curl_easy_setopt(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
-
-	/* Few connections, streams before connections */
-	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
-	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
-	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
-	curl_easy_setopt(easy, CURLOPT_DNS_CACHE_TIMEOUT, HTTP_DNS_CACHE_SECONDS);
-
-	/* The smallest that holds an answer: there may be 800 of these. */
-	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 4096L);
+	CURL	   *easy = exchange->transfer.easy;
 
 	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
 	curl_easy_setopt(easy, CURLOPT_SOCKOPTDATA, exchange);
@@ -543,10 +412,6 @@ set_constant_options(HttpExchange *exchange)
 	curl_easy_setopt(easy, CURLOPT_RESOLVER_START_DATA, exchange);
 	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, prereq_callback);
 	curl_easy_setopt(easy, CURLOPT_PREREQDATA, exchange);
-	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
-	curl_easy_setopt(easy, CURLOPT_HEADERDATA, exchange);
-	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, body_callback);
-	curl_easy_setopt(easy, CURLOPT_WRITEDATA, exchange);
 }
 
 static void
@@ -565,83 +430,27 @@ make_exchange(void)
 
 	if (exchange == NULL)
 		out_of_memory();
-	exchange->easy = curl_easy_init();
-	if (exchange->easy == NULL)
+	if (!transfer_make(&exchange->transfer, exchange))
 	{
 		free(exchange);
 		out_of_memory();
 	}
-	set_constant_options(exchange);
+	watch_connection(exchange);
 	dlist_push_head(&engine.idle, &exchange->node);
 	return exchange;
 }
 
 /* ---- one exchange ---- */
 
-/*
- * With a bundle named and no directory, libcurl parses the CA store once and
- * keeps it in the multi handle: 1.2 ms instead of 17 ms a connection.
- */
-static CURLcode
-set_trust(CURL *easy, const char *ca_file)
-{
-	if (ca_file == NULL)
-		ca_file = engine.system_ca;
-	if (ca_file == NULL)
-		return CURLE_OK;		/* a libcurl that only knows a directory */
-	curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
-	return curl_easy_setopt(easy, CURLOPT_CAINFO, ca_file);
-}
-
-/* False: out of memory. */
-static bool
-set_request_options(HttpExchange *exchange, const HttpRequest *request)
-{
-	CURL	   *easy = exchange->easy;
-
-	for (const char *const *header = request->headers; *header != NULL; header++)
-	{
-		struct curl_slist *longer = curl_slist_append(exchange->headers, *header);
-
-		if (longer == NULL)
-			return false;
-		exchange->headers = longer;
-	}
-
-	/*
-	 * Plain HTTP is for a loopback address only, and so never for a proxy
-	 * that the server's environment happens to name.
-	 */
-	curl_easy_setopt(easy, CURLOPT_NOPROXY,
-					 request->proxy == NULL &&
-					 (!engine.environment_has_proxy || pg_strncasecmp(request->url, "http:", 5) == 0) ?
-					 "*" : NULL);
-	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, exchange->headers);
-	return curl_easy_setopt(easy, CURLOPT_URL, request->url) == CURLE_OK &&
-		curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method) == CURLE_OK &&
-		curl_easy_setopt(easy, CURLOPT_PROXY, request->proxy) == CURLE_OK &&
-		set_trust(easy, request->ca_file) == CURLE_OK;
-}
-
-static void
-reset_answer(HttpExchange *exchange)
-{
-	memset(&exchange->answer, 0, sizeof(exchange->answer));
-	exchange->header_bytes = 0;
-	exchange->oversized = false;
-	curl_easy_setopt(exchange->easy, CURLOPT_FORBID_REUSE, 0L);
-	exchange->curl_error[0] = '\0';
-}
-
 /* From engine.idle into engine.flying. */
 static bool
 launch(HttpExchange *exchange)
 {
-	reset_answer(exchange);
+	transfer_reset(&exchange->transfer);
 	exchange->answers_before = engine.answers;
-	curl_easy_setopt(exchange->easy, CURLOPT_CONNECTTIMEOUT_MS, (long) (exchange->connect_timeout_us / 1000));
+	curl_easy_setopt(exchange->transfer.easy, CURLOPT_CONNECTTIMEOUT_MS, (long) (exchange->connect_timeout_us / 1000));
 	/* Resolves nothing yet: that begins with the next act(). */
-	if (curl_multi_add_handle(engine.multi, exchange->easy) != CURLM_OK)
+	if (curl_multi_add_handle(engine.multi, exchange->transfer.easy) != CURLM_OK)
 		return false;
 
 	dlist_delete(&exchange->node);
@@ -655,7 +464,7 @@ launch(HttpExchange *exchange)
 static void
 land(HttpExchange *exchange, dlist_head *list)
 {
-	curl_multi_remove_handle(engine.multi, exchange->easy);
+	curl_multi_remove_handle(engine.multi, exchange->transfer.easy);
 	restore_signals();
 
 	dlist_delete(&exchange->node);
@@ -678,10 +487,10 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 {
 	long		connects = 1;
 
-	if (exchange->header_bytes > 0)
+	if (exchange->transfer.header_bytes > 0)
 		return false;
 	/* libcurl tried it again and again, but not all streams were refused meanwhile. */
-	if (strncmp(exchange->curl_error, "Connection died", strlen("Connection died")) == 0 &&
+	if (strncmp(exchange->transfer.curl_error, "Connection died", strlen("Connection died")) == 0 &&
 		engine.answers > exchange->answers_before)
 		return exchange->resubmitted++ < HTTP_REFUSED_MAX;
 
@@ -697,45 +506,8 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 		default:
 			return false;
 	}
-	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
+	curl_easy_getinfo(exchange->transfer.easy, CURLINFO_NUM_CONNECTS, &connects);
 	return connects == 0 && exchange->resubmitted++ < HTTP_RESUBMIT_MAX;
-}
-
-static void
-note_redirect(HttpExchange *exchange)
-{
-	char	   *target = NULL;
-	HttpUrl		parts;
-
-	curl_easy_getinfo(exchange->easy, CURLINFO_REDIRECT_URL, &target);
-	if (target != NULL && http_parse_url(target, &parts))
-		strlcpy(exchange->answer.redirect_host, parts.host, HTTP_HOST_SIZE);
-}
-
-static void
-note_result(HttpExchange *exchange, CURLcode result)
-{
-	HttpAnswer *answer = &exchange->answer;
-	long		status = 0;
-	curl_off_t	retry_after = 0;
-
-	answer->body = exchange->body;
-	if (answer->body_length == 0)
-		answer->body = "";
-	if (result == CURLE_OK)
-	{
-		curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &status);
-		curl_easy_getinfo(exchange->easy, CURLINFO_RETRY_AFTER, &retry_after);
-		answer->status = (int) status;
-		answer->retry_after = (int) Min(retry_after, PG_INT32_MAX);
-		note_redirect(exchange);
-	}
-	else if (exchange->oversized)
-		snprintf(answer->error, HTTP_ERROR_SIZE, "the answer is larger than %d kB", HTTP_BODY_MAX / 1024);
-	else
-		strlcpy(answer->error,
-				exchange->curl_error[0] != '\0' ? exchange->curl_error : curl_easy_strerror(result),
-				HTTP_ERROR_SIZE);
 }
 
 static void
@@ -760,12 +532,12 @@ collect_finished(void)
 				exchange->timeout_us = exchange->deadline_us - http_clock_us();
 			if (launch(exchange))
 				continue;
-			note_result(exchange, CURLE_OUT_OF_MEMORY);
+			transfer_conclude(&exchange->transfer, CURLE_OUT_OF_MEMORY);
 			dlist_delete(&exchange->node);
 			dlist_push_tail(&engine.finished, &exchange->node);
 			continue;
 		}
-		note_result(exchange, result);
+		transfer_conclude(&exchange->transfer, result);
 		land(exchange, &engine.finished);
 		if (result == CURLE_OK)
 			engine.answers++;
@@ -802,7 +574,7 @@ put_off_connect(HttpExchange *exchange, int64 now)
 	if (!exchange->connecting && others_are_sent(exchange))
 	{
 		exchange->connect_by_us = now + exchange->connect_timeout_us;
-		curl_easy_setopt(exchange->easy, CURLOPT_CONNECTTIMEOUT_MS,
+		curl_easy_setopt(exchange->transfer.easy, CURLOPT_CONNECTTIMEOUT_MS,
 						 (long) ((exchange->connect_by_us - exchange->queued_us) / 1000 + 1));
 	}
 	/* Sooner and sooner, for nothing may be on the wire just now. */
@@ -832,12 +604,12 @@ give_up(HttpExchange *exchange)
 	bool		late = exchange->sent || exchange->deadline_us < exchange->connect_by_us;
 
 	land(exchange, &engine.finished);
-	note_result(exchange, CURLE_OPERATION_TIMEDOUT);
+	transfer_conclude(&exchange->transfer, CURLE_OPERATION_TIMEDOUT);
 	if (late)
-		snprintf(exchange->answer.error, HTTP_ERROR_SIZE, "no answer within " INT64_FORMAT " ms",
+		snprintf(exchange->transfer.answer.error, HTTP_ERROR_SIZE, "no answer within " INT64_FORMAT " ms",
 				 exchange->timeout_us / 1000);
 	else
-		snprintf(exchange->answer.error, HTTP_ERROR_SIZE,
+		snprintf(exchange->transfer.answer.error, HTTP_ERROR_SIZE,
 				 "Connection timed out after " INT64_FORMAT " milliseconds",
 				 exchange->connect_timeout_us / 1000);
 }
@@ -988,9 +760,9 @@ http_submit(const HttpRequest *request, void *owner)
 	exchange->origin = origin_of(request->url);
 	exchange->queues = engine.in_flight > 0;
 	start_time(exchange);
-	if (!set_request_options(exchange, request) || !launch(exchange))
+	if (!transfer_prepare(&exchange->transfer, request) || !launch(exchange))
 	{
-		drop_headers(exchange);
+		transfer_release(&exchange->transfer);
 		out_of_memory();
 	}
 	return exchange;
@@ -1055,7 +827,7 @@ http_next(void)
 const HttpAnswer *
 http_answer(const HttpExchange *exchange)
 {
-	return &exchange->answer;
+	return &exchange->transfer.answer;
 }
 
 void *
@@ -1075,14 +847,7 @@ http_begun_us(const HttpExchange *exchange)
 void
 http_release(HttpExchange *exchange)
 {
-	curl_easy_setopt(exchange->easy, CURLOPT_HTTPHEADER, NULL);
-	drop_headers(exchange);
-	if (exchange->body_room > HTTP_BODY_KEPT)
-	{
-		free(exchange->body);
-		exchange->body = NULL;
-		exchange->body_room = 0;
-	}
+	transfer_release(&exchange->transfer);
 	dlist_push_head(&engine.idle, &exchange->node);
 }
 
@@ -1100,45 +865,6 @@ http_abandon(void)
 		land(dlist_head_element(HttpExchange, node, &engine.flying), &engine.finished);
 	while (!dlist_is_empty(&engine.finished))
 		http_release(dlist_container(HttpExchange, node, dlist_pop_head_node(&engine.finished)));
-}
-
-static bool
-has_part(CURLU *url, CURLUPart part)
-{
-	char	   *text = NULL;
-	bool		found = curl_url_get(url, part, &text, 0) == CURLUE_OK;
-
-	curl_free(text);
-	return found;
-}
-
-static bool
-copy_part(CURLU *url, CURLUPart part, char *into, size_t size)
-{
-	char	   *text = NULL;
-	bool		copied = curl_url_get(url, part, &text, 0) == CURLUE_OK && strlcpy(into, text, size) < size;
-
-	curl_free(text);
-	return copied;
-}
-
-/* By the parser that the request itself will go through.  False: not an absolute URL with a host. */
-bool
-http_parse_url(const char *text, HttpUrl *parts)
-{
-	CURLU	   *url = curl_url();
-	bool		parsed;
-
-	if (url == NULL)
-		return false;
-	parsed = curl_url_set(url, CURLUPART_URL, text, CURLU_NON_SUPPORT_SCHEME) == CURLUE_OK &&
-		copy_part(url, CURLUPART_SCHEME, parts->scheme, sizeof(parts->scheme)) &&
-		copy_part(url, CURLUPART_HOST, parts->host, sizeof(parts->host));
-	parts->has_user = has_part(url, CURLUPART_USER) || has_part(url, CURLUPART_PASSWORD);
-	parts->has_query = has_part(url, CURLUPART_QUERY);
-	parts->has_fragment = has_part(url, CURLUPART_FRAGMENT);
-	curl_url_cleanup(url);
-	return parsed;
 }
 
 /* "libcurl 7.88.1, OpenSSL/3.0.15, nghttp2 1.52.0": what is loaded, not what it was built with */

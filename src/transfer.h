@@ -1,0 +1,40 @@
+/*
+ * transfer.h
+ *		One libcurl handle, for http.c alone: it brings curl/curl.h with it.
+ */
+#ifndef ONESIGNAL_CANCEL_TRANSFER_H
+#define ONESIGNAL_CANCEL_TRANSFER_H
+
+#include <curl/curl.h>
+
+#include "http.h"
+
+typedef struct Transfer
+{
+	CURL	   *easy;
+	struct curl_slist *headers; /* holds the key: wiped by transfer_release() */
+	char	   *body;
+	size_t		body_room;
+	size_t		header_bytes;
+	bool		oversized;
+	char		curl_error[CURL_ERROR_SIZE];
+	HttpAnswer	answer;
+} Transfer;
+
+/* Of a zeroed one; owner: CURLOPT_PRIVATE.  False: out of memory. */
+extern bool transfer_make(Transfer *transfer, void *owner);
+extern void transfer_free(Transfer *transfer);
+
+/* What is special to this request.  False: out of memory. */
+extern bool transfer_prepare(Transfer *transfer, const HttpRequest *request);
+
+/* Forgets the answer, before the request is sent, for the first time or again. */
+extern void transfer_reset(Transfer *transfer);
+
+/* It has ended: completes the answer. */
+extern void transfer_conclude(Transfer *transfer, CURLcode result);
+
+/* Wipes the request; the answer is gone. */
+extern void transfer_release(Transfer *transfer);
+
+#endif
