@@ -23,7 +23,7 @@
 /* How often a pace is written down, or a row that was locked tried again. */
 #define SAVE_US		INT64CONST(1000000)
 
-/* A key file changes without a word to us: design, section 6, "at once". */
+/* A key file changes without a word to us. */
 #define KEY_CHECK_US		INT64CONST(2000000)
 
 static HTAB *apps = NULL;

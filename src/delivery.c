@@ -50,7 +50,7 @@
 #define KEPT_DELAY_MAX_US	INT64CONST(5000000)
 #define UNRECORDABLE_DELAY_MAX_US	INT64CONST(60000000)
 
-/* A 404 may mean that OneSignal does not know the message yet: design, section 3. */
+/* A 404 may mean that OneSignal does not know the message yet. */
 #define NOT_FOUND_WINDOW	(60 * USECS_PER_SEC)
 
 /* How long a wait for answers may take before the caller is asked for news. */

@@ -41,7 +41,7 @@
 #include "window.h"
 #include "wire.h"
 
-/* At 100 streams each, 8 carry 22,700 requests a second over 30 ms: facts.md. */
+/* At 100 streams each, 8 carry 22,700 requests a second over 30 ms. */
 #define HTTP_HOST_CONNECTIONS	8
 #define HTTP_TOTAL_CONNECTIONS	16
 

@@ -7,7 +7,7 @@
 
 #include "lib/stringinfo.h"
 
-/* What the engine never exceeds, per process: design, section 6. */
+/* What the engine never exceeds, per process. */
 #define HTTP_IN_FLIGHT_MAX	800
 #define HTTP_ERROR_SIZE		256
 #define HTTP_HOST_SIZE		256

@@ -25,7 +25,7 @@
 /* A key and its newline are some 120 bytes; what is larger is another file. */
 #define KEYFILE_SIZE_MAX OPTIONS_KEY_MAX
 
-/* How long a rotated key may go unnoticed: design, section 4. */
+/* How long a rotated key may go unnoticed. */
 #define KEYFILE_RECHECK_US INT64CONST(1000000)
 
 typedef struct KeyFile

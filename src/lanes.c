@@ -27,7 +27,7 @@
 #include "apps.h"
 #include "lanes.h"
 
-/* Rows fetched at once for one lane: 2 ms' worth of reading (postgres-notes). */
+/* Rows fetched at once for one lane: 2 ms' worth of reading. */
 #define FETCH_MAX			1000
 #define FETCH_MIN			16
 

@@ -493,7 +493,7 @@ judge_success(Jsonb *json)
 	if (success.type == jbvBool)
 		return success.val.boolean ? CANCEL_DONE : CANCEL_REFUSED;
 
-	/* Version 7 of the API answered with a string: facts.md. */
+	/* Version 7 of the API answered with a string. */
 	if (success.type == jbvString && success.val.string.len == 4 &&
 		memcmp(success.val.string.val, "true", 4) == 0)
 		return CANCEL_DONE;

@@ -9,10 +9,10 @@
 #include "http.h"
 #include "utils/uuid.h"
 
-/* Longer waits are not OneSignal's: design, section 3. */
+/* Longer waits are not OneSignal's. */
 #define RETRY_AFTER_MAX		3600
 
-/* What an answer means for the message; design, section 3. */
+/* What an answer means for the message. */
 typedef enum CancelVerdict
 {
 	CANCEL_DONE,				/* 200 with success */
