@@ -513,6 +513,7 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 static void
 collect_finished(void)
 {
+	int64		now = http_clock_us();
 	CURLMsg    *message;
 	int			left;
 
@@ -529,7 +530,7 @@ collect_finished(void)
 			land(exchange, &engine.idle);
 			/* What it spent on the wire is spent; it may have to queue again. */
 			if (exchange->queues)
-				exchange->timeout_us = exchange->deadline_us - http_clock_us();
+				exchange->timeout_us = exchange->deadline_us - now;
 			if (launch(exchange))
 				continue;
 			transfer_conclude(&exchange->transfer, CURLE_OUT_OF_MEMORY);
@@ -541,7 +542,7 @@ collect_finished(void)
 		land(exchange, &engine.finished);
 		if (result == CURLE_OK)
 			engine.answers++;
-		engine.last_finished_us = http_clock_us();
+		engine.last_finished_us = now;
 	}
 }
 
@@ -674,10 +675,11 @@ static bool
 wait_once(long timeout_ms, bool *latched)
 {
 	int64		began = http_clock_us();
+	int			patience_ms = window_patience_ms(&engine.window, engine.in_flight, HTTP_IN_FLIGHT_MAX);
 	WireEvent	event;
 
-	if (timeout_ms != 0 && window_stalls(&engine.window, engine.in_flight, HTTP_IN_FLIGHT_MAX))
-		timeout_ms = WINDOW_STALL_MS;
+	if (patience_ms >= 0 && (timeout_ms < 0 || timeout_ms > patience_ms))
+		timeout_ms = patience_ms;
 	wire_wait(timeout_ms, &event);
 	if (timeout_ms != 0)
 		window_waited(&engine.window, engine.in_flight, HTTP_IN_FLIGHT_MAX, began, http_clock_us());

@@ -10,7 +10,15 @@
 
 /* Waiting for less than this part of the time, fewer would do; for more than that, more would. */
 #define WAITED_LITTLE 32
-#define WAITED_LONG 2
+#define WAITED_LONG 8
+
+/*
+ * How long nothing may come in: before the first answer a millisecond, so that
+ * it takes 4 to have 800 under way to a peer 30 ms away; later longer than the
+ * pause that a near peer makes because somebody else had its CPU.
+ */
+#define FIRST_PATIENCE_MS 1
+#define PATIENCE_MS 20
 
 static void
 window_begin(Window *window, int64 now)
@@ -20,23 +28,28 @@ window_begin(Window *window, int64 now)
 	window->waited = 0;
 }
 
-bool
-window_stalls(const Window *window, int in_flight, int max)
+int
+window_patience_ms(const Window *window, int in_flight, int max)
 {
-	return in_flight >= window->limit && window->limit < max;
+	if (in_flight < window->limit || window->limit >= max)
+		return -1;
+	return window->answered ? PATIENCE_MS : FIRST_PATIENCE_MS;
 }
 
 void
 window_waited(Window *window, int in_flight, int max, int64 from, int64 to)
 {
+	int			patience_ms = window_patience_ms(window, in_flight, max);
+
 	/* With fewer in flight there is no more to send, or no connection yet. */
 	if (in_flight < window->limit)
 	{
 		window_begin(window, to);
+		window->answered = false;
 		return;
 	}
 	window->waited += to - from;
-	if (to - from >= WINDOW_STALL_MS * INT64CONST(1000))
+	if (patience_ms >= 0 && to - from >= patience_ms * INT64CONST(1000))
 		window->limit = Min(2 * window->limit, max);
 }
 
@@ -44,6 +57,7 @@ void
 window_ended(Window *window)
 {
 	window->ended++;
+	window->answered = true;
 }
 
 void
@@ -56,6 +70,6 @@ window_review(Window *window, int max, int64 now)
 	if (window->waited < elapsed / WAITED_LITTLE)
 		window->limit = Max(window->limit - window->limit / 8, WINDOW_MIN);
 	else if (window->waited > elapsed / WAITED_LONG)
-		window->limit = Min(2 * window->limit, max);
+		window->limit = Min(max, window->limit * Min(2.0, (double) elapsed / Max(elapsed - window->waited, 1)));
 	window_begin(window, now);
 }

@@ -14,9 +14,9 @@
  * How many requests may be in flight.  More of them than keep us busy only
  * cost: libcurl takes a quarter longer for each with 800 handles than with
  * 100, and 10 MB.  So it begins with the streams of one connection, and doubles
- * when for WINDOW_STALL_MS there was nothing to be read.  And each time when as
- * many have ended as may be in flight, it doubles if half of the time was spent
- * waiting, and falls by an eighth if next to nothing was.
+ * when nothing comes in for too long.  And each time when as many have ended as
+ * may be in flight, it grows to what would have filled the time spent waiting,
+ * or falls by an eighth if next to none was.
  */
 typedef struct Window
 {
@@ -24,13 +24,13 @@ typedef struct Window
 	int			ended;			/* of them, since the limit was last looked at, ... */
 	int64		began;			/* ... when that was, ... */
 	int64		waited;			/* ... and for how long the limit made us wait since */
+	bool		answered;		/* one ended since there was last no more to send */
 } Window;
 
 #define WINDOW_MIN 100
-#define WINDOW_STALL_MS 1
 
-/* Is it the limit that lets no more be sent, and could it be raised?  Then wait for WINDOW_STALL_MS. */
-extern bool window_stalls(const Window *window, int in_flight, int max);
+/* After how long a wait the limit is raised; -1: never, it is not what lets no more be sent, or the highest. */
+extern int window_patience_ms(const Window *window, int in_flight, int max);
 
 /* Says that there was nothing to be read from one time to the other. */
 extern void window_waited(Window *window, int in_flight, int max, int64 from, int64 to);

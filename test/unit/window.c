@@ -39,8 +39,10 @@ exchange(Window *window, int count, int64 round_trip, int64 busy, int64 apart)
 		{
 			int64		until = arrives[ended];
 
-			if (window_stalls(window, sent - ended, WINDOW_MAX))
-				until = Min(until, now + WINDOW_STALL_MS * MS);
+			int			patience_ms = window_patience_ms(window, sent - ended, WINDOW_MAX);
+
+			if (patience_ms >= 0)
+				until = Min(until, now + patience_ms * MS);
 			window_waited(window, sent - ended, WINDOW_MAX, now, until);
 			now = until;
 			while (sent < count && sent - ended < window->limit)
@@ -61,9 +63,12 @@ test_window(void)
 
 	(void) exchange(&window, 10000, 500, 40, 0);
 	check(window.limit == WINDOW_MIN, "while a near peer keeps us busy, as many are in flight as at first");
+	(void) exchange(&window, 10000, 30 * MS, 40, 0);
+	check(window.limit > WINDOW_MAX / 2, "when it is far, more are");
+	window = (Window) {.limit = WINDOW_MIN};
 	took = exchange(&window, 10000, 30 * MS, 40, 0);
-	check(window.limit > WINDOW_MAX / 2, "with a far one more are, ...");
-	check_number((double) took, 10000 * 40, 1.15 * 10000 * 40, "... so many that it keeps us busy too, from the start");
+	check(window.limit > WINDOW_MAX / 2, "with a peer that is far from the start they are at once, ...");
+	check_number((double) took, 10000 * 40, 1.2 * 10000 * 40, "... and keep us busy");
 	(void) exchange(&window, 20000, 500, 40, 0);
 	check(window.limit == WINDOW_MIN, "and near again, no more than at first");
 
@@ -77,10 +82,17 @@ test_window(void)
 	window.limit = WINDOW_MIN;
 	window_waited(&window, WINDOW_MIN - 1, WINDOW_MAX, T0, T0 + S);
 	check(window.limit == WINDOW_MIN, "a wait for lack of messages changes nothing");
-	check(!window_stalls(&window, WINDOW_MIN - 1, WINDOW_MAX) && window_stalls(&window, WINDOW_MIN, WINDOW_MAX),
-		  "and is not cut short");
+	check(window_patience_ms(&window, WINDOW_MIN - 1, WINDOW_MAX) < 0 &&
+		  window_patience_ms(&window, WINDOW_MIN, WINDOW_MAX) > 0, "and is not cut short");
 	window.limit = WINDOW_MAX;
-	check(!window_stalls(&window, WINDOW_MAX, WINDOW_MAX), "nor is one that could lead to nothing");
+	check(window_patience_ms(&window, WINDOW_MAX, WINDOW_MAX) < 0, "nor is one that could lead to nothing");
+
+	window.limit = WINDOW_MIN;
+	window_ended(&window);
+	window_waited(&window, WINDOW_MIN, WINDOW_MAX, T0, T0 + 10 * MS);
+	check(window.limit == WINDOW_MIN, "a peer that answers may pause for 10 ms");
+	window_waited(&window, WINDOW_MIN, WINDOW_MAX, T0, T0 + 20 * MS);
+	check(window.limit == 2 * WINDOW_MIN, "but those that hang hold up nobody");
 }
 
 int
