@@ -762,6 +762,8 @@ http_submit(const HttpRequest *request, void *owner)
 	exchange->origin = origin_of(request->url);
 	exchange->queues = engine.in_flight > 0;
 	start_time(exchange);
+	if (engine.in_flight == 0)
+		window_start(&engine.window, exchange->begun_us);
 	if (!transfer_prepare(&exchange->transfer, request) || !launch(exchange))
 	{
 		transfer_release(&exchange->transfer);

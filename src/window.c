@@ -28,6 +28,13 @@ window_begin(Window *window, int64 now)
 	window->waited = 0;
 }
 
+void
+window_start(Window *window, int64 now)
+{
+	window_begin(window, now);
+	window->answered = false;
+}
+
 int
 window_patience_ms(const Window *window, int in_flight, int max)
 {
@@ -44,8 +51,7 @@ window_waited(Window *window, int in_flight, int max, int64 from, int64 to)
 	/* With fewer in flight there is no more to send, or no connection yet. */
 	if (in_flight < window->limit)
 	{
-		window_begin(window, to);
-		window->answered = false;
+		window_start(window, to);
 		return;
 	}
 	window->waited += to - from;

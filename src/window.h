@@ -29,6 +29,9 @@ typedef struct Window
 
 #define WINDOW_MIN 100
 
+/* Says that the first request after a while is sent: how far the peer is may have changed. */
+extern void window_start(Window *window, int64 now);
+
 /* After how long a wait the limit is raised; -1: never, it is not what lets no more be sent, or the highest. */
 extern int window_patience_ms(const Window *window, int in_flight, int max);
 
