@@ -256,6 +256,14 @@ is_hungry(DeliveryLane *lane, Moment now)
 	return lane->row_next >= lane->row_count && !lane->exhausted;
 }
 
+/* In a visit that is made anyway: will it be hungry soon? */
+static bool
+runs_low(DeliveryLane *lane, Moment now)
+{
+	return lane->has_key && may_start(lane, now) && !lane->exhausted &&
+		lane->row_count - lane->row_next < lane->row_count / 2;
+}
+
 /* Rejected with its key, a row lets others be the next probe; when the lane is open, it is due. */
 static bool
 waited_for_the_key(const DeliveryLane *lane, const QueueRow *row)
@@ -373,8 +381,11 @@ lanes_fill(Moment now)
 	{
 		if (lane->listed)
 			apps_check_key(lane, now);
-		if (is_hungry(lane, now))
+		if (is_hungry(lane, now) || runs_low(lane, now))
+		{
+			drop_buffer(lane);
 			fetch_lane(lane, now);
+		}
 	}
 	apps_save(now);
 	if (scan)

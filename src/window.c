@@ -8,9 +8,13 @@
 
 #include "window.h"
 
-/* Waiting for less than this part of the time, fewer would do; for more than that, more would. */
+/*
+ * Waiting for less than this part of the time, fewer would do; for more than
+ * that, more would, unless it was but the pause of a near peer.
+ */
 #define WAITED_LITTLE 32
 #define WAITED_LONG 8
+#define WAITED_LONG_US 2000
 
 /*
  * How long nothing may come in: before the first answer a millisecond, so that
@@ -75,7 +79,7 @@ window_review(Window *window, int max, int64 now)
 		return;
 	if (window->waited < elapsed / WAITED_LITTLE)
 		window->limit = Max(window->limit - window->limit / 8, WINDOW_MIN);
-	else if (window->waited > elapsed / WAITED_LONG)
+	else if (window->waited > Max(elapsed / WAITED_LONG, WAITED_LONG_US))
 		window->limit = Min(max, window->limit * Min(2.0, (double) elapsed / Max(elapsed - window->waited, 1)));
 	window_begin(window, now);
 }
