@@ -470,7 +470,6 @@ land(HttpExchange *exchange, dlist_head *list)
 	dlist_delete(&exchange->node);
 	dlist_push_tail(list, &exchange->node);
 	engine.in_flight--;
-	window_ended(&engine.window);
 	if (!exchange->sent)
 	{
 		engine.unsent--;
@@ -525,6 +524,8 @@ collect_finished(void)
 		if (message->msg != CURLMSG_DONE)
 			continue;
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
+		if (exchange->sent)
+			window_ended(&engine.window, now - exchange->begun_us);
 		if (may_resubmit(exchange, result))
 		{
 			land(exchange, &engine.idle);

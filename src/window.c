@@ -8,13 +8,12 @@
 
 #include "window.h"
 
-/*
- * Waiting for less than this part of the time, fewer would do; for more than
- * that, more would, unless it was but the pause of a near peer.
- */
+/* Waiting for less than this part of the time, fewer would do; for more than that, more would. */
 #define WAITED_LITTLE 32
 #define WAITED_LONG 8
-#define WAITED_LONG_US 2000
+
+/* WINDOW_MIN in 2 ms are 50,000 a second: a peer that answers in less needs no more, and pauses for reasons of its own. */
+#define NEAR_US 2000
 
 /*
  * How long nothing may come in: before the first answer a millisecond, so that
@@ -36,7 +35,7 @@ void
 window_start(Window *window, int64 now)
 {
 	window_begin(window, now);
-	window->answered = false;
+	window->nearest = 0;
 }
 
 int
@@ -44,7 +43,7 @@ window_patience_ms(const Window *window, int in_flight, int max)
 {
 	if (in_flight < window->limit || window->limit >= max)
 		return -1;
-	return window->answered ? PATIENCE_MS : FIRST_PATIENCE_MS;
+	return window->nearest > 0 ? PATIENCE_MS : FIRST_PATIENCE_MS;
 }
 
 void
@@ -55,7 +54,7 @@ window_waited(Window *window, int in_flight, int max, int64 from, int64 to)
 	/* With fewer in flight there is no more to send, or no connection yet. */
 	if (in_flight < window->limit)
 	{
-		window_start(window, to);
+		window_begin(window, to);
 		return;
 	}
 	window->waited += to - from;
@@ -64,10 +63,11 @@ window_waited(Window *window, int in_flight, int max, int64 from, int64 to)
 }
 
 void
-window_ended(Window *window)
+window_ended(Window *window, int64 took)
 {
 	window->ended++;
-	window->answered = true;
+	if (window->nearest == 0 || took < window->nearest)
+		window->nearest = Max(took, 1);
 }
 
 void
@@ -79,7 +79,7 @@ window_review(Window *window, int max, int64 now)
 		return;
 	if (window->waited < elapsed / WAITED_LITTLE)
 		window->limit = Max(window->limit - window->limit / 8, WINDOW_MIN);
-	else if (window->waited > Max(elapsed / WAITED_LONG, WAITED_LONG_US))
+	else if (window->waited > elapsed / WAITED_LONG && window->nearest > NEAR_US)
 		window->limit = Min(max, window->limit * Min(2.0, (double) elapsed / Max(elapsed - window->waited, 1)));
 	window_begin(window, now);
 }

@@ -16,7 +16,7 @@
  * 100, and 10 MB.  So it begins with the streams of one connection, and doubles
  * when nothing comes in for too long.  And each time when as many have ended as
  * may be in flight, it grows to what would have filled the time spent waiting,
- * or falls by an eighth if next to none was.
+ * if the peer is not near, or falls by an eighth if next to none was.
  */
 typedef struct Window
 {
@@ -24,7 +24,7 @@ typedef struct Window
 	int			ended;			/* of them, since the limit was last looked at, ... */
 	int64		began;			/* ... when that was, ... */
 	int64		waited;			/* ... and for how long the limit made us wait since */
-	bool		answered;		/* one ended since there was last no more to send */
+	int64		nearest;		/* the least that one has taken since window_start(); 0: none ended */
 } Window;
 
 #define WINDOW_MIN 100
@@ -38,8 +38,8 @@ extern int window_patience_ms(const Window *window, int in_flight, int max);
 /* Says that there was nothing to be read from one time to the other. */
 extern void window_waited(Window *window, int in_flight, int max, int64 from, int64 to);
 
-/* Says that one of those in flight ended. */
-extern void window_ended(Window *window);
+/* Says that one of those in flight ended, after so long. */
+extern void window_ended(Window *window, int64 took);
 
 /* Raises or lowers the limit by how much of the time it made us wait. */
 extern void window_review(Window *window, int max, int64 now);
