@@ -524,7 +524,7 @@ collect_finished(void)
 		if (message->msg != CURLMSG_DONE)
 			continue;
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
-		if (exchange->sent)
+		if (exchange->sent && result == CURLE_OK)
 			window_ended(&engine.window, now - exchange->begun_us);
 		if (may_resubmit(exchange, result))
 		{
@@ -669,8 +669,8 @@ act_on_timer(void)
 }
 
 /*
- * One wait of at most timeout_ms (-1: no limit).  True: there was something to
- * be read; *latched becomes true when the latch was set.
+ * One wait of at most timeout_ms (-1: no limit).  True: something occurred;
+ * *latched becomes true when the latch was set.
  */
 static bool
 wait_once(long timeout_ms, bool *latched)
@@ -689,7 +689,7 @@ wait_once(long timeout_ms, bool *latched)
 			((event.ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0) |
 			((event.ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0));
 	*latched |= event.latched;
-	return event.fd >= 0;
+	return event.occurred;
 }
 
 /*

@@ -256,14 +256,6 @@ is_hungry(DeliveryLane *lane, Moment now)
 	return lane->row_next >= lane->row_count && !lane->exhausted;
 }
 
-/* In a visit that is made anyway: will it be hungry soon? */
-static bool
-runs_low(DeliveryLane *lane, Moment now)
-{
-	return lane->has_key && may_start(lane, now) && !lane->exhausted &&
-		lane->row_count - lane->row_next < lane->row_count / 2;
-}
-
 /* Rejected with its key, a row lets others be the next probe; when the lane is open, it is due. */
 static bool
 waited_for_the_key(const DeliveryLane *lane, const QueueRow *row)
@@ -309,6 +301,18 @@ fetch_size(const DeliveryLane *lane)
 	if (lane->app->circuit.open || lane->circuit.open)
 		size = FETCH_MIN;		/* for a probe */
 	return Max(size, FETCH_MIN);
+}
+
+/*
+ * In a visit that is made anyway: will it be hungry soon?  Not where rows that
+ * wait for their time would be read again.
+ */
+static bool
+runs_low(DeliveryLane *lane, Moment now)
+{
+	return lane->has_key && may_start(lane, now) && !lane->exhausted &&
+		lane->row_count > fetch_size(lane) / 2 &&
+		lane->row_count - lane->row_next < lane->row_count / 2;
 }
 
 static void

@@ -215,12 +215,14 @@ wire_wait(long timeout_ms, WireEvent *event)
 	WatchedSocket *watched;
 	WaitEvent	occurred;
 
+	event->occurred = false;
 	event->fd = -1;
 	event->ready = 0;
 	event->latched = false;
 	update_set();
 	if (WaitEventSetWait(set, timeout_ms, &occurred, 1, wait_event_named(&wait_event, "OnesignalCancelHttp")) == 0)
 		return;
+	event->occurred = true;
 	if (occurred.events & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);

@@ -26,6 +26,7 @@ extern void wire_cork(bool corked);
 
 typedef struct WireEvent
 {
+	bool		occurred;		/* anything; else the time passed */
 	int			fd;				/* a socket that is ready, or -1 */
 	uint32		ready;			/* for what: WL_SOCKET_* */
 	bool		latched;		/* the latch was set; it is reset now */
