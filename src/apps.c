@@ -340,7 +340,11 @@ learn_throttled(DeliveryLane *lane, const HttpAnswer *answer, const char *reason
 		note_opened(app, NULL, reason);
 }
 
-/* An answer, or the lack of one, to a request that began at begun_us. */
+/*
+ * An answer, or the lack of one, to a request that was decided on at begun_us.
+ * It may have been sent later, after another's answer that paused the app:
+ * that makes it no probe.
+ */
 void
 apps_learn(DeliveryLane *lane, const HttpAnswer *answer, int64 begun_us)
 {

@@ -50,6 +50,7 @@ typedef struct CancelItem
 	dlist_node	node;			/* in run.waiting or run.unused, or on the wire */
 	int			index;			/* of the message */
 	int			attempts;
+	int64		started_us;		/* when it was decided to send this one */
 	int64		begun_us;		/* when its first request was sent */
 	int64		retry_us;		/* while it waits: when it is tried again */
 } CancelItem;
@@ -119,16 +120,17 @@ run_begin(CancelRun *run, const pg_uuid_t *app_id, const Credentials *credential
 /* ---- starting ---- */
 
 static void
-submit(CancelRun *run, CancelItem *item)
+submit(CancelRun *run, CancelItem *item, int64 now)
 {
 	HttpRequest *request = onesignal_request(&run->request, &run->message_ids[item->index]);
 	int64		left_ms = settings_timeout;
 
 	if (item->attempts > 0)
-		left_ms -= (http_clock_us() - item->begun_us) / 1000;
+		left_ms -= (now - item->begun_us) / 1000;
 	request->timeout_ms = (int) Max(left_ms, 1);
 	request->connect_timeout_ms = Min(settings_connect_timeout, request->timeout_ms);
 	item->attempts++;
+	item->started_us = now;
 	http_submit(request, item);
 }
 
@@ -167,7 +169,7 @@ start_requests(CancelRun *run)
 		dlist_delete(&item->node);
 		if (item->index == run->next)
 			run->next++;
-		submit(run, item);
+		submit(run, item, now);
 	}
 }
 
@@ -234,10 +236,10 @@ make_result(CancelRun *run, const CancelOutcome *outcome)
 }
 
 static void
-learn(CancelRun *run, const CancelOutcome *outcome, int64 begun_us, int64 now)
+learn(CancelRun *run, const CancelOutcome *outcome, int64 started_us, int64 now)
 {
 	if (outcome->verdict == CANCEL_THROTTLED)
-		pace_throttled(&run->pace, begun_us, now);
+		pace_throttled(&run->pace, started_us, now);
 	else if (outcome->status != 0)
 		pace_answered(&run->pace, now);
 }
@@ -268,7 +270,7 @@ finish(CancelRun *run, HttpExchange *exchange)
 
 	onesignal_judge(&outcome, http_answer(exchange), run->credentials->api_key);
 	http_release(exchange);
-	learn(run, &outcome, begun_us, now);
+	learn(run, &outcome, item->started_us, now);
 	if (item->attempts == 1)
 		item->begun_us = begun_us;
 

@@ -71,7 +71,7 @@ typedef struct DeliveryItem
 	char	   *api_key;		/* that it was sent with: to be removed from the answer */
 	HttpAnswer	answer;
 	char	   *body;			/* answer.body */
-	TimestampTz begun;
+	Moment		begun;			/* when it was decided to send it */
 	bool		denied;			/* 401 or 403, and not on account of the key */
 	int64		keep_us;		/* how long it is kept until tried again */
 	int64		again_us;		/* when that is */
@@ -98,7 +98,7 @@ begin_request(DeliveryLane *lane, const QueueRow *row, Moment now)
 	dlist_push_tail(&items, &item->any);
 	item->lane = lane;
 	item->row = *row;
-	item->begun = now.ts;
+	item->begun = now;
 	item->api_key = MemoryContextStrdup(delivery_context, lane->credentials.api_key);
 	request->timeout_ms = settings_timeout;
 	request->connect_timeout_ms = settings_connect_timeout;
@@ -149,9 +149,9 @@ take_answer(HttpExchange *exchange)
 	item->denied = (answer->status == 401 || answer->status == 403) &&
 		apps_denies(item->lane, &item->row, lanes_now());
 	if (item->denied)
-		apps_excuse(item->lane, http_begun_us(exchange));
+		apps_excuse(item->lane, item->begun.us);
 	else
-		apps_learn(item->lane, answer, http_begun_us(exchange));
+		apps_learn(item->lane, answer, item->begun.us);
 	http_release(exchange);
 
 	if (answered_count++ == 0)
@@ -176,7 +176,7 @@ add_unanswered_hint(QueueOutcome *outcome, CancelOutcome *judged)
 static TimestampTz
 first_attempt(const DeliveryItem *item)
 {
-	return item->row.first_attempt_at != 0 ? item->row.first_attempt_at : item->begun;
+	return item->row.first_attempt_at != 0 ? item->row.first_attempt_at : item->begun.ts;
 }
 
 /* Its time is over: retry_window after its first attempt or send_after, whichever is later. */
@@ -233,7 +233,7 @@ decide(const DeliveryItem *item, QueueOutcome *outcome)
 	outcome->errors = judged.errors;
 	outcome->error_count = judged.error_count;
 	outcome->response = judged.response;
-	outcome->last_attempt_at = item->begun;
+	outcome->last_attempt_at = item->begun.ts;
 	outcome->state = decide_state(item, &judged, now);
 	if (outcome->state == QUEUE_PENDING)
 		outcome->next_attempt_at = judged.verdict == CANCEL_UNAUTHORIZED ?

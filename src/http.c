@@ -80,7 +80,7 @@ StaticAssertDecl(4 * HTTP_TOTAL_CONNECTIONS <= WIRE_SOCKETS_MAX, "too few socket
 
 struct HttpExchange
 {
-	dlist_node	node;			/* in engine.idle, .flying or .finished */
+	dlist_node	node;			/* in engine.idle, .flying, .finished or .returned */
 	Transfer	transfer;
 	void	   *owner;
 	int64		begun_us;		/* from when its time runs */
@@ -105,6 +105,7 @@ typedef struct HttpEngine
 	dlist_head	idle;
 	dlist_head	flying;
 	dlist_head	finished;
+	dlist_head	returned;		/* with the caller, who owes http_release() */
 	int			in_flight;
 	int			unsent;
 	Window		window;			/* how many may be in flight now */
@@ -394,6 +395,7 @@ open_engine(void)
 	dlist_init(&engine.idle);
 	dlist_init(&engine.flying);
 	dlist_init(&engine.finished);
+	dlist_init(&engine.returned);
 	engine.timer_us = PG_INT64_MAX;
 	engine.next_deadline_us = PG_INT64_MAX;
 	engine.multi = multi;
@@ -825,8 +827,13 @@ http_wait(int64 until_us)
 HttpExchange *
 http_next(void)
 {
-	return engine.multi == NULL || dlist_is_empty(&engine.finished) ? NULL :
-		dlist_container(HttpExchange, node, dlist_pop_head_node(&engine.finished));
+	HttpExchange *exchange;
+
+	if (engine.multi == NULL || dlist_is_empty(&engine.finished))
+		return NULL;
+	exchange = dlist_container(HttpExchange, node, dlist_pop_head_node(&engine.finished));
+	dlist_push_tail(&engine.returned, &exchange->node);
+	return exchange;
 }
 
 const HttpAnswer *
@@ -853,13 +860,14 @@ void
 http_release(HttpExchange *exchange)
 {
 	transfer_release(&exchange->transfer);
+	dlist_delete(&exchange->node);
 	dlist_push_head(&engine.idle, &exchange->node);
 }
 
 /*
- * Drops whatever is in flight or finished and not yet returned.  For the error
- * path of http_wait()'s caller; does nothing when there is nothing, never
- * throws.
+ * Drops whatever is in flight, finished, or returned and not released.  For
+ * the error path of http_wait()'s caller; does nothing when there is nothing,
+ * never throws.
  */
 void
 http_abandon(void)
@@ -869,7 +877,9 @@ http_abandon(void)
 	while (!dlist_is_empty(&engine.flying))
 		land(dlist_head_element(HttpExchange, node, &engine.flying), &engine.finished);
 	while (!dlist_is_empty(&engine.finished))
-		http_release(dlist_container(HttpExchange, node, dlist_pop_head_node(&engine.finished)));
+		http_release(dlist_head_element(HttpExchange, node, &engine.finished));
+	while (!dlist_is_empty(&engine.returned))
+		http_release(dlist_head_element(HttpExchange, node, &engine.returned));
 }
 
 /* "libcurl 7.88.1, OpenSSL/3.0.15, nghttp2 1.52.0": what is loaded, not what it was built with */

@@ -43,5 +43,20 @@ Workers::request($node, 'postgres', $api, $id);
 ok(Workers::wait_for($node, 'postgres', $id, 'canceled'), 'the next deliverer delivers');
 @requests = $api->requests(method => 'DELETE');
 cmp_ok($requests[$before]{time}, '>', $until - 0.5, 'not before the pause is over');
+Workers::wait_for_no_worker($node);
+
+# Requests that waited for a stream when the 429 came, and are answered well, do not end the pause: 8 connections
+# with a stream each, and 32 requests that wait for one.
+my $narrow = StandIn->new(accept_any => 1, http2_max_concurrent_streams => 1);
+$app = $narrow->app_id;
+$node->safe_psql('postgres', $narrow->setup_sql('narrow', server_options => { rate_limit => 0 }));
+$narrow->fault(status => 429, headers => { 'Retry-After' => 4 }, times => 1);
+$narrow->fault(delay => 50);
+$node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '$app', true FROM generate_series(1, 150)");
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state <> 'canceled'", '0'), 'delivered over few streams, too');
+@requests = $narrow->requests(method => 'DELETE');
+($throttled) = grep { $_->{status} == 429 } @requests;
+@early = grep { $_->{arrived} > $throttled->{time} && $_->{arrived} < $throttled->{time} + 3.9 } @requests;
+cmp_ok(scalar(@early), '<=', 40, 'what had been handed over before the pause is all that is sent in it');
 $node->stop;
 done_testing();
