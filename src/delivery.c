@@ -70,7 +70,7 @@ typedef struct DeliveryItem
 	QueueRow	row;
 	char	   *api_key;		/* that it was sent with: to be removed from the answer */
 	HttpAnswer	answer;
-	char	   *body;			/* answer.body */
+	char	   *text;			/* what answer points to */
 	Moment		begun;			/* when it was decided to send it */
 	bool		denied;			/* 401 or 403, and not on account of the key */
 	int64		keep_us;		/* how long it is kept until tried again */
@@ -125,9 +125,23 @@ free_item(DeliveryItem *item)
 		explicit_bzero(item->api_key, strlen(item->api_key));
 		pfree(item->api_key);
 	}
-	if (item->body != NULL)
-		pfree(item->body);
+	if (item->text != NULL)
+		pfree(item->text);
 	pfree(item);
+}
+
+static void
+copy_answer(DeliveryItem *item, const HttpAnswer *answer)
+{
+	size_t		body_size = answer->body_length + 1;
+	size_t		error_size = strlen(answer->error) + 1;
+	size_t		host_size = strlen(answer->redirect_host) + 1;
+
+	item->text = MemoryContextAlloc(delivery_context, body_size + error_size + host_size);
+	item->answer = *answer;
+	item->answer.body = memcpy(item->text, answer->body, body_size);
+	item->answer.error = memcpy(item->text + body_size, answer->error, error_size);
+	item->answer.redirect_host = memcpy(item->text + body_size + error_size, answer->redirect_host, host_size);
 }
 
 /* The exchange goes back to the engine; what it brought waits to be recorded. */
@@ -137,15 +151,7 @@ take_answer(HttpExchange *exchange)
 	DeliveryItem *item = http_owner(exchange);
 	const HttpAnswer *answer = http_answer(exchange);
 
-	item->answer = *answer;
-	if (answer->body_length > 0)
-	{
-		item->body = MemoryContextAlloc(delivery_context, answer->body_length + 1);
-		memcpy(item->body, answer->body, answer->body_length + 1);
-		item->answer.body = item->body;
-	}
-	else
-		item->answer.body = "";
+	copy_answer(item, answer);
 	item->denied = (answer->status == 401 || answer->status == 403) &&
 		apps_denies(item->lane, &item->row, lanes_now());
 	if (item->denied)

@@ -491,7 +491,7 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 	if (exchange->transfer.header_bytes > 0)
 		return false;
 	/* libcurl tried it again and again, but not all streams were refused meanwhile. */
-	if (strncmp(exchange->transfer.curl_error, "Connection died", strlen("Connection died")) == 0 &&
+	if (strncmp(exchange->transfer.error, "Connection died", strlen("Connection died")) == 0 &&
 		engine.answers > exchange->answers_before)
 		return exchange->resubmitted++ < HTTP_REFUSED_MAX;
 
@@ -610,10 +610,10 @@ give_up(HttpExchange *exchange)
 	land(exchange, &engine.finished);
 	transfer_conclude(&exchange->transfer, CURLE_OPERATION_TIMEDOUT);
 	if (late)
-		snprintf(exchange->transfer.answer.error, HTTP_ERROR_SIZE, "no answer within " INT64_FORMAT " ms",
+		snprintf(exchange->transfer.error, HTTP_ERROR_SIZE, "no answer within " INT64_FORMAT " ms",
 				 exchange->timeout_us / 1000);
 	else
-		snprintf(exchange->transfer.answer.error, HTTP_ERROR_SIZE,
+		snprintf(exchange->transfer.error, HTTP_ERROR_SIZE,
 				 "Connection timed out after " INT64_FORMAT " milliseconds",
 				 exchange->connect_timeout_us / 1000);
 }
@@ -766,7 +766,7 @@ http_submit(const HttpRequest *request, void *owner)
 	exchange->queues = engine.in_flight > 0;
 	start_time(exchange);
 	if (engine.in_flight == 0)
-		window_start(&engine.window, exchange->begun_us);
+		window_start(&engine.window, engine.last_finished_us, exchange->begun_us);
 	if (!transfer_prepare(&exchange->transfer, request) || !launch(exchange))
 	{
 		transfer_release(&exchange->transfer);

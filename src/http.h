@@ -29,8 +29,8 @@ typedef struct HttpAnswer
 	const char *body;			/* NUL-terminated, at most HTTP_BODY_MAX bytes */
 	size_t		body_length;
 	int			retry_after;	/* seconds, 0: not asked for */
-	char		error[HTTP_ERROR_SIZE]; /* libcurl's own words */
-	char		redirect_host[HTTP_HOST_SIZE];	/* of a 3xx with a Location */
+	const char *error;			/* libcurl's own words, or "" */
+	const char *redirect_host;	/* of a 3xx with a Location, or "" */
 } HttpAnswer;
 
 typedef struct HttpUrl

@@ -112,7 +112,7 @@ set_constant_options(Transfer *transfer)
 {
 	CURL	   *easy = transfer->easy;
 
-	curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer->curl_error);
+	curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer->error);
 	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
 	curl_easy_setopt(easy, CURLOPT_NOPROGRESS, 1L);
 #ifdef CURL_COMPAT_QUICK_EXIT
@@ -222,7 +222,10 @@ transfer_reset(Transfer *transfer)
 	transfer->header_bytes = 0;
 	transfer->oversized = false;
 	curl_easy_setopt(transfer->easy, CURLOPT_FORBID_REUSE, 0L);
-	transfer->curl_error[0] = '\0';
+	transfer->error[0] = transfer->redirect_host[0] = '\0';
+	transfer->answer.body = "";
+	transfer->answer.error = transfer->error;
+	transfer->answer.redirect_host = transfer->redirect_host;
 }
 
 static void
@@ -233,7 +236,7 @@ note_redirect(Transfer *transfer)
 
 	curl_easy_getinfo(transfer->easy, CURLINFO_REDIRECT_URL, &target);
 	if (target != NULL && http_parse_url(target, &parts))
-		strlcpy(transfer->answer.redirect_host, parts.host, HTTP_HOST_SIZE);
+		strlcpy(transfer->redirect_host, parts.host, HTTP_HOST_SIZE);
 }
 
 void
@@ -243,9 +246,8 @@ transfer_conclude(Transfer *transfer, CURLcode result)
 	long		status = 0;
 	curl_off_t	retry_after = 0;
 
-	answer->body = transfer->body;
-	if (answer->body_length == 0)
-		answer->body = "";
+	if (answer->body_length > 0)
+		answer->body = transfer->body;
 	if (result == CURLE_OK)
 	{
 		curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
@@ -255,11 +257,9 @@ transfer_conclude(Transfer *transfer, CURLcode result)
 		note_redirect(transfer);
 	}
 	else if (transfer->oversized)
-		snprintf(answer->error, HTTP_ERROR_SIZE, "the answer is larger than %d kB", HTTP_BODY_MAX / 1024);
-	else
-		strlcpy(answer->error,
-				transfer->curl_error[0] != '\0' ? transfer->curl_error : curl_easy_strerror(result),
-				HTTP_ERROR_SIZE);
+		snprintf(transfer->error, HTTP_ERROR_SIZE, "the answer is larger than %d kB", HTTP_BODY_MAX / 1024);
+	else if (transfer->error[0] == '\0')
+		strlcpy(transfer->error, curl_easy_strerror(result), HTTP_ERROR_SIZE);
 }
 
 void

@@ -9,6 +9,8 @@
 
 #include "http.h"
 
+StaticAssertDecl(HTTP_ERROR_SIZE >= CURL_ERROR_SIZE, "libcurl writes so many bytes");
+
 typedef struct Transfer
 {
 	CURL	   *easy;
@@ -17,8 +19,9 @@ typedef struct Transfer
 	size_t		body_room;
 	size_t		header_bytes;
 	bool		oversized;
-	char		curl_error[CURL_ERROR_SIZE];
-	HttpAnswer	answer;
+	char		error[HTTP_ERROR_SIZE]; /* libcurl's, unless we know better */
+	char		redirect_host[HTTP_HOST_SIZE];
+	HttpAnswer	answer;			/* with pointers to these */
 } Transfer;
 
 /* Of a zeroed one; owner: CURLOPT_PRIVATE.  False: out of memory. */

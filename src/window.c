@@ -6,6 +6,7 @@
  */
 #include "c.h"
 
+#include "datatype/timestamp.h"
 #include "window.h"
 
 /* Waiting for less than this part of the time, fewer would do; for more than that, more would. */
@@ -23,6 +24,9 @@
 #define FIRST_PATIENCE_MS 1
 #define PATIENCE_MS 20
 
+/* A drain has none in flight at times, and its peer is where it was; after so long it may not be. */
+#define LULL_US USECS_PER_SEC
+
 static void
 window_begin(Window *window, int64 now)
 {
@@ -32,10 +36,11 @@ window_begin(Window *window, int64 now)
 }
 
 void
-window_start(Window *window, int64 now)
+window_start(Window *window, int64 idle_since, int64 now)
 {
 	window_begin(window, now);
-	window->nearest = 0;
+	if (now - idle_since >= LULL_US)
+		window->nearest = 0;
 }
 
 int

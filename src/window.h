@@ -24,13 +24,13 @@ typedef struct Window
 	int			ended;			/* of them, since the limit was last looked at, ... */
 	int64		began;			/* ... when that was, ... */
 	int64		waited;			/* ... and for how long the limit made us wait since */
-	int64		nearest;		/* the least that one has taken since window_start(); 0: none ended */
+	int64		nearest;		/* the least that one has taken since the last lull; 0: none ended */
 } Window;
 
 #define WINDOW_MIN 100
 
-/* Says that the first request after a while is sent: how far the peer is may have changed. */
-extern void window_start(Window *window, int64 now);
+/* Says that a request is sent while none is in flight, the last having ended at idle_since. */
+extern void window_start(Window *window, int64 idle_since, int64 now);
 
 /* After how long a wait the limit is raised; -1: never, it is not what lets no more be sent, or the highest. */
 extern int window_patience_ms(const Window *window, int in_flight, int max);

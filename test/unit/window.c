@@ -64,11 +64,11 @@ test_window(void)
 	(void) exchange(&window, 10000, 500, 40, 0);
 	check(window.limit == WINDOW_MIN, "while a near peer keeps us busy, as many are in flight as at first");
 	window.limit = WINDOW_MIN;
-	window_start(&window, T0);
+	window_start(&window, T0 - 2 * S, T0);
 	took = exchange(&window, 10000, 30 * MS, 40, 0);
 	check(window.limit > WINDOW_MAX / 2, "with a peer that is far from the start they are at once, ...");
 	check_number((double) took, 10000 * 40, 1.2 * 10000 * 40, "... and keep us busy");
-	window_start(&window, T0);
+	window_start(&window, T0 - 2 * S, T0);
 	(void) exchange(&window, 20000, 500, 40, 0);
 	check(window.limit == WINDOW_MIN, "and near again, no more than at first");
 
@@ -76,7 +76,7 @@ test_window(void)
 	check(window.limit == WINDOW_MAX, "never more than may be, however far it is");
 
 	window.limit = WINDOW_MIN;
-	window_start(&window, T0);
+	window_start(&window, T0 - 2 * S, T0);
 	took = exchange(&window, 10000, 90 * MS, 40, 900);
 	check_number((double) took, 90 * MS, 20 * 90 * MS, "and where no wait is long, but there are many");
 
@@ -87,6 +87,15 @@ test_window(void)
 		  window_patience_ms(&window, WINDOW_MIN, WINDOW_MAX) > 0, "and is not cut short");
 	window.limit = WINDOW_MAX;
 	check(window_patience_ms(&window, WINDOW_MAX, WINDOW_MAX) < 0, "nor is one that could lead to nothing");
+
+	window_ended(&window, 500);
+	window.limit = WINDOW_MIN;
+	window_start(&window, T0 - 500 * MS, T0);
+	window_waited(&window, WINDOW_MIN, WINDOW_MAX, T0, T0 + 2 * MS);
+	check(window.limit == WINDOW_MIN, "a peer that was near a moment ago is near still");
+	window_start(&window, T0 - 2 * S, T0);
+	window_waited(&window, WINDOW_MIN, WINDOW_MAX, T0, T0 + 2 * MS);
+	check(window.limit == 2 * WINDOW_MIN, "later it may not be");
 
 	window.limit = WINDOW_MIN;
 	window_ended(&window, 500);
