@@ -341,8 +341,8 @@ close_at_exit(int code, Datum arg)
 		curl_multi_cleanup(engine.multi);
 		curl_global_cleanup();
 		restore_signals();
+		engine.multi = NULL;
 	}
-	engine.multi = NULL;
 	wire_shut();
 }
 

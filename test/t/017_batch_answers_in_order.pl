@@ -185,7 +185,7 @@ subtest '100,000' => sub {
           FROM onesignal_cancel_batch('$own', (SELECT array_agg(md5('x' || i)::uuid ORDER BY i) FROM generate_series(1, $n) i)) WITH ORDINALITY AS b(message_id, status, success, errors, n);" };
     my @said = $clinic->sql($batch->(1000) . "$peak;" . $batch->($count) . "$peak;");
     is($said[2], "$count|$count|$count", 'rows, successes, and ids where they should be');
-    cmp_ok($said[3] - $said[1], '<', 65_536, 'kB that they take');
+    cmp_ok($said[3] - $said[1], '<', 65_536, 'kB that they take') if !$ENV{SANITIZE};
 };
 
 done_testing();

@@ -69,7 +69,7 @@ subtest 'few connections, many streams' => sub {
     my $api = new_api(delay => 100);
     is(batch($api, 1600), '200 t {}: 1600', 'all canceled');
     cmp_ok(connections($api), '<=', 8, 'at most eight connections');
-    cmp_ok($api->max_in_flight, '>', 200, 'hundreds of requests at one time');
+    cmp_ok($api->max_in_flight, '>', 200, 'hundreds of requests at one time') if !$ENV{SANITIZE};
     $api->reset;
     is(batch($api, 300, max_in_flight => 7), '200 t {}: 300', 'in sevens');
     cmp_ok($api->max_in_flight, '<=', 7, 'never more than allowed');
@@ -82,7 +82,7 @@ for my $streams (1, 3, 10)
     # Until a connection has announced its limit, more are tried on it; they are refused, and it ends.
     cmp_ok(connections_at_once($api), '<=', 8, 'at most eight connections at one time');
     cmp_ok($api->max_in_flight, '<=', 8 * $streams, 'with so many streams each');
-    cmp_ok($api->max_in_flight, '>', 2 * $streams, 'more than one of them');
+    cmp_ok($api->max_in_flight, '>', 2 * $streams, 'more than one of them') if !$ENV{SANITIZE};
 }
 
 subtest 'queueing is not counted' => sub {
