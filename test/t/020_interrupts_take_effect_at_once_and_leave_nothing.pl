@@ -175,6 +175,7 @@ sub best_of
 sub is_prompt
 {
     my ($ms, $name) = @_;
+    return if $ENV{SANITIZE};    # LeakSanitizer's search at exit alone takes longer
     cmp_ok($ms // 1e9, '<', $PROMISED_MS, $name);
     note(sprintf '%s: %.1f ms', $name, $ms) if defined $ms;
 }
@@ -318,7 +319,7 @@ while (%left && time < $since + 20)
 }
 my $took = time - $since;
 is(join(' ', sort keys %left), '', "postmaster's death ends all of them");
-cmp_ok($took, '<', 2, sprintf 'without anybody waiting for an answer (%.0f ms)', $took * 1000);
+cmp_ok($took, '<', 2, sprintf 'without anybody waiting for an answer (%.0f ms)', $took * 1000) if !$ENV{SANITIZE};
 $_->{psql}{run}->finish for values %orphans;
 $controller->{run}->finish;
 $session->{psql}{run}->finish;
