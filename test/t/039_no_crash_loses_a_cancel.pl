@@ -12,7 +12,7 @@ use Test::More;
 use Time::HiRes qw(sleep);
 use Workers;
 
-my $ROWS = 4000;
+my ($ROWS, $HELD) = (4000, 20);
 my $api = StandIn->new(accept_any => 1, delay => 40);
 # fsync stays on, as a crash of the server process alone needs no more than the kernel's memory; and full recovery.
 my $node = Workers::start('main', preload => 1, conf => "log_statement = none\nrestart_after_crash = on\nonesignal_cancel.max_in_flight = 50\n");
@@ -20,9 +20,14 @@ Workers::add_app($node, 'postgres', $api);
 my $app = $api->app_id;
 $node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '0'); CREATE TABLE rolled_back (id uuid)");
 
+# Those that go first hang until they are let go, so that the drain cannot end before its crash.
 sub request_many
 {
-    $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '$app', true FROM generate_series(1, $ROWS)");
+    my @held = split /\n/, $node->safe_psql('postgres', "SELECT gen_random_uuid() FROM generate_series(1, $HELD)");
+    $api->fault(message => \@held, kind => 'hang');
+    $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, send_after, cancel)
+        SELECT id, '$app'::uuid, now() + interval '1 h', true FROM unnest('{@{[ join ',', @held ]}}'::uuid[]) id
+        UNION ALL SELECT gen_random_uuid(), '$app', now() + interval '2 h', true FROM generate_series(1, $ROWS - $HELD)");
     # The same in transactions that end otherwise; their ids are kept by another session.
     my @lost = split /\n/, $node->safe_psql('postgres', 'SELECT gen_random_uuid() FROM generate_series(1, 20)');
     $node->safe_psql('postgres', 'INSERT INTO rolled_back VALUES ' . join(', ', map { "('$_')" } @lost));
@@ -31,12 +36,8 @@ sub request_many
 
 my $PENDING = "SELECT count(*) FROM onesignal_message WHERE state = 'pending'";
 
-# Some are done and some are not: the middle of a drain.
-sub wait_for_middle
-{
-    my $left = $node->safe_psql('postgres', $PENDING);
-    return $node->poll_query_until('postgres', "SELECT count(*) BETWEEN 1 AND $left - 200 FROM onesignal_message WHERE state = 'pending'");
-}
+# Some are done and some are not.
+sub wait_for_middle { return $node->poll_query_until('postgres', "SELECT count(*) <= $ROWS - 200 FROM onesignal_message WHERE state = 'pending'") }
 
 # After a crash of the server psql fails for a while, and poll_query_until() takes that for "not yet".
 for my $crash ('worker', 'postmaster', 'worker', 'postmaster')
@@ -45,6 +46,7 @@ for my $crash ('worker', 'postmaster', 'worker', 'postmaster')
     wait_for_middle();
     my $pid = $crash eq 'worker' ? Workers::worker($node, 'postgres') : slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/ && $1;
     my $before = $node->safe_psql('postgres', $PENDING);
+    $api->clear_faults;    # those that hang do so until their connection ends
     if ($crash eq 'worker')
     {
         kill 'KILL', $pid if $pid;
