@@ -52,7 +52,8 @@ typedef struct CancelItem
 	int			attempts;
 	int64		started_us;		/* when it was decided to send this one */
 	int64		begun_us;		/* when its first request was sent */
-	int64		retry_us;		/* while it waits: when it is tried again */
+	int64		retry_us;		/* while it waits: when it is tried again, ... */
+	CancelResult *last;			/* ... and what is reported if it no longer can be */
 } CancelItem;
 
 typedef struct BatchProgress
@@ -120,6 +121,17 @@ run_begin(CancelRun *run, const pg_uuid_t *app_id, const Credentials *credential
 /* ---- starting ---- */
 
 static void
+forget_last(CancelRun *run, CancelItem *item)
+{
+	if (item->last == NULL)
+		return;
+	if (item->last->errors != run->no_errors)
+		pfree(item->last->errors);
+	pfree(item->last);
+	item->last = NULL;
+}
+
+static void
 submit(CancelRun *run, CancelItem *item, int64 now)
 {
 	HttpRequest *request = onesignal_request(&run->request, &run->message_ids[item->index]);
@@ -129,6 +141,7 @@ submit(CancelRun *run, CancelItem *item, int64 now)
 		left_ms -= (now - item->begun_us) / 1000;
 	request->timeout_ms = (int) Max(left_ms, 1);
 	request->connect_timeout_ms = Min(settings_connect_timeout, request->timeout_ms);
+	forget_last(run, item);
 	item->attempts++;
 	item->started_us = now;
 	http_submit(request, item);
@@ -152,6 +165,7 @@ startable_item(CancelRun *run, int64 now)
 	item = dlist_head_element(CancelItem, node, &run->unused);
 	item->index = run->next;
 	item->attempts = 0;
+	item->last = NULL;
 	return item;
 }
 
@@ -201,6 +215,31 @@ report(CancelRun *run, CancelItem *item, const CancelResult *result)
 	dlist_push_head(&run->unused, &item->node);
 }
 
+static bool
+is_in_time(const CancelItem *item, int64 when_us)
+{
+	return when_us - item->begun_us < settings_timeout * INT64CONST(1000);
+}
+
+/* Another's 429 may have made all wait longer than some can: their last answer is the one that counts. */
+static void
+report_late(CancelRun *run)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &run->waiting)
+	{
+		CancelItem *item = dlist_container(CancelItem, node, iter.cur);
+
+		if (is_in_time(item, Max(item->retry_us, run->not_before_us)))
+			continue;
+		dlist_delete(&item->node);
+		report(run, item, item->last);
+		pfree(item->last);
+		item->last = NULL;
+	}
+}
+
 /* No further request: whatever was not begun or waits reports the same. */
 static void
 stop(CancelRun *run, const CancelResult *result)
@@ -208,7 +247,12 @@ stop(CancelRun *run, const CancelResult *result)
 	if (run->stopped == NULL)
 		run->stopped = result;
 	while (!dlist_is_empty(&run->waiting))
-		report(run, dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting)), result);
+	{
+		CancelItem *item = dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting));
+
+		forget_last(run, item);
+		report(run, item, result);
+	}
 	for (; run->next < run->count; run->next++, run->done++)
 		run->results[run->next] = *result;
 }
@@ -218,8 +262,7 @@ may_retry(const CancelItem *item, const CancelOutcome *outcome, int64 retry_us)
 {
 	return (outcome->verdict == CANCEL_THROTTLED || outcome->verdict == CANCEL_UNAVAILABLE ||
 			outcome->verdict == CANCEL_UNANSWERED) &&
-		item->attempts <= settings_max_retries &&
-		retry_us - item->begun_us < settings_timeout * INT64CONST(1000);
+		item->attempts <= settings_max_retries && is_in_time(item, retry_us);
 }
 
 static CancelResult *
@@ -279,10 +322,15 @@ finish(CancelRun *run, HttpExchange *exchange)
 	item->retry_us = now + wait_us;
 	if (outcome.verdict == CANCEL_THROTTLED)
 		run->not_before_us = Max(run->not_before_us, item->retry_us);
-	if (run->stopped == NULL && may_retry(item, &outcome, item->retry_us))
+	if (run->stopped == NULL && may_retry(item, &outcome, Max(item->retry_us, run->not_before_us)))
+	{
+		item->last = make_result(run, &outcome);
 		dlist_push_tail(&run->waiting, &item->node);
+	}
 	else
 		settle(run, item, &outcome, wait_us);
+	if (outcome.verdict == CANCEL_THROTTLED)
+		report_late(run);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(run->scratch);
 }

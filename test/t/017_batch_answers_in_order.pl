@@ -176,6 +176,17 @@ for my $status (401, 403)
 
 subtest $_->[0] => $_->[1] for @later;
 
+subtest 'a 429 that asks for more than one of the others has left' => sub {
+    my $own = new_app();
+    my @ids = ids(3);
+    $api->fault(message => $ids[0], status => 503, times => 1);
+    $api->fault(message => $ids[0], status => 503, delay => 500);
+    $api->fault(message => $ids[1], delay => 800);
+    $api->fault(message => $ids[2], status => 429, headers => { 'Retry-After' => 3 }, times => 1);
+    my @rows = $clinic->batch(\@ids, app => $own, max_in_flight => 2, max_retries => 5, timeout => '3500ms');
+    is("$rows[0]{status} $rows[1]{status}", '503 200', 'the last answer is reported, and no request begun that has no time left');
+};
+
 subtest '100,000' => sub {
     my $peak = q{SELECT (regexp_match(pg_read_file('/proc/self/status'), 'VmHWM:\s+(\d+) kB'))[1]};
     $peak = 'SELECT 0' if !-r '/proc/self/status';
