@@ -23,11 +23,16 @@
 /* How often a pace is written down, or a row that was locked tried again. */
 #define SAVE_US		INT64CONST(1000000)
 
+/* Somebody may have paused or resumed an app. */
+#define READ_US		INT64CONST(1000000)
+
 /* A key file changes without a word to us. */
 #define KEY_CHECK_US		INT64CONST(2000000)
 
 static HTAB *apps = NULL;
 static MemoryContext keys_context;
+static int64 read_us = 0;		/* when onesignal_app was */
+static bool some_in_doubt = false;
 
 /* ---- the apps ---- */
 
@@ -109,7 +114,8 @@ note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason)
 {
 	strlcpy(lane != NULL ? lane->reason : app->reason, reason, REASON_SIZE);
 	note_error(app, reason);
-	app->blamed = lane;
+	if (lane == NULL || !app->circuit.open)
+		app->blamed = lane;
 	app->changed = true;
 	log_circuit(app, lane, "pausing", reason);
 }
@@ -125,10 +131,15 @@ note_closed(DeliveryApp *app, DeliveryLane *lane)
 
 /* By hand: its server, mapping or key changed, or somebody resumed the app. */
 static void
-close_circuits(DeliveryApp *app, DeliveryLane *lane, Moment now)
+close_lane(DeliveryLane *lane, Moment now)
 {
-	if (lane != NULL && lane->has_key && circuit_close(&lane->circuit, now.us))
-		note_closed(app, lane);
+	if (lane->has_key && circuit_close(&lane->circuit, now.us))
+		note_closed(lane->app, lane);
+}
+
+static void
+close_app(DeliveryApp *app, Moment now)
+{
 	if (circuit_close(&app->circuit, now.us))
 		note_closed(app, NULL);
 }
@@ -137,6 +148,7 @@ close_circuits(DeliveryApp *app, DeliveryLane *lane, Moment now)
 static void
 miss_key(DeliveryLane *lane, const char *reason, Moment now)
 {
+	lane->key_missing = true;
 	if (circuit_open(&lane->circuit, now.us, now.us + CIRCUIT_KEY_PAUSE, now.us))
 		note_opened(lane->app, lane, reason);
 }
@@ -190,14 +202,18 @@ may_set_pace(DeliveryLane *lane)
 	return true;
 }
 
-/* A new key, server or pace: what was learned of the old ones is void. */
+/*
+ * A new key, server or pace: what was learned of the old ones is void.  Of a
+ * key that this process did not have, nobody knows whether it is a new one.
+ */
 static void
 adopt_credentials(DeliveryLane *lane, MemoryContext context, const Credentials *credentials, Moment now)
 {
 	DeliveryApp *app = lane->app;
-	bool		was_known = lane->context != NULL || lane->circuit.open;
+	bool		differs = lane->context != NULL;
 
 	apps_drop_key(lane);
+	MemoryContextSetParent(context, keys_context);
 	lane->context = context;
 	lane->credentials = *credentials;
 	onesignal_request_begin(&lane->request, &app->app_id, credentials);
@@ -208,8 +224,11 @@ adopt_credentials(DeliveryLane *lane, MemoryContext context, const Credentials *
 		app->rate_limit = credentials->rate_limit;
 		pace_init(&app->pace, app->rate_limit);
 	}
-	if (was_known)
-		close_circuits(app, lane, now);
+	if (differs || lane->key_missing)
+		close_lane(lane, now);
+	if (differs)
+		close_app(app, now);
+	lane->key_missing = false;
 }
 
 /*
@@ -232,7 +251,7 @@ apps_check_key(DeliveryLane *lane, Moment now)
 	lane->checked_us = now.us;
 	lane->generation = credentials_generation();
 
-	context = AllocSetContextCreate(keys_context, "onesignal key", ALLOCSET_SMALL_SIZES);
+	context = AllocSetContextCreate(CurrentMemoryContext, "onesignal key", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(context);
 	role = get_role_oid(NameStr(lane->key.requested_by), true);
 	if (!OidIsValid(role))
@@ -293,7 +312,7 @@ say_status(char *into, size_t size, const HttpAnswer *answer)
 static void
 learn_success(DeliveryLane *lane, int64 begun_us, int64 now_us)
 {
-	lane->success_us = begun_us;
+	lane->success_us = Max(lane->success_us, begun_us);
 	if (lane->has_key && circuit_success(&lane->circuit, begun_us, now_us))
 		note_closed(lane->app, lane);
 	if (circuit_success(&lane->app->circuit, begun_us, now_us))
@@ -400,18 +419,22 @@ apps_forget_lane(DeliveryLane *lane)
 		blame_what_is_open(lane->app);
 }
 
-/* What was written since the last commit may not have been. */
+/* The transaction has ended.  Without a commit, what it wrote is to be written again. */
 void
-apps_forget_saved(void)
+apps_end_saving(bool committed)
 {
 	HASH_SEQ_STATUS status;
 	DeliveryApp *app;
 
-	if (apps == NULL)
+	if (!some_in_doubt)
 		return;
+	some_in_doubt = false;
 	hash_seq_init(&status, apps);
 	while ((app = hash_seq_search(&status)) != NULL)
-		app->changed = true;
+	{
+		app->changed |= app->in_doubt && !committed;
+		app->in_doubt = false;
+	}
 }
 
 /* ---- onesignal_app ---- */
@@ -437,9 +460,9 @@ resume_app(DeliveryApp *app, Moment now)
 {
 	dlist_iter	iter;
 
-	close_circuits(app, NULL, now);
+	close_app(app, now);
 	dlist_foreach(iter, &app->lanes)
-		close_circuits(app, dlist_container(DeliveryLane, node, iter.cur), now);
+		close_lane(dlist_container(DeliveryLane, node, iter.cur), now);
 	app->changed = app->saved_open = false;
 }
 
@@ -466,12 +489,20 @@ restore_circuit(DeliveryApp *app, const QueueApp *saved, Moment now)
 	app->blamed = lane;
 }
 
+/* Is it time to look what onesignal_app says?  Not every pause comes with a wake-up. */
+bool
+apps_are_old(Moment now)
+{
+	return now.us - read_us > READ_US;
+}
+
 /* What onesignal_app says: pauses and circuits from before, and their end by onesignal_cancel_resume(). */
 void
 apps_read(Moment now)
 {
 	ListCell   *cell;
 
+	read_us = now.us;
 	foreach(cell, queue_apps())
 	{
 		QueueApp   *saved = lfirst(cell);
@@ -503,6 +534,7 @@ save_app(DeliveryApp *app, Moment now)
 	row.last_error = app->error_is_new ? app->last_error : NULL;
 	app->saved_us = now.us;
 	app->saved_pace = app->pace.rate;
+	app->in_doubt = some_in_doubt = true;
 	if (!queue_save_app(&row))
 	{
 		app->refused_us = now.us;
@@ -522,11 +554,14 @@ apps_wants_saving(const DeliveryApp *app, Moment now)
 	return app->changed && now.us - app->refused_us > SAVE_US;
 }
 
-/* Pace and last error are for people who look how it goes: each second will do. */
+/*
+ * Pace and last error are for people who look how it goes: each second will
+ * do, and of an app with nothing pending there is none.
+ */
 static bool
-has_small_news(const DeliveryApp *app, Moment now)
+has_small_news(DeliveryApp *app, Moment now)
 {
-	return now.us - app->saved_us > SAVE_US &&
+	return now.us - app->saved_us > SAVE_US && !dlist_is_empty(&app->lanes) &&
 		(app->pace.rate != app->saved_pace || app->error_is_new);
 }
 

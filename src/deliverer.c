@@ -195,10 +195,12 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 	PG_CATCH();
 	{
 		deliverer_abandon();
+		delivery_end();
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
 	deliverer_unlock();
+	delivery_end();
 	queue_call_end();
 	PG_RETURN_VOID();
 }

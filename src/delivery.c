@@ -50,6 +50,9 @@
 #define KEPT_DELAY_MAX_US	INT64CONST(5000000)
 #define UNRECORDABLE_DELAY_MAX_US	INT64CONST(60000000)
 
+/* What has to end waits so long for the last of them. */
+#define KEPT_GRACE_US		INT64CONST(5000000)
+
 /* A 404 may mean that OneSignal does not know the message yet. */
 #define NOT_FOUND_WINDOW	(60 * USECS_PER_SEC)
 
@@ -86,6 +89,7 @@ static int64 answered_since;	/* the oldest of them */
 static dlist_head kept;
 static int	kept_count = 0;
 static int64 kept_next;			/* when the first of them is tried again */
+static int64 kept_since;		/* the last of them */
 
 /* ---- beginning ---- */
 
@@ -267,6 +271,8 @@ keep(DeliveryItem *item, QueueRecorded recorded, int64 now_us)
 	/* What cannot be written is logged each time, and waits for somebody to act. */
 	int64		longest_us = recorded == QUEUE_LOCKED ? KEPT_DELAY_MAX_US : UNRECORDABLE_DELAY_MAX_US;
 
+	if (item->keep_us == 0)
+		kept_since = now_us;
 	item->keep_us = Min(longest_us, Max(KEPT_DELAY_MIN_US, 2 * item->keep_us));
 	item->again_us = now_us + item->keep_us;
 	kept_next = kept_count == 0 ? item->again_us : Min(kept_next, item->again_us);
@@ -285,7 +291,7 @@ settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
 	}
 	if (outcome->state == QUEUE_FAILED)
 		log_given_up(item, outcome);
-	lanes_put_back(item->lane, &item->row,
+	lanes_put_back(item->lane, &item->row, outcome->http_status,
 				   outcome->state == QUEUE_PENDING ? outcome->next_attempt_at : DT_NOEND);
 	free_item(item);
 }
@@ -367,6 +373,7 @@ visit_tables(bool in_procedure)
 	count = record_answers(batch, outcomes, recorded);
 	lanes_fill(lanes_now());
 	queue_commit();
+	apps_end_saving(true);
 
 	MemoryContextSwitchTo(scratch);
 	for (int i = 0; i < count; i++)
@@ -435,8 +442,19 @@ may_begin(const DeliveryOptions *options, Moment now)
 static bool
 is_idle(Moment now, TimestampTz next_due)
 {
-	return http_in_flight() == 0 && answered_count == 0 && kept_count == 0 &&
-		next_due - now.ts > SHORT_WAIT;
+	return http_in_flight() == 0 && answered_count == 0 && next_due - now.ts > SHORT_WAIT;
+}
+
+/*
+ * Is there reason to stay for outcomes whose rows are locked?  A CALL, and a
+ * worker that was switched off, end: whoever has a row locked for long must
+ * not hold up all others.  It will be sent again.
+ */
+static bool
+stays_for_kept(const DeliveryOptions *options, bool may, Moment now)
+{
+	return kept_count > 0 &&
+		((may && !options->in_procedure) || now.us - kept_since < KEPT_GRACE_US);
 }
 
 /* Takes what has been answered, after waiting for something to do. */
@@ -481,7 +499,7 @@ run(const DeliveryOptions *options)
 			continue;
 
 		next_due = may ? lanes_next_due(now) : DT_NOEND;
-		if (is_idle(now, next_due))
+		if (is_idle(now, next_due) && !stays_for_kept(options, may, now))
 			return next_due;
 		wait_for_answers(now, next_due);
 	}
@@ -500,19 +518,22 @@ delivery_run(const DeliveryOptions *options)
 	PG_TRY();
 	{
 		next_due = run(options);
-		if (next_due == DT_NOBEGIN)
-			forget_everything();	/* some may be on the wire */
+		if (next_due == DT_NOBEGIN || kept_count > 0)
+			forget_everything();	/* some may be on the wire, too */
 	}
 	PG_CATCH();
 	{
 		forget_everything();
-		apps_forget_saved();
+		apps_end_saving(false);
 		lanes_forget_keys();
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
-	/* A session that CALLed goes on to other things. */
-	if (options->in_procedure)
-		lanes_forget_keys();
 	return next_due;
+}
+
+void
+delivery_end(void)
+{
+	lanes_forget_keys();
 }

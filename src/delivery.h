@@ -28,10 +28,14 @@ typedef struct DeliveryOptions
  * or a pause that ends), DT_NOEND when nothing is pending at all, and
  * DT_NOBEGIN when the extension is gone: leave.  Also returns, once what is on
  * the wire is recorded, when settings_enabled goes off, and in a worker when
- * settings_background_delivery does.  What it learned of pace and
+ * settings_background_delivery does; and from a CALL though outcomes wait for
+ * rows that stay locked: these are sent again.  What it learned of pace and
  * circuits is kept in the process for the next run.  The caller holds the
  * deliverer's lock.
  */
 extern TimestampTz delivery_run(const DeliveryOptions *options);
+
+/* A session that CALLed goes on to other things: wipes the keys.  Never throws. */
+extern void delivery_end(void);
 
 #endif

@@ -86,13 +86,13 @@ lanes_now(void)
 }
 
 static HTAB *
-make_hash(const char *name, Size key_size, Size entry_size)
+make_hash(MemoryContext context, const char *name, Size key_size, Size entry_size)
 {
 	HASHCTL		control = {0};
 
 	control.keysize = key_size;
 	control.entrysize = entry_size;
-	control.hcxt = lanes_context;
+	control.hcxt = context;
 	return hash_create(name, 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
@@ -102,11 +102,13 @@ lanes_open(void)
 {
 	if (lanes_context == NULL)
 	{
-		lanes_context = AllocSetContextCreate(TopMemoryContext, "onesignal lanes", ALLOCSET_DEFAULT_SIZES);
-		apps_open(lanes_context);
-		lanes = make_hash("onesignal lanes", sizeof(QueueLane), sizeof(DeliveryLane));
-		taken = make_hash("onesignal taken", sizeof(TakenKey), sizeof(TakenRow));
+		MemoryContext context = AllocSetContextCreate(TopMemoryContext, "onesignal lanes", ALLOCSET_DEFAULT_SIZES);
+
+		apps_open(context);
+		lanes = make_hash(context, "onesignal lanes", sizeof(QueueLane), sizeof(DeliveryLane));
+		taken = make_hash(context, "onesignal taken", sizeof(TakenKey), sizeof(TakenRow));
 		dlist_init(&ready);
+		lanes_context = context;
 	}
 	scan_wanted = true;
 	scan_not_before = 0;
@@ -258,9 +260,9 @@ is_hungry(DeliveryLane *lane, Moment now)
 
 /* Rejected with its key, a row lets others be the next probe; when the lane is open, it is due. */
 static bool
-waited_for_the_key(const DeliveryLane *lane, const QueueRow *row)
+waited_for_the_key(const DeliveryLane *lane, int http_status)
 {
-	return (row->http_status == 401 || row->http_status == 403) && !lane->circuit.open;
+	return (http_status == 401 || http_status == 403) && !lane->circuit.open;
 }
 
 /* Rows that wait for their time, or whose outcome is being had, stay behind. */
@@ -274,7 +276,7 @@ keep_due_rows(DeliveryLane *lane, int count, Moment now)
 
 		if (row != NULL)
 			row->renewed |= row->requested_at != lane->rows[i].requested_at;
-		else if (lane->rows[i].next_attempt_at > now.ts && !waited_for_the_key(lane, &lane->rows[i]))
+		else if (lane->rows[i].next_attempt_at > now.ts && !waited_for_the_key(lane, lane->rows[i].http_status))
 		{
 			lane->next_due = Min(lane->next_due, lane->rows[i].next_attempt_at);
 			lane->passed_over++;
@@ -349,7 +351,7 @@ lanes_hungry(Moment now)
 {
 	HASH_SEQ_STATUS status;
 	DeliveryLane *lane;
-	bool		hungry = false;
+	bool		hungry = apps_are_old(now);
 
 	if (scan_wanted && now.us >= scan_not_before)
 		return true;
@@ -378,8 +380,9 @@ lanes_fill(Moment now)
 	{
 		scan_wanted = false;
 		list_lanes();
-		apps_read(now);
 	}
+	if (scan || apps_are_old(now))
+		apps_read(now);
 	hash_seq_init(&status, lanes);
 	while ((lane = hash_seq_search(&status)) != NULL)
 	{
@@ -475,14 +478,17 @@ lanes_take(Moment now, DeliveryLane **lane, QueueRow *row)
  * tried again, DT_NOEND: never.
  */
 void
-lanes_put_back(DeliveryLane *lane, const QueueRow *row, TimestampTz next_due)
+lanes_put_back(DeliveryLane *lane, const QueueRow *row, int http_status, TimestampTz next_due)
 {
 	TakenKey	key = {row->message_id, lane->key.app_id};
 	TakenRow   *begun = hash_search(taken, &key, HASH_REMOVE, NULL);
 
-	lane->rewind_wanted |= begun != NULL && begun->renewed;
+	/* By another role, maybe, and so in another lane. */
+	scan_wanted |= begun != NULL && begun->renewed;
 	lane->items--;
 	lane->next_due = Min(lane->next_due, next_due);
+	/* Rejected with a key that is no longer the lane's */
+	lane->rewind_wanted |= next_due != DT_NOEND && waited_for_the_key(lane, http_status);
 }
 
 /* After an error: what was begun will be begun again. */
@@ -497,7 +503,7 @@ lanes_forget_taken(void)
 	if (taken != NULL)
 		hash_destroy(taken);
 	taken = NULL;				/* should there be no memory for another */
-	taken = make_hash("onesignal taken", sizeof(TakenKey), sizeof(TakenRow));
+	taken = make_hash(lanes_context, "onesignal taken", sizeof(TakenKey), sizeof(TakenRow));
 	hash_seq_init(&status, lanes);
 	while ((lane = hash_seq_search(&status)) != NULL)
 	{

@@ -34,6 +34,7 @@ typedef struct DeliveryApp
 	Circuit		circuit;
 	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
 	bool		changed;		/* since onesignal_app was written */
+	bool		in_doubt;		/* written, but not yet committed */
 	int64		saved_us;		/* when that was, or was tried ... */
 	int64		refused_us;		/* ... in vain */
 	double		saved_pace;
@@ -60,6 +61,7 @@ typedef struct DeliveryLane
 	int64		adopted_us;		/* when its key was taken over, ... */
 	int64		denied_us;		/* ... was last rejected, ... */
 	int64		success_us;		/* ... and when the last request began for which it was not */
+	bool		key_missing;	/* that is why its circuit is open */
 	QueueRow   *rows;			/* fetched and due, not begun */
 	int			row_count;
 	int			row_next;
@@ -85,7 +87,7 @@ extern bool lanes_hungry(Moment now);
 extern void lanes_fill(Moment now);	/* between queue_begin() and queue_commit() */
 
 extern bool lanes_take(Moment now, DeliveryLane **lane, QueueRow *row);
-extern void lanes_put_back(DeliveryLane *lane, const QueueRow *row, TimestampTz next_due);
+extern void lanes_put_back(DeliveryLane *lane, const QueueRow *row, int http_status, TimestampTz next_due);
 extern void lanes_forget_taken(void);
 extern void lanes_forget_keys(void);
 extern TimestampTz lanes_next_due(Moment now);

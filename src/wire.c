@@ -172,6 +172,7 @@ rebuild_set(void)
 	if (set != NULL)
 		FreeWaitEventSet(set);
 	set = NULL;
+	set_is_stale = true;		/* should something throw */
 	set = create_wait_event_set(WIRE_SOCKETS_MAX + 2);
 	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	if (IsUnderPostmaster)

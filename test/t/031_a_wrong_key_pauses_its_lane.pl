@@ -95,6 +95,21 @@ for my $try (1 .. 20)
 }
 is(Workers::state($node, 'postgres', $ids[0]), 'refused', 'denied again while the key is good for others, it is refused');
 
+# The same by CALL, whose runs forget the key in between: a pause lasts all the same, also in the next session.
+$node->append_conf('postgresql.conf', 'onesignal_cancel.background_delivery = off');
+$node->reload;
+Workers::wait_for_no_worker($node);
+$api->rotate;
+request_as('doctor', 200);
+sub resumed { my @found = slurp_file($node->logfile) =~ /resuming app/g; return scalar @found }
+my $resumed = resumed();
+$node->safe_psql('postgres', "CALL onesignal_cancel_deliver('5 s')");
+is($node->safe_psql('postgres', 'SELECT circuit_role FROM onesignal_app'), 'doctor', 'a rejected key pauses a CALL');
+my $sent = $api->received;
+$node->safe_psql('postgres', "CALL onesignal_cancel_deliver('3 s')");
+is(resumed(), $resumed, 'the same key does not resume it');
+is($api->received, $sent, 'nor does it in the next session');
+
 my $log = slurp_file($node->logfile);
 unlike($log, qr/\Q$old\E|os_v2_app_wrong/, 'no key is in the log');
 $node->stop;

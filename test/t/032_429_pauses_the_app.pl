@@ -52,6 +52,8 @@ $node->reload;
 my $narrow = StandIn->new(accept_any => 1, http2_max_concurrent_streams => 1);
 $app = $narrow->app_id;
 $node->safe_psql('postgres', $narrow->setup_sql('narrow', server_options => { rate_limit => 0 }));
+my $XMIN = "SELECT xmin FROM onesignal_app WHERE app_id = '" . $api->app_id . "'";
+my $xmin = $node->safe_psql('postgres', $XMIN);
 $narrow->fault(status => 429, headers => { 'Retry-After' => 4 }, times => 1);
 $narrow->fault(delay => 50);
 $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '$app', true FROM generate_series(1, 150)");
@@ -60,5 +62,6 @@ ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message W
 ($throttled) = grep { $_->{status} == 429 } @requests;
 @early = grep { $_->{arrived} > $throttled->{time} && $_->{arrived} < $throttled->{time} + 3.9 } @requests;
 cmp_ok(scalar(@early), '<=', 40, 'what had been handed over before the pause is all that is sent in it');
+is($node->safe_psql('postgres', $XMIN), $xmin, 'of an app with nothing pending nothing is written');
 $node->stop;
 done_testing();

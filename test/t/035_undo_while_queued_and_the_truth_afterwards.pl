@@ -49,6 +49,17 @@ ok(Workers::wait_for($node, 'postgres', $again, 'canceled'), 'a refusal of an ea
 is($api->received(message => $again), 2, 'which is sent by itself');
 is(Workers::state($node, 'postgres', $refused), 'scheduled', 'any other answer after the take-back is dropped');
 is($node->safe_psql('postgres', "SELECT count(*) FROM onesignal_message WHERE message_id = '$deleted'"), '0', 'and a deleted row stays deleted');
+
+# Requested once more by another role, and so in another lane; and no other commit asks for a look.
+$node->safe_psql('postgres', 'CREATE ROLE nurse; GRANT USAGE ON FOREIGN SERVER clinic TO nurse; GRANT SELECT, UPDATE (cancel) ON onesignal_message TO nurse');
+my ($other) = ids(1);
+$api->fault(message => $other, delay => 3000, status => 400, body => '{"errors":["too late"]}', times => 1);
+Workers::request($node, 'postgres', $api, $other);
+$api->wait_for_requests(1, message => $other);
+$node->safe_psql('postgres', "SET ROLE nurse; BEGIN; UPDATE onesignal_message SET cancel = false WHERE message_id = '$other';
+    UPDATE onesignal_message SET cancel = true WHERE message_id = '$other'; COMMIT");
+ok(Workers::wait_for($node, 'postgres', $other, 'canceled'), "another role's request of the same message is sent, too");
+is($node->safe_psql('postgres', "SELECT requested_by FROM onesignal_message WHERE message_id = '$other'"), 'nurse', 'as its own');
 unlike(slurp_file($node->logfile), qr/ERROR|WARNING|PANIC/, 'nobody complains');
 $node->stop;
 done_testing();

@@ -59,6 +59,20 @@ ok(Workers::wait_for($node, 'postgres', $beside, 'canceled'), 'called by hand: a
 $session->query_safe('COMMIT');
 is($caller->query_safe('SHOW lock_timeout'), '7s', 'the caller has its own lock_timeout back');
 is(Workers::state($node, 'postgres', $called), 'canceled', 'having recorded what was locked');
+
+# A lock that stays does not keep a CALL from its end, and with it all others.
+my ($stuck) = $node->safe_psql('postgres', 'SELECT gen_random_uuid()');
+Workers::request($node, 'postgres', $api, $stuck);
+$session->query_safe("BEGIN; SELECT FROM onesignal_message WHERE message_id = '$stuck' FOR UPDATE");
+for my $call ("CALL onesignal_cancel_deliver('1 s')", 'CALL onesignal_cancel_deliver()')
+{
+    my $ret = $node->psql('postgres', $call, timeout => $PostgreSQL::Test::Utils::timeout_default, timed_out => \my $timed_out);
+    ok(!$timed_out && $ret == 0, "$call ends");
+}
+is(Workers::state($node, 'postgres', $stuck), 'pending', 'and the row is still to be canceled');
+$session->query_safe('COMMIT');
+$node->safe_psql('postgres', 'CALL onesignal_cancel_deliver()');
+is(Workers::state($node, 'postgres', $stuck), 'canceled', 'which the next one does');
 $_->quit for $session, $caller;
 $node->stop;
 done_testing();

@@ -98,6 +98,21 @@ $call->{run}->finish;
 $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET onesignal_cancel.background_delivery');
 ok(Workers::wait_for_no_worker($node), 'the worker leaves');
 
+# ---- paused ----
+
+$api->accept_any(1);
+$node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '20')");
+$node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel)
+    SELECT gen_random_uuid(), '@{[ $api->app_id ]}', true FROM generate_series(1, 400)");
+my $PENDING = "SELECT count(*) FROM onesignal_message WHERE state = 'pending'";
+$call = call_in_background('CALL onesignal_cancel_deliver()');
+ok($node->poll_query_until('postgres', "SELECT count(*) < 400 FROM onesignal_message WHERE state = 'pending'"), 'a CALL is at it');
+$node->safe_psql('postgres', "SELECT onesignal_cancel_pause('@{[ $api->app_id ]}')");
+$call->{run}->finish;
+cmp_ok($node->safe_psql('postgres', $PENDING), '>', 0, 'a pause stops a CALL that has begun');
+$node->safe_psql('postgres', "SELECT onesignal_cancel_resume('@{[ $api->app_id ]}'); ALTER SERVER clinic OPTIONS (DROP rate_limit); DELETE FROM onesignal_message WHERE state = 'pending'");
+$api->accept_any(0);
+
 # ---- interrupted ----
 
 for my $function ('pg_cancel_backend', 'pg_terminate_backend')
