@@ -133,7 +133,7 @@ note_closed(DeliveryApp *app, DeliveryLane *lane)
 static void
 close_lane(DeliveryLane *lane, Moment now)
 {
-	if (lane->has_key && circuit_close(&lane->circuit, now.us))
+	if (!lane->key_missing && circuit_close(&lane->circuit, now.us))
 		note_closed(lane->app, lane);
 }
 
@@ -211,6 +211,7 @@ adopt_credentials(DeliveryLane *lane, MemoryContext context, const Credentials *
 {
 	DeliveryApp *app = lane->app;
 	bool		differs = lane->context != NULL;
+	bool		was_missing = lane->key_missing;
 
 	apps_drop_key(lane);
 	MemoryContextSetParent(context, keys_context);
@@ -224,11 +225,11 @@ adopt_credentials(DeliveryLane *lane, MemoryContext context, const Credentials *
 		app->rate_limit = credentials->rate_limit;
 		pace_init(&app->pace, app->rate_limit);
 	}
-	if (differs || lane->key_missing)
+	lane->key_missing = false;
+	if (differs || was_missing)
 		close_lane(lane, now);
 	if (differs)
 		close_app(app, now);
-	lane->key_missing = false;
 }
 
 /*

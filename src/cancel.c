@@ -118,6 +118,44 @@ run_begin(CancelRun *run, const pg_uuid_t *app_id, const Credentials *credential
 	onesignal_request_begin(&run->request, app_id, credentials);
 }
 
+/* ---- reporting ---- */
+
+static void
+report(CancelRun *run, CancelItem *item, const CancelResult *result)
+{
+	run->results[item->index] = *result;
+	run->done++;
+	dlist_push_head(&run->unused, &item->node);
+}
+
+static bool
+is_in_time(const CancelItem *item, int64 when_us)
+{
+	return when_us - item->begun_us < settings_timeout * INT64CONST(1000);
+}
+
+/*
+ * Another's 429, or the pace, may have made all wait longer than some can: their
+ * last answer is the one that counts.
+ */
+static void
+report_late(CancelRun *run, int64 now)
+{
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &run->waiting)
+	{
+		CancelItem *item = dlist_container(CancelItem, node, iter.cur);
+
+		if (is_in_time(item, Max(now, Max(item->retry_us, run->not_before_us))))
+			continue;
+		dlist_delete(&item->node);
+		report(run, item, item->last);
+		pfree(item->last);
+		item->last = NULL;
+	}
+}
+
 /* ---- starting ---- */
 
 static void
@@ -177,6 +215,7 @@ start_requests(CancelRun *run)
 
 	if (run->stopped != NULL || now < run->not_before_us)
 		return;
+	report_late(run, now);
 	while (http_room() > 0 && http_in_flight() < settings_max_in_flight &&
 		   (item = startable_item(run, now)) != NULL && pace_take(&run->pace, now))
 	{
@@ -206,39 +245,6 @@ next_start_us(CancelRun *run)
 }
 
 /* ---- finishing ---- */
-
-static void
-report(CancelRun *run, CancelItem *item, const CancelResult *result)
-{
-	run->results[item->index] = *result;
-	run->done++;
-	dlist_push_head(&run->unused, &item->node);
-}
-
-static bool
-is_in_time(const CancelItem *item, int64 when_us)
-{
-	return when_us - item->begun_us < settings_timeout * INT64CONST(1000);
-}
-
-/* Another's 429 may have made all wait longer than some can: their last answer is the one that counts. */
-static void
-report_late(CancelRun *run)
-{
-	dlist_mutable_iter iter;
-
-	dlist_foreach_modify(iter, &run->waiting)
-	{
-		CancelItem *item = dlist_container(CancelItem, node, iter.cur);
-
-		if (is_in_time(item, Max(item->retry_us, run->not_before_us)))
-			continue;
-		dlist_delete(&item->node);
-		report(run, item, item->last);
-		pfree(item->last);
-		item->last = NULL;
-	}
-}
 
 /* No further request: whatever was not begun or waits reports the same. */
 static void
@@ -330,7 +336,7 @@ finish(CancelRun *run, HttpExchange *exchange)
 	else
 		settle(run, item, &outcome, wait_us);
 	if (outcome.verdict == CANCEL_THROTTLED)
-		report_late(run);
+		report_late(run, now);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(run->scratch);
 }
@@ -363,12 +369,14 @@ show_progress(CancelRun *run)
 static void
 run_to_end(CancelRun *run)
 {
-	while (run->done < run->count)
+	for (;;)
 	{
 		HttpExchange *exchange;
 		int64		until_us;
 
 		start_requests(run);
+		if (run->done == run->count)
+			break;
 		until_us = next_start_us(run);
 		if (run->progress != NULL)
 			until_us = Min(until_us, run->progress->next_us);

@@ -442,19 +442,23 @@ may_begin(const DeliveryOptions *options, Moment now)
 static bool
 is_idle(Moment now, TimestampTz next_due)
 {
-	return http_in_flight() == 0 && answered_count == 0 && next_due - now.ts > SHORT_WAIT;
+	return http_in_flight() == 0 && answered_count == 0 &&
+		(kept_count >= KEPT_MAX || next_due - now.ts > SHORT_WAIT);
 }
 
 /*
- * Is there reason to stay for outcomes whose rows are locked?  A CALL, and a
- * worker that was switched off, end: whoever has a row locked for long must
- * not hold up all others.  It will be sent again.
+ * Is there reason to stay for outcomes whose rows are locked?  A CALL whose
+ * duration is over or that has none, and a worker that was switched off, end:
+ * whoever has a row locked for long must not hold up all others.  It will be
+ * sent again.
  */
 static bool
 stays_for_kept(const DeliveryOptions *options, bool may, Moment now)
 {
+	bool		has_end = options->in_procedure && options->until == 0;
+
 	return kept_count > 0 &&
-		((may && !options->in_procedure) || now.us - kept_since < KEPT_GRACE_US);
+		((may && !has_end) || now.us - kept_since < KEPT_GRACE_US);
 }
 
 /* Takes what has been answered, after waiting for something to do. */

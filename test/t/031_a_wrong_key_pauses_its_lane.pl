@@ -110,6 +110,17 @@ $node->safe_psql('postgres', "CALL onesignal_cancel_deliver('3 s')");
 is(resumed(), $resumed, 'the same key does not resume it');
 is($api->received, $sent, 'nor does it in the next session');
 
+# Resumed by hand it goes on, also in a session that has forgotten the key in between.
+my $session = $node->background_psql('postgres');
+$session->query_safe("SELECT onesignal_cancel_resume('$app')");
+$session->query_safe("CALL onesignal_cancel_deliver()");
+is($node->safe_psql('postgres', 'SELECT circuit_role FROM onesignal_app'), 'doctor', 'rejected once more');
+$node->safe_psql('postgres', "SELECT onesignal_cancel_resume('$app')");
+$sent = $api->received;
+$session->query_safe("CALL onesignal_cancel_deliver()");
+cmp_ok($api->received, '>', $sent, 'resumed by hand, the session that saw the rejection tries again');
+$session->quit;
+
 my $log = slurp_file($node->logfile);
 unlike($log, qr/\Q$old\E|os_v2_app_wrong/, 'no key is in the log');
 $node->stop;

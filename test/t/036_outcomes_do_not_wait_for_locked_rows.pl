@@ -69,10 +69,15 @@ for my $call ("CALL onesignal_cancel_deliver('1 s')", 'CALL onesignal_cancel_del
     my $ret = $node->psql('postgres', $call, timeout => $PostgreSQL::Test::Utils::timeout_default, timed_out => \my $timed_out);
     ok(!$timed_out && $ret == 0, "$call ends");
 }
+my $before = $api->received(message => $stuck);
+$caller->query_until(qr/begun/, "\\echo begun\nCALL onesignal_cancel_deliver('16 s');\n");
+$api->wait_for_requests($before + 1, message => $stuck);
+$node->poll_query_until('postgres', "SELECT clock_timestamp() > query_start + interval '8 s' FROM pg_stat_activity WHERE query LIKE 'CALL%16 s%' AND pid <> pg_backend_pid()");
+is($api->received(message => $stuck), $before + 1, 'while its duration lasts it keeps the outcome');
 is(Workers::state($node, 'postgres', $stuck), 'pending', 'and the row is still to be canceled');
 $session->query_safe('COMMIT');
-$node->safe_psql('postgres', 'CALL onesignal_cancel_deliver()');
-is(Workers::state($node, 'postgres', $stuck), 'canceled', 'which the next one does');
+ok(Workers::wait_for($node, 'postgres', $stuck, 'canceled'), 'when the lock is gone, the outcome is recorded');
+is($api->received(message => $stuck), $before + 1, 'without asking again');
 $_->quit for $session, $caller;
 $node->stop;
 done_testing();
