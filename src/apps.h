@@ -20,10 +20,10 @@ extern bool apps_needs_key_check(const DeliveryLane *lane, Moment now);
 extern int64 apps_next_key_check(const DeliveryLane *lane);
 
 extern bool apps_wants_saving(const DeliveryApp *app, Moment now);
+extern bool apps_are_old(Moment now);
 
 /* Between queue_begin() and queue_commit() */
 extern void apps_check_key(DeliveryLane *lane, Moment now);
-extern bool apps_are_old(Moment now);
 extern void apps_read(Moment now);
 extern void apps_save(Moment now);
 

@@ -53,7 +53,7 @@ typedef struct CancelItem
 	int64		started_us;		/* when it was decided to send this one */
 	int64		begun_us;		/* when its first request was sent */
 	int64		retry_us;		/* while it waits: when it is tried again, ... */
-	CancelResult *last;			/* ... and what is reported if it no longer can be */
+	CancelResult last;			/* ... and what is reported if it no longer can be; no errors: none */
 } CancelItem;
 
 typedef struct BatchProgress
@@ -75,7 +75,7 @@ typedef struct CancelRun
 	CancelRequest request;
 	Pace		pace;
 	int64		not_before_us;	/* OneSignal asked us to wait until then (429) */
-	const CancelResult *stopped;	/* the rest reports this, unsent */
+	bool		stopped;		/* the rest is reported, unsent */
 	BatchProgress *progress;	/* NULL: a single call */
 
 	CancelItem *items;
@@ -86,14 +86,20 @@ typedef struct CancelRun
 	ArrayType  *no_errors;
 } CancelRun;
 
+/* The array alone is in the context given. */
 static ArrayType *
-errors_array(const CancelOutcome *outcome)
+errors_array(const CancelOutcome *outcome, MemoryContext context)
 {
 	Datum	   *elements = palloc(sizeof(Datum) * (outcome->error_count + 1));
+	MemoryContext old;
+	ArrayType  *array;
 
 	for (int i = 0; i < outcome->error_count; i++)
 		elements[i] = CStringGetTextDatum(outcome->errors[i]);
-	return construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
+	old = MemoryContextSwitchTo(context);
+	array = construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
+	MemoryContextSwitchTo(old);
+	return array;
 }
 
 static void
@@ -150,9 +156,7 @@ report_late(CancelRun *run, int64 now)
 		if (is_in_time(item, Max(now, Max(item->retry_us, run->not_before_us))))
 			continue;
 		dlist_delete(&item->node);
-		report(run, item, item->last);
-		pfree(item->last);
-		item->last = NULL;
+		report(run, item, &item->last);
 	}
 }
 
@@ -161,12 +165,9 @@ report_late(CancelRun *run, int64 now)
 static void
 forget_last(CancelRun *run, CancelItem *item)
 {
-	if (item->last == NULL)
-		return;
-	if (item->last->errors != run->no_errors)
-		pfree(item->last->errors);
-	pfree(item->last);
-	item->last = NULL;
+	if (item->last.errors != NULL && item->last.errors != run->no_errors)
+		pfree(item->last.errors);
+	item->last.errors = NULL;
 }
 
 static void
@@ -203,7 +204,7 @@ startable_item(CancelRun *run, int64 now)
 	item = dlist_head_element(CancelItem, node, &run->unused);
 	item->index = run->next;
 	item->attempts = 0;
-	item->last = NULL;
+	item->last.errors = NULL;
 	return item;
 }
 
@@ -213,7 +214,7 @@ start_requests(CancelRun *run)
 	int64		now = http_clock_us();
 	CancelItem *item;
 
-	if (run->stopped != NULL || now < run->not_before_us)
+	if (run->stopped || now < run->not_before_us)
 		return;
 	report_late(run, now);
 	while (http_room() > 0 && http_in_flight() < settings_max_in_flight &&
@@ -233,7 +234,7 @@ next_start_us(CancelRun *run)
 	int64		next = PG_INT64_MAX;
 	dlist_iter	iter;
 
-	if (run->stopped != NULL || http_room() <= 0 || http_in_flight() >= settings_max_in_flight)
+	if (run->stopped || http_room() <= 0 || http_in_flight() >= settings_max_in_flight)
 		return PG_INT64_MAX;
 	dlist_foreach(iter, &run->waiting)
 		next = Min(next, dlist_container(CancelItem, node, iter.cur)->retry_us);
@@ -250,8 +251,7 @@ next_start_us(CancelRun *run)
 static void
 stop(CancelRun *run, const CancelResult *result)
 {
-	if (run->stopped == NULL)
-		run->stopped = result;
+	run->stopped = true;
 	while (!dlist_is_empty(&run->waiting))
 	{
 		CancelItem *item = dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting));
@@ -271,17 +271,14 @@ may_retry(const CancelItem *item, const CancelOutcome *outcome, int64 retry_us)
 		item->attempts <= settings_max_retries && is_in_time(item, retry_us);
 }
 
-static CancelResult *
+static CancelResult
 make_result(CancelRun *run, const CancelOutcome *outcome)
 {
-	MemoryContext old = MemoryContextSwitchTo(run->context);
-	CancelResult *result = palloc(sizeof(CancelResult));
-
-	result->status = outcome->status;
-	result->success = outcome->verdict == CANCEL_DONE;
-	result->errors = outcome->error_count == 0 ? run->no_errors : errors_array(outcome);
-	MemoryContextSwitchTo(old);
-	return result;
+	return (CancelResult) {
+		.status = outcome->status,
+		.success = outcome->verdict == CANCEL_DONE,
+		.errors = outcome->error_count == 0 ? run->no_errors : errors_array(outcome, run->context)
+	};
 }
 
 static void
@@ -297,14 +294,12 @@ learn(CancelRun *run, const CancelOutcome *outcome, int64 started_us, int64 now)
 static void
 settle(CancelRun *run, CancelItem *item, const CancelOutcome *outcome, int64 wait_us)
 {
-	CancelResult *result = make_result(run, outcome);
+	CancelResult result = make_result(run, outcome);
 
-	report(run, item, result);
+	report(run, item, &result);
 	if (outcome->verdict == CANCEL_UNAUTHORIZED ||
 		(outcome->verdict == CANCEL_THROTTLED && wait_us >= settings_timeout * INT64CONST(1000)))
-		stop(run, result);		/* which keeps it */
-	else
-		pfree(result);
+		stop(run, &result);
 }
 
 static void
@@ -328,7 +323,7 @@ finish(CancelRun *run, HttpExchange *exchange)
 	item->retry_us = now + wait_us;
 	if (outcome.verdict == CANCEL_THROTTLED)
 		run->not_before_us = Max(run->not_before_us, item->retry_us);
-	if (run->stopped == NULL && may_retry(item, &outcome, Max(item->retry_us, run->not_before_us)))
+	if (!run->stopped && may_retry(item, &outcome, Max(item->retry_us, run->not_before_us)))
 	{
 		item->last = make_result(run, &outcome);
 		dlist_push_tail(&run->waiting, &item->node);
