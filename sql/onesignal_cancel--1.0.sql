@@ -189,10 +189,12 @@ CREATE TABLE onesignal_app (
     paused_until timestamptz,
     pause_reason text,
     paused_by name,
+    resumed_at timestamptz,
     circuit_until timestamptz,
     circuit_role name,
     circuit_reason text,
     pace double precision,
+    pace_at timestamptz,
     last_error text,
     last_error_at timestamptz,
     canceled_total bigint NOT NULL DEFAULT 0,
@@ -213,6 +215,8 @@ COMMENT ON COLUMN onesignal_app.pause_reason IS
 'its reason, in the words of who paused';
 COMMENT ON COLUMN onesignal_app.paused_by IS
 'the role that paused';
+COMMENT ON COLUMN onesignal_app.resumed_at IS
+'when onesignal_cancel_resume() was last called';
 COMMENT ON COLUMN onesignal_app.circuit_until IS
 'delivery has stopped by itself, and probes then; NULL: it has not';
 COMMENT ON COLUMN onesignal_app.circuit_role IS
@@ -221,6 +225,8 @@ COMMENT ON COLUMN onesignal_app.circuit_reason IS
 'why';
 COMMENT ON COLUMN onesignal_app.pace IS
 'requests a second that delivery allows itself; 0: as many as it can; NULL: not known yet';
+COMMENT ON COLUMN onesignal_app.pace_at IS
+'when that was; a worker that starts within ten minutes starts from this pace';
 COMMENT ON COLUMN onesignal_app.last_error IS
 'the last error of any of its messages';
 COMMENT ON COLUMN onesignal_app.last_error_at IS

@@ -1,15 +1,20 @@
 /*
  * apps.c
- *		What delivery learns of each app: pace, circuits, pauses.
+ *		What delivery knows of each app and of its lanes: pace, circuits, keys.
  *
  * An app has a circuit that 429, and several failures in a row, open; each of
  * its lanes has one for its key.  Answers move them by their status alone,
  * which needs no transaction.  When one opens or closes, a line is logged and
- * the app's row in onesignal_app is written in the next transaction, so that
- * a pause outlives this process and onesignal_cancel_resume() can end it.
+ * the app's row in onesignal_app is written in the next transaction, for
+ * people to see.  Of what stands there a new deliverer takes over only how
+ * long the app is paused, and its pace.
+ *
+ * A lane keeps its key only while it has something to send: thousands of lanes
+ * may wait.
  */
 #include "postgres.h"
 
+#include "common/hashfn.h"
 #include "common/pg_prng.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
@@ -19,20 +24,46 @@
 #include "utils/uuid.h"
 
 #include "apps.h"
+#include "settings.h"
 
-/* How often a pace is written down, or a row that was locked tried again. */
-#define SAVE_US		INT64CONST(1000000)
-
-/* Somebody may have paused or resumed an app. */
-#define READ_US		INT64CONST(1000000)
+/*
+ * A transaction that only saves what is known of apps waits this long after
+ * the last one, or after one that found rows of onesignal_app locked.
+ */
+#define SAVE_US			INT64CONST(100000)
+#define SAVE_LOCKED_US	INT64CONST(1000000)
 
 /* A key file changes without a word to us. */
 #define KEY_CHECK_US		INT64CONST(2000000)
 
+/*
+ * Requests that are begun before the first outcomes of an app are recorded,
+ * and before any are recorded at all: should that be impossible, they are
+ * sent in vain.  The second figure bounds what waits for locked rows.
+ */
+#define APP_TRUST_FIRST	32
+#define APP_TRUST_MAX	4096
+
 static HTAB *apps = NULL;
-static MemoryContext keys_context;
-static int64 read_us = 0;		/* when onesignal_app was */
-static bool some_in_doubt = false;
+static MemoryContext apps_context;
+static dlist_head unsaved = DLIST_STATIC_INIT(unsaved);
+static int64 save_after_us = 0;
+static bool found_locked = false;	/* the last save left out some */
+
+/* What the open transaction saves, and of which apps. */
+static QueueApp *saving;
+static DeliveryApp **saving_apps;
+static int	saving_count = 0;
+
+Moment
+apps_now(void)
+{
+	Moment		now;
+
+	now.us = http_clock_us();
+	now.ts = GetCurrentTimestamp();
+	return now;
+}
 
 /* ---- the apps ---- */
 
@@ -44,12 +75,53 @@ apps_open(MemoryContext context)
 	control.keysize = sizeof(pg_uuid_t);
 	control.entrysize = sizeof(DeliveryApp);
 	control.hcxt = context;
-	keys_context = context;
+	apps_context = context;
+	dlist_init(&unsaved);
+	saving_count = 0;
 	apps = hash_create("onesignal apps", 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
+static void
+app_set_unsaved(DeliveryApp *app)
+{
+	if (!app->unsaved)
+		dlist_push_tail(&unsaved, &app->unsaved_node);
+	app->unsaved = true;
+}
+
+/* text NULL: nothing */
+static void
+set_text(char **into, const char *text)
+{
+	if (*into != NULL)
+		pfree(*into);
+	*into = text != NULL ? MemoryContextStrdup(apps_context, text) : NULL;
+}
+
+static void
+app_begin(DeliveryApp *app, const QueueAppState *state, Moment now)
+{
+	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
+	app->resumed_at = state->resumed_at;
+	app->has_row = state->exists;
+	pace_init(&app->pace, app->rate_limit);
+	if (state->pace > 0)
+		app->pace.rate = state->pace;
+	circuit_init(&app->circuit);
+	allowance_init(&app->allowance);
+	trust_init(&app->trust, APP_TRUST_FIRST, APP_TRUST_MAX);
+	dlist_init(&app->lanes);
+	dlist_init(&app->dormant);
+
+	/* It is no news to log, and any other circuit that stands there is forgotten. */
+	if (state->circuit_until > now.ts)
+		(void) circuit_open(&app->circuit, now.us, now.us + (state->circuit_until - now.ts), now.us);
+	else if (state->has_circuit)
+		app_set_unsaved(app);
+}
+
 DeliveryApp *
-apps_get(const pg_uuid_t *app_id)
+apps_get(const pg_uuid_t *app_id, const QueueAppState *state, Moment now)
 {
 	bool		found;
 	DeliveryApp *app = hash_search(apps, app_id, HASH_ENTER, &found);
@@ -57,128 +129,152 @@ apps_get(const pg_uuid_t *app_id)
 	if (found)
 		return app;
 	memset((char *) app + sizeof(pg_uuid_t), 0, sizeof(*app) - sizeof(pg_uuid_t));
-	dlist_init(&app->lanes);
-	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
-	pace_init(&app->pace, app->rate_limit);
-	circuit_init(&app->circuit);
+	app_begin(app, state, now);
 	return app;
+}
+
+char *
+apps_label(const DeliveryApp *app)
+{
+	char	   *app_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&app->app_id)));
+
+	return app->server[0] != '\0' ? psprintf("server \"%s\" (app %s)", app->server, app_id) :
+		psprintf("app %s", app_id);
 }
 
 /* ---- circuits ---- */
 
 static void
-log_circuit(DeliveryApp *app, DeliveryLane *lane, const char *what, const char *reason)
-{
-	char	   *app_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&app->app_id)));
-
-	if (lane != NULL)
-		ereport(LOG,
-				(errmsg("onesignal_cancel: %s app %s for role \"%s\"%s%s", what, app_id,
-						NameStr(lane->key.requested_by), reason[0] != '\0' ? ": " : "", reason)));
-	else
-		ereport(LOG,
-				(errmsg("onesignal_cancel: %s app %s%s%s", what, app_id,
-						reason[0] != '\0' ? ": " : "", reason)));
-	pfree(app_id);
-}
-
-static void
 note_error(DeliveryApp *app, const char *reason)
 {
-	strlcpy(app->last_error, reason, sizeof(app->last_error));
-	app->error_is_new = true;
+	set_text(&app->last_error, reason);
+	app_set_unsaved(app);
 }
 
-/* Of several open circuits of an app the table tells of one: its own, or else some lane's. */
+/* lane NULL: the app's own circuit */
 static void
-blame_what_is_open(DeliveryApp *app)
+log_circuit(DeliveryApp *app, DeliveryLane *lane, const char *what, const char *more)
 {
-	dlist_iter	iter;
+	char	   *role = lane == NULL ? "" : psprintf(" for role \"%s\"", NameStr(lane->key.requested_by));
 
-	app->blamed = NULL;
-	app->changed = true;
-	if (app->circuit.open)
-		return;
-	dlist_foreach(iter, &app->lanes)
-	{
-		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
-
-		if (lane->circuit.open)
-			app->blamed = lane;
-	}
+	ereport(LOG, (errmsg("onesignal_cancel: %s %s%s%s", what, apps_label(app), role, more)));
 }
 
-/* A circuit opened just now; lane NULL: the app's own. */
 static void
-note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason)
+note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason, Moment now)
 {
-	strlcpy(lane != NULL ? lane->reason : app->reason, reason, REASON_SIZE);
+	const Circuit *circuit = lane != NULL ? &lane->circuit : &app->circuit;
+
 	note_error(app, reason);
-	if (lane == NULL || !app->circuit.open)
-		app->blamed = lane;
-	app->changed = true;
-	log_circuit(app, lane, "pausing", reason);
+	log_circuit(app, lane, "pausing",
+				psprintf(": %s; next probe in %d s", reason,
+						 (int) ((circuit->open_until - now.us + USECS_PER_SEC - 1) / USECS_PER_SEC)));
 }
 
 static void
 note_closed(DeliveryApp *app, DeliveryLane *lane)
 {
-	blame_what_is_open(app);
+	app_set_unsaved(app);
 	if (lane != NULL)
 		lane->rewind_wanted = true; /* rows that waited for the key */
 	log_circuit(app, lane, "resuming", "");
 }
 
-/* By hand: its server, mapping or key changed, or somebody resumed the app. */
+/* It may have opened, opened once more, or changed its end: the table has to say until when. */
 static void
-close_lane(DeliveryLane *lane, Moment now)
+pause_lane(DeliveryLane *lane, const char *reason, int64 begun_us, Moment now)
 {
-	if (!lane->key_missing && circuit_close(&lane->circuit, now.us))
+	bool		news = circuit_open(&lane->circuit, begun_us, now.us + CIRCUIT_KEY_PAUSE, now.us);
+
+	set_text(&lane->reason, reason);
+	app_set_unsaved(lane->app);
+	if (news)
+		note_opened(lane->app, lane, reason, now);
+}
+
+static void
+resume_lane(DeliveryLane *lane, Moment now)
+{
+	if (circuit_close(&lane->circuit, now.us))
 		note_closed(lane->app, lane);
 }
 
-static void
-close_app(DeliveryApp *app, Moment now)
+void
+apps_miss_key(DeliveryLane *lane, const char *reason, bool log, Moment now)
 {
-	if (circuit_close(&app->circuit, now.us))
-		note_closed(app, NULL);
+	apps_drop_key(lane);
+	lane->key_missing = true;
+	lane->checked_us = now.us;
+	lane->checks++;
+	if (log)
+		pause_lane(lane, reason, now.us, now);
+	else
+	{
+		(void) circuit_open(&lane->circuit, now.us, now.us + CIRCUIT_KEY_PAUSE, now.us);
+		set_text(&lane->reason, reason);
+		note_error(lane->app, reason);
+	}
 }
 
-/* No key to be had: the lane pauses without a request. */
-static void
-miss_key(DeliveryLane *lane, const char *reason, Moment now)
+void
+apps_update(DeliveryApp *app, const QueueAppState *state, Moment now)
 {
-	lane->key_missing = true;
-	if (circuit_open(&lane->circuit, now.us, now.us + CIRCUIT_KEY_PAUSE, now.us))
-		note_opened(lane->app, lane, reason);
+	dlist_iter	iter;
+
+	app->has_row |= state->exists;
+	app->paused_until = state->paused_until;
+	if (state->resumed_at <= app->resumed_at)
+		return;
+	app->resumed_at = state->resumed_at;
+	if (circuit_close(&app->circuit, now.us))
+		note_closed(app, NULL);
+	dlist_foreach(iter, &app->lanes)
+	{
+		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
+
+		lane->checked_us = 0;
+		if (!lane->key_missing)
+			resume_lane(lane, now);
+	}
 }
 
 /* ---- keys ---- */
 
 void
+apps_release_key(LaneKey *key)
+{
+	if (--key->refs > 0)
+		return;
+	onesignal_request_end(&key->request);
+	credentials_wipe(&key->credentials);
+	MemoryContextDelete(key->context);
+}
+
+void
 apps_drop_key(DeliveryLane *lane)
 {
-	if (lane->context == NULL)
-		return;
-	onesignal_request_end(&lane->request);
-	credentials_wipe(&lane->credentials);
-	MemoryContextDelete(lane->context);
-	lane->context = NULL;
-	lane->has_key = false;
+	if (lane->credentials != NULL)
+		apps_release_key(lane->credentials);
+	lane->credentials = NULL;
 }
 
-static bool
-same_text(const char *a, const char *b)
+/* Tells changed credentials from unchanged ones without keeping them.  Never 0. */
+static uint64
+fingerprint_of(const Credentials *credentials)
 {
-	return a == b || (a != NULL && b != NULL && strcmp(a, b) == 0);
-}
+	static uint64 seed = 0;
+	const char *const parts[] = {
+		credentials->base_url, credentials->api_key, credentials->ca_file, credentials->proxy
+	};
+	uint64		hash;
 
-static bool
-same_credentials(const Credentials *a, const Credentials *b)
-{
-	return a->server == b->server && a->rate_limit == b->rate_limit &&
-		same_text(a->base_url, b->base_url) && same_text(a->api_key, b->api_key) &&
-		same_text(a->ca_file, b->ca_file) && same_text(a->proxy, b->proxy);
+	if (seed == 0)
+		seed = pg_prng_uint64(&pg_global_prng_state) | 1;
+	hash = seed + credentials->server;
+	for (size_t i = 0; i < lengthof(parts); i++)
+		hash = hash_bytes_extended((const unsigned char *) (parts[i] != NULL ? parts[i] : ""),
+								   parts[i] != NULL ? (int) strlen(parts[i]) + 1 : 0, hash);
+	return hash | 1;
 }
 
 /*
@@ -187,154 +283,154 @@ same_credentials(const Credentials *a, const Credentials *b)
  * that nobody can slow down or speed up others by a server of his own.
  */
 static bool
-may_set_pace(DeliveryLane *lane)
+may_state_rate(const DeliveryLane *lane)
 {
 	dlist_iter	iter;
 
+	if (lane->app->server_oid == lane->server)
+		return true;
 	dlist_foreach(iter, &lane->app->lanes)
 	{
 		DeliveryLane *other = dlist_container(DeliveryLane, node, iter.cur);
 
-		if (other != lane && other->has_key && other->credentials.server == lane->app->server)
-			return lane->credentials.server == lane->app->server;
+		if (other != lane && other->credentials != NULL && other->server == lane->app->server_oid)
+			return false;
 	}
-	lane->app->server = lane->credentials.server;
 	return true;
 }
 
-/*
- * A new key, server or pace: what was learned of the old ones is void.  Of a
- * key that this process did not have, nobody knows whether it is a new one.
- */
 static void
-adopt_credentials(DeliveryLane *lane, MemoryContext context, const Credentials *credentials, Moment now)
+adopt_rate(DeliveryLane *lane, const Credentials *credentials)
 {
 	DeliveryApp *app = lane->app;
-	bool		differs = lane->context != NULL;
-	bool		was_missing = lane->key_missing;
 
-	apps_drop_key(lane);
-	MemoryContextSetParent(context, keys_context);
-	lane->context = context;
-	lane->credentials = *credentials;
-	onesignal_request_begin(&lane->request, &app->app_id, credentials);
-	lane->has_key = true;
-	lane->adopted_us = now.us;
-	if (app->rate_limit != credentials->rate_limit && may_set_pace(lane))
-	{
-		app->rate_limit = credentials->rate_limit;
-		pace_init(&app->pace, app->rate_limit);
-	}
-	lane->key_missing = false;
-	if (differs || was_missing)
-		close_lane(lane, now);
-	if (differs)
-		close_app(app, now);
+	if (!may_state_rate(lane))
+		return;
+	app->server_oid = credentials->server;
+	strlcpy(app->server, credentials->server_name, NAMEDATALEN);
+	if (app->rate_limit == credentials->rate_limit)
+		return;
+	app->rate_limit = credentials->rate_limit;
+	pace_init(&app->pace, app->rate_limit);
 }
 
-/*
- * Looks the lane's credentials up when they may have changed.  A transaction
- * is open.  What is missing pauses the lane, and is looked for again.
- */
-void
+/* What was learned of another key or server is void, for this lane alone. */
+static void
+adopt_key(DeliveryLane *lane, LaneKey *key, Moment now)
+{
+	uint64		fingerprint = fingerprint_of(&key->credentials);
+	bool		changed = lane->fingerprint != fingerprint;
+
+	apps_drop_key(lane);
+	lane->checked_us = now.us;
+	MemoryContextSetParent(key->context, apps_context);
+	key->refs = 1;
+	lane->credentials = key;
+	lane->server = key->credentials.server;
+	lane->checks = changed ? 0 : lane->checks + 1;
+	if (changed)
+		lane->adopted_us = now.us;
+	if (lane->key_missing || (changed && lane->fingerprint != 0))
+		resume_lane(lane, now);
+	lane->key_missing = false;
+	lane->fingerprint = fingerprint;
+	adopt_rate(lane, &key->credentials);
+}
+
+/* In the context given; NULL: there are none, and *message says why. */
+static LaneKey *
+find_key(DeliveryLane *lane, MemoryContext context, char **message)
+{
+	Oid			role = get_role_oid(NameStr(lane->key.requested_by), true);
+	LaneKey    *key = palloc0(sizeof(LaneKey));
+
+	key->context = context;
+	if (!OidIsValid(role))
+	{
+		*message = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
+		return NULL;
+	}
+	if (credentials_find(&lane->key.app_id, role, &key->credentials, message) != CREDENTIALS_OK)
+		return NULL;
+	onesignal_request_begin(&key->request, &lane->key.app_id, &key->credentials);
+	key->request.http.group = &lane->app->group;
+	return key;
+}
+
+bool
 apps_check_key(DeliveryLane *lane, Moment now)
 {
-	Credentials credentials = {0};
 	MemoryContext context;
 	MemoryContext old;
+	LaneKey    *key;
 	char	   *message = NULL;
-	Oid			role;
-	bool		found;
 
 	if (lane->checked_us != 0 && lane->generation == credentials_generation() &&
-		now.us - lane->checked_us < KEY_CHECK_US)
-		return;
-	lane->checked_us = now.us;
+		(lane->credentials != NULL ? now.us - lane->checked_us < KEY_CHECK_US :
+		 lane->key_missing && now.us < apps_next_key_check(lane)))
+		return lane->credentials != NULL;
+	if (lane->generation != credentials_generation())
+		lane->checks = 0;
 	lane->generation = credentials_generation();
 
 	context = AllocSetContextCreate(CurrentMemoryContext, "onesignal key", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(context);
-	role = get_role_oid(NameStr(lane->key.requested_by), true);
-	if (!OidIsValid(role))
-		message = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
-	found = OidIsValid(role) &&
-		credentials_find(&lane->key.app_id, role, &credentials, &message) == CREDENTIALS_OK;
-	if (found && !(lane->has_key && same_credentials(&credentials, &lane->credentials)))
-		adopt_credentials(lane, context, &credentials, now);
+	key = find_key(lane, context, &message);
+	MemoryContextSwitchTo(old);
+	if (key != NULL)
+		adopt_key(lane, key, now);
 	else
 	{
-		if (!found)
-		{
-			apps_drop_key(lane);
-			miss_key(lane, message != NULL ? message : "no API key", now);
-		}
-		credentials_wipe(&credentials);
-		MemoryContextSwitchTo(old);
+		apps_miss_key(lane, message, !lane->key_missing, now);
 		MemoryContextDelete(context);
 	}
-	MemoryContextSwitchTo(old);
+	return key != NULL;
 }
 
 int64
 apps_next_key_check(const DeliveryLane *lane)
 {
-	return lane->checked_us + KEY_CHECK_US;
-}
-
-/* Is it time to look for the lane's key again? */
-bool
-apps_needs_key_check(const DeliveryLane *lane, Moment now)
-{
-	return lane->listed && (lane->circuit.open || !lane->has_key) &&
-		now.us >= apps_next_key_check(lane);
+	return lane->checked_us + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
 }
 
 /* ---- learning from an answer's status ---- */
 
-static void
-say_status(char *into, size_t size, const HttpAnswer *answer)
+static char *
+describe_status(const HttpAnswer *answer)
 {
+	char	   *text;
+
 	if (answer->status == 0)
-		snprintf(into, size, "no answer: %s", answer->error);
-	else if (answer->retry_after > 0)
-		snprintf(into, size, "HTTP %d, Retry-After %d s", answer->status, answer->retry_after);
+		text = psprintf("no answer: %s", answer->error);
+	else if (answer->status == 401 || answer->status == 403)
+		text = psprintf("OneSignal rejected the API key (HTTP %d)", answer->status);
+	else if (answer->status == 429 && answer->retry_after > 0)
+		text = psprintf("OneSignal's rate limit is exceeded (HTTP 429, Retry-After %d s)", answer->retry_after);
+	else if (answer->status == 429)
+		text = pstrdup("OneSignal's rate limit is exceeded (HTTP 429)");
 	else
-		snprintf(into, size, "HTTP %d", answer->status);
+		text = psprintf("HTTP %d", answer->status);
 
 	/* It goes into the log and a table without further ado. */
-	for (char *c = into; *c != '\0'; c++)
+	for (char *c = text; *c != '\0'; c++)
 	{
 		if (*c < ' ' || *c > '~')
 			*c = '?';
 	}
+	return text;
 }
 
-/* OneSignal took the key and is there. */
+/* OneSignal is there, and took the request for what it is. */
 static void
-learn_success(DeliveryLane *lane, int64 begun_us, int64 now_us)
+learn_success(DeliveryApp *app, int64 begun_us, Moment now)
 {
-	lane->success_us = Max(lane->success_us, begun_us);
-	if (lane->has_key && circuit_success(&lane->circuit, begun_us, now_us))
-		note_closed(lane->app, lane);
-	if (circuit_success(&lane->app->circuit, begun_us, now_us))
-		note_closed(lane->app, NULL);
-}
-
-static void
-learn_unauthorized(DeliveryLane *lane, const char *reason, int64 begun_us, int64 now_us)
-{
-	/* The app is there, whatever it thinks of this key. */
-	if (circuit_success(&lane->app->circuit, begun_us, now_us))
-		note_closed(lane->app, NULL);
-	lane->denied_us = now_us;
-	if (circuit_open(&lane->circuit, begun_us, now_us + CIRCUIT_KEY_PAUSE, now_us))
-		note_opened(lane->app, lane, reason);
+	if (circuit_success(&app->circuit, begun_us, now.us))
+		note_closed(app, NULL);
 }
 
 /*
- * Is it this message that OneSignal does not let us have, and not the key?  It
- * was denied before with the same key, and since then that key has been taken
- * for another message.  Ask before apps_learn().
+ * It was denied before with the same key, and since then that key has been
+ * taken for another message.
  */
 bool
 apps_denies(const DeliveryLane *lane, const QueueRow *row, Moment now)
@@ -346,237 +442,193 @@ apps_denies(const DeliveryLane *lane, const QueueRow *row, Moment now)
 		lane->success_us > lane->denied_us;
 }
 
-static void
-learn_throttled(DeliveryLane *lane, const HttpAnswer *answer, const char *reason,
-				int64 begun_us, int64 now_us)
+/* OneSignal denied the message, and not the key (apps_denies): the lane goes on. */
+void
+apps_excuse(DeliveryLane *lane, int64 begun_us)
 {
-	DeliveryApp *app = lane->app;
-	int64		wait = backoff_direct(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state),
-									  Min(answer->retry_after, RETRY_AFTER_MAX) * INT64CONST(1000000));
-
 	circuit_abandon(&lane->circuit, begun_us);
-	pace_throttled(&app->pace, begun_us, now_us);
-	if (circuit_open(&app->circuit, begun_us, now_us + wait, now_us))
-		note_opened(app, NULL, reason);
+	learn_success(lane->app, begun_us, apps_now());
+}
+
+static void
+learn_throttled(DeliveryApp *app, const HttpAnswer *answer, int64 begun_us, Moment now)
+{
+	int64		wait = backoff_direct(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state),
+									  Min(answer->retry_after, RETRY_AFTER_MAX) * USECS_PER_SEC);
+
+	pace_throttled(&app->pace, begun_us, now.us);
+	if (circuit_open(&app->circuit, begun_us, now.us + wait, now.us))
+		note_opened(app, NULL, app->reason, now);
 }
 
 /*
- * An answer, or the lack of one, to a request that was decided on at begun_us.
- * It may have been sent later, after another's answer that paused the app:
- * that makes it no probe.
+ * A request may have been sent after another's answer paused the app: that
+ * makes it no probe.
  */
 void
 apps_learn(DeliveryLane *lane, const HttpAnswer *answer, int64 begun_us)
 {
 	DeliveryApp *app = lane->app;
-	int64		now_us = http_clock_us();
-	char		reason[HTTP_ERROR_SIZE + 32];
+	Moment		now = apps_now();
+	char	   *reason = describe_status(answer);
 
-	say_status(reason, sizeof(reason), answer);
 	if (answer->status != 200)
 		note_error(app, reason);
 	if (answer->status != 0 && answer->status != 429)
-		pace_answered(&lane->app->pace, now_us);
+		pace_answered(&app->pace, now.us);
 	switch (onesignal_glance(answer))
 	{
 		case CANCEL_UNAUTHORIZED:
-			learn_unauthorized(lane, reason, begun_us, now_us);
+			/* The app is there, whatever it thinks of this key. */
+			learn_success(app, begun_us, now);
+			lane->denied_us = now.us;
+			pause_lane(lane, reason, begun_us, now);
 			break;
 		case CANCEL_THROTTLED:
-			learn_throttled(lane, answer, reason, begun_us, now_us);
+			circuit_abandon(&lane->circuit, begun_us);
+			set_text(&app->reason, reason);
+			learn_throttled(app, answer, begun_us, now);
 			break;
 		case CANCEL_UNAVAILABLE:
 		case CANCEL_UNANSWERED:
 			circuit_abandon(&lane->circuit, begun_us);
-			if (circuit_failure(&lane->app->circuit, begun_us, now_us))
-				note_opened(lane->app, NULL, reason);
+			set_text(&app->reason, reason);
+			if (circuit_failure(&app->circuit, begun_us, now.us))
+				note_opened(app, NULL, reason, now);
 			break;
 		default:
-			learn_success(lane, begun_us, now_us);
+			lane->success_us = Max(lane->success_us, begun_us);
+			if (!lane->key_missing && circuit_success(&lane->circuit, begun_us, now.us))
+				note_closed(app, lane);
+			learn_success(app, begun_us, now);
 			break;
 	}
-
-	/* Opened, opened once more, or closed: the table has to say until when. */
-	if (app->circuit.changed_at == now_us || lane->circuit.changed_at == now_us)
-		app->changed = true;
 }
 
-/* OneSignal denied this message, and not the key (apps_denies): the lane goes on. */
 void
-apps_excuse(DeliveryLane *lane, int64 begun_us)
+apps_note_recording(DeliveryApp *app, const char *error)
 {
-	int64		now_us = http_clock_us();
-
-	circuit_abandon(&lane->circuit, begun_us);
-	if (circuit_success(&lane->app->circuit, begun_us, now_us))
-		note_closed(lane->app, NULL);
-}
-
-/* The lane is about to go: it is out of its app's list. */
-void
-apps_forget_lane(DeliveryLane *lane)
-{
-	if (lane->app->blamed == lane)
-		blame_what_is_open(lane->app);
-}
-
-/* The transaction has ended.  Without a commit, what it wrote is to be written again. */
-void
-apps_end_saving(bool committed)
-{
-	HASH_SEQ_STATUS status;
-	DeliveryApp *app;
-
-	if (!some_in_doubt)
-		return;
-	some_in_doubt = false;
-	hash_seq_init(&status, apps);
-	while ((app = hash_seq_search(&status)) != NULL)
+	if (error != NULL && (app->unrecordable == NULL || strcmp(app->unrecordable, error) != 0))
 	{
-		app->changed |= app->in_doubt && !committed;
-		app->in_doubt = false;
+		char	   *reason = psprintf("could not record outcomes: %s", error);
+
+		ereport(LOG,
+				(errmsg("onesignal_cancel: %s of %s", reason, apps_label(app)),
+				 errdetail("Few requests are sent until outcomes can be recorded.")));
+		note_error(app, reason);
 	}
+	set_text(&app->unrecordable, error);
 }
 
 /* ---- onesignal_app ---- */
 
-static DeliveryLane *
-lane_of_role(DeliveryApp *app, const NameData *role)
+void
+apps_count(DeliveryApp *app, QueueState state, int count)
 {
+	app->change[state] += count;
+	app_set_unsaved(app);
+}
+
+bool
+apps_are_unsaved(void)
+{
+	return !dlist_is_empty(&unsaved);
+}
+
+bool
+apps_want_saving(Moment now, bool idle)
+{
+	return apps_are_unsaved() && (now.us >= save_after_us || (idle && !found_locked));
+}
+
+/* Of several open circuits of an app the table tells of one: its own, or else some lane's. */
+static void
+describe_circuit(DeliveryApp *app, QueueApp *row, Moment now)
+{
+	const Circuit *circuit = &app->circuit;
 	dlist_iter	iter;
 
+	row->circuit_reason = app->reason;
 	dlist_foreach(iter, &app->lanes)
 	{
 		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
 
-		if (strcmp(NameStr(lane->key.requested_by), NameStr(*role)) == 0)
-			return lane;
+		if (circuit->open)
+			break;
+		if (!lane->circuit.open)
+			continue;
+		circuit = &lane->circuit;
+		row->circuit_role = NameStr(lane->key.requested_by);
+		row->circuit_reason = lane->reason;
 	}
-	return NULL;
-}
-
-/* onesignal_cancel_resume() has cleared what we wrote. */
-static void
-resume_app(DeliveryApp *app, Moment now)
-{
-	dlist_iter	iter;
-
-	close_app(app, now);
-	dlist_foreach(iter, &app->lanes)
-		close_lane(dlist_container(DeliveryLane, node, iter.cur), now);
-	app->changed = app->saved_open = false;
-}
-
-/*
- * From before this deliverer, and so no news to log.  Should its time be over,
- * a probe comes first all the same.
- */
-static void
-restore_circuit(DeliveryApp *app, const QueueApp *saved, Moment now)
-{
-	bool		of_lane = NameStr(saved->circuit_role)[0] != '\0';
-	DeliveryLane *lane = of_lane ? lane_of_role(app, &saved->circuit_role) : NULL;
-	int64		until_us = now.us + Max(saved->circuit_until - now.ts, 0);
-
-	app->saved_open = true;
-	if (of_lane && lane == NULL)
-	{
-		app->changed = true;	/* it has nothing pending any more */
-		return;
-	}
-	(void) circuit_open(lane != NULL ? &lane->circuit : &app->circuit, now.us, until_us, now.us);
-	strlcpy(lane != NULL ? lane->reason : app->reason,
-			saved->circuit_reason != NULL ? saved->circuit_reason : "", REASON_SIZE);
-	app->blamed = lane;
-}
-
-/* Is it time to look what onesignal_app says?  Not every pause comes with a wake-up. */
-bool
-apps_are_old(Moment now)
-{
-	return now.us - read_us > READ_US;
-}
-
-/* What onesignal_app says: pauses and circuits from before, and their end by onesignal_cancel_resume(). */
-void
-apps_read(Moment now)
-{
-	ListCell   *cell;
-
-	read_us = now.us;
-	foreach(cell, queue_apps())
-	{
-		QueueApp   *saved = lfirst(cell);
-		DeliveryApp *app = apps_get(&saved->app_id);
-
-		app->paused_until = saved->paused_until;
-		if (saved->circuit_until == 0 && app->saved_open && !app->changed)
-			resume_app(app, now);
-		else if (saved->circuit_until != 0 && !app->saved_open && !app->changed)
-			restore_circuit(app, saved, now);
-	}
-}
-
-static void
-save_app(DeliveryApp *app, Moment now)
-{
-	QueueApp	row = {0};
-	const Circuit *circuit = app->blamed != NULL ? &app->blamed->circuit : &app->circuit;
-
-	row.app_id = app->app_id;
 	if (circuit->open)
-	{
-		row.circuit_until = now.ts + (circuit->open_until - now.us);
-		row.circuit_reason = app->blamed != NULL ? app->blamed->reason : app->reason;
-		if (app->blamed != NULL)
-			row.circuit_role = app->blamed->key.requested_by;
-	}
-	row.pace = app->pace.rate;
-	row.last_error = app->error_is_new ? app->last_error : NULL;
-	app->saved_us = now.us;
-	app->saved_pace = app->pace.rate;
-	app->in_doubt = some_in_doubt = true;
-	if (!queue_save_app(&row))
-	{
-		app->refused_us = now.us;
-		return;
-	}
-	app->saved_open = circuit->open;
-	app->changed = app->error_is_new = false;
+		row->circuit_until = now.ts + Max(circuit->open_until - now.us, 0);
+	else
+		row->circuit_reason = NULL;
 }
 
 /*
- * A circuit opened or closed: that does not wait, unless somebody had the
- * app's row locked just now.
+ * Writes what changed.  The totals change in the same transaction as the rows
+ * that they count; while somebody has an app's row locked, they are kept here.
  */
-bool
-apps_wants_saving(const DeliveryApp *app, Moment now)
-{
-	return app->changed && now.us - app->refused_us > SAVE_US;
-}
-
-/*
- * Pace and last error are for people who look how it goes: each second will
- * do, and of an app with nothing pending there is none.
- */
-static bool
-has_small_news(DeliveryApp *app, Moment now)
-{
-	return now.us - app->saved_us > SAVE_US && !dlist_is_empty(&app->lanes) &&
-		(app->pace.rate != app->saved_pace || app->error_is_new);
-}
-
-/* Writes what changed since the last visit. */
 void
 apps_save(Moment now)
 {
-	HASH_SEQ_STATUS status;
-	DeliveryApp *app;
+	dlist_iter	iter;
+	int			count = 0;
 
-	hash_seq_init(&status, apps);
-	while ((app = hash_seq_search(&status)) != NULL)
+	saving_count = 0;
+	dlist_foreach(iter, &unsaved)
+		count++;
+	if (count == 0)
+		return;
+	saving = palloc0(sizeof(QueueApp) * count);
+	saving_apps = palloc(sizeof(DeliveryApp *) * count);
+	dlist_foreach(iter, &unsaved)
 	{
-		if (apps_wants_saving(app, now) || has_small_news(app, now))
-			save_app(app, now);
+		DeliveryApp *app = dlist_container(DeliveryApp, unsaved_node, iter.cur);
+		QueueApp   *row = &saving[saving_count];
+
+		saving_apps[saving_count++] = app;
+		row->app_id = app->app_id;
+		row->exists = app->has_row;
+		row->pace = app->pace.rate;
+		row->last_error = app->last_error;
+		for (int state = 0; state < QUEUE_STATES; state++)
+			row->totals[state] = app->unsaved_totals[state] + app->change[state];
+		describe_circuit(app, row, now);
+	}
+	queue_save_apps(saving, saving_count);
+}
+
+static void
+app_saved(DeliveryApp *app)
+{
+	memset(app->unsaved_totals, 0, sizeof(app->unsaved_totals));
+	memset(app->change, 0, sizeof(app->change));
+	set_text(&app->last_error, NULL);
+	app->has_row = true;
+	app->unsaved = false;
+	dlist_delete(&app->unsaved_node);
+}
+
+void
+apps_saved(void)
+{
+	dlist_iter	iter;
+
+	for (int i = 0; i < saving_count; i++)
+		if (saving[i].saved)
+			app_saved(saving_apps[i]);
+	saving_count = 0;
+	found_locked = apps_are_unsaved();
+	save_after_us = http_clock_us() + (found_locked ? SAVE_LOCKED_US : SAVE_US);
+	dlist_foreach(iter, &unsaved)
+	{
+		DeliveryApp *app = dlist_container(DeliveryApp, unsaved_node, iter.cur);
+
+		for (int state = 0; state < QUEUE_STATES; state++)
+			app->unsaved_totals[state] += app->change[state];
+		memset(app->change, 0, sizeof(app->change));
 	}
 }

@@ -10,11 +10,19 @@
  * on the wire, there is no transaction, and so no snapshot, xid or lock.
  *
  * At least once: a row stays pending until the outcome of its request is
- * committed.  After a crash, or an error in here, it is sent again.
+ * committed.  After a crash, or an error in here, it is sent again.  OneSignal
+ * may then refuse what it has already canceled: such a refusal is checked by
+ * View message before it is believed.
  *
  * An answer is acted upon twice.  At once, by its status alone, for pace and
  * circuits (apps.c).  And within the next transaction in full, for the row
- * (decide): judging needs jsonb, which needs a transaction.
+ * (decide): its text has to become text of the database.
+ *
+ *		begin_request           take_answer            record_answers
+ *		    -> on the wire ------> answered ----------------> recorded
+ *		           ^                 ^   |
+ *		           | begin_view      |   | locked, unrecordable, or to be checked
+ *		           +---------------- later
  */
 #include "postgres.h"
 
@@ -24,13 +32,13 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "apps.h"
 #include "delivery.h"
 #include "lanes.h"
 #include "settings.h"
+#include "slots.h"
 
-/* One UPDATE's worth of outcomes: 10 to 15 ms; fewer where their bodies are large. */
-#define RECORD_MAX			1000
+/* One UPDATE's worth of outcomes: 6 to 7 ms; fewer where their bodies are large. */
+#define RECORD_MAX			500
 #define RECORD_BYTES_MAX	(1024 * 1024)
 
 /* Answers taken before others are begun, if so many are there. */
@@ -40,15 +48,12 @@
  * While requests are on the wire, outcomes wait this long for company.  When
  * none is, and none can be begun, they are recorded at once.
  */
-#define RECORD_DELAY_US		INT64CONST(50000)
+#define RECORD_DELAY_US		INT64CONST(20000)
 
-/* Outcomes kept for rows that somebody else has locked: at most so many, ... */
-#define KEPT_MAX			5000
-
-/* ... tried again so soon, doubling up to the second figure. */
+/* An outcome that could not be written is tried again so soon, doubling up to the second or third figure. */
 #define KEPT_DELAY_MIN_US	INT64CONST(100000)
 #define KEPT_DELAY_MAX_US	INT64CONST(5000000)
-#define UNRECORDABLE_DELAY_MAX_US	INT64CONST(60000000)
+#define UNRECORDABLE_DELAY_MAX_US	INT64CONST(15000000)
 
 /* What has to end waits so long for the last of them. */
 #define KEPT_GRACE_US		INT64CONST(5000000)
@@ -56,83 +61,214 @@
 /* A 404 may mean that OneSignal does not know the message yet. */
 #define NOT_FOUND_WINDOW	(60 * USECS_PER_SEC)
 
+/* OneSignal answers View message once a second and app; a refusal waits so long for it. */
+#define VIEW_INTERVAL_US	USECS_PER_SEC
+#define CHECK_WINDOW_US		(10 * USECS_PER_MINUTE)
+
 /* How long a wait for answers may take before the caller is asked for news. */
-#define LOOK_US				INT64CONST(1000000)
+#define LOOK_US				INT64CONST(500000)
+
+/* How long answers are waited for when delivery has to stop. */
+#define STOP_US				USECS_PER_SEC
 
 /* Waits shorter than this are spent here, longer ones by the caller. */
 #define SHORT_WAIT			USECS_PER_SEC
 
 #define UNANSWERED_HINT		"an earlier attempt had no answer and may have canceled it"
 
+typedef enum ItemPlace
+{
+	ITEM_ON_WIRE,
+	ITEM_ANSWERED,
+	ITEM_LATER
+} ItemPlace;
+
+/* Is a refusal to be believed? */
+typedef enum ItemCheck
+{
+	CHECK_NONE,					/* not asked for */
+	CHECK_WANTED,
+	CHECK_CONFIRMED,			/* the message is canceled */
+	CHECK_DENIED,				/* it is not */
+	CHECK_GIVEN_UP				/* View message could not be had in time */
+} ItemCheck;
+
 /* One message from its taking until its outcome is recorded. */
 typedef struct DeliveryItem
 {
-	dlist_node	node;			/* in answered or kept, or on the wire */
 	dlist_node	any;			/* in items, always */
+	ItemPlace	place;
+	dlist_node	node;			/* in answered */
+	pairingheap_node later_node;	/* in later, ... */
+	int64		again_us;		/* ... until then */
 	DeliveryLane *lane;
+	LaneKey    *key;			/* that it is sent with */
 	QueueRow	row;
-	char	   *api_key;		/* that it was sent with: to be removed from the answer */
-	HttpAnswer	answer;
+	HttpAnswer	answer;			/* to the DELETE */
 	char	   *text;			/* what answer points to */
 	Moment		begun;			/* when it was decided to send it */
 	bool		denied;			/* 401 or 403, and not on account of the key */
-	int64		keep_us;		/* how long it is kept until tried again */
-	int64		again_us;		/* when that is */
+	ItemCheck	check;
+	int64		check_until_us;
+	bool		kept;			/* it waits since its outcome could not be written, ... */
+	int64		keep_us;		/* ... for so long; 0: that was not tried yet */
 } DeliveryItem;
 
+static int	compare_items(const pairingheap_node *a, const pairingheap_node *b, void *arg);
+
 static MemoryContext delivery_context = NULL;	/* items; dropped with them after an error */
+static MemoryContext turn_context;	/* what one turn of the run needs */
 static dlist_head items = DLIST_STATIC_INIT(items);
 static dlist_head answered;
 static int	answered_count = 0;
 static size_t answered_bytes = 0;	/* of their bodies */
 static int64 answered_since;	/* the oldest of them */
-static dlist_head kept;
-static int	kept_count = 0;
-static int64 kept_next;			/* when the first of them is tried again */
+static pairingheap later = {.ph_compare = compare_items};
+static int	kept_count = 0;		/* of these: could not be written */
 static int64 kept_since;		/* the last of them */
+static int64 stopping_since = 0;	/* 0: it need not stop */
+static bool cautious = false;	/* the last run ended in an error */
 
-/* ---- beginning ---- */
+/* ---- items ---- */
 
-static void
-begin_request(DeliveryLane *lane, const QueueRow *row, Moment now)
+static int
+compare_items(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
-	DeliveryItem *item = MemoryContextAllocZero(delivery_context, sizeof(DeliveryItem));
-	HttpRequest *request = onesignal_request(&lane->request, &row->message_id);
+	int64		left = pairingheap_const_container(DeliveryItem, later_node, a)->again_us;
+	int64		right = pairingheap_const_container(DeliveryItem, later_node, b)->again_us;
 
-	dlist_push_tail(&items, &item->any);
-	item->lane = lane;
-	item->row = *row;
-	item->begun = now;
-	item->api_key = MemoryContextStrdup(delivery_context, lane->credentials.api_key);
-	request->timeout_ms = settings_timeout;
-	request->connect_timeout_ms = settings_connect_timeout;
-	http_submit(request, item);
+	(void) arg;
+	return left < right ? 1 : left > right ? -1 : 0;
 }
 
 static void
-begin_requests(Moment now)
+push_answered(DeliveryItem *item)
 {
-	DeliveryLane *lane;
-	QueueRow	row;
+	item->place = ITEM_ANSWERED;
+	if (answered_count++ == 0)
+		answered_since = http_clock_us();
+	answered_bytes += item->answer.body_length;
+	dlist_push_tail(&answered, &item->node);
+}
 
-	while (http_room() > 0 && http_in_flight() < settings_max_in_flight &&
-		   kept_count < KEPT_MAX && lanes_take(now, &lane, &row))
-		begin_request(lane, &row, now);
+static DeliveryItem *
+pop_answered(void)
+{
+	DeliveryItem *item = dlist_container(DeliveryItem, node, dlist_pop_head_node(&answered));
+
+	answered_count--;
+	answered_bytes -= item->answer.body_length;
+	return item;
+}
+
+static void
+push_later(DeliveryItem *item, int64 again_us)
+{
+	item->place = ITEM_LATER;
+	item->again_us = again_us;
+	pairingheap_add(&later, &item->later_node);
 }
 
 static void
 free_item(DeliveryItem *item)
 {
 	dlist_delete(&item->any);
-	if (item->api_key != NULL)
-	{
-		explicit_bzero(item->api_key, strlen(item->api_key));
-		pfree(item->api_key);
-	}
+	if (item->key != NULL)
+		apps_release_key(item->key);
 	if (item->text != NULL)
 		pfree(item->text);
 	pfree(item);
 }
+
+/* ---- beginning ---- */
+
+static void
+submit(DeliveryItem *item, HttpRequest *request)
+{
+	request->timeout_ms = settings_delivery_timeout;
+	request->connect_timeout_ms = settings_delivery_connect_timeout;
+	item->place = ITEM_ON_WIRE;
+	http_submit(request, item);
+}
+
+static void
+begin_requests(Moment now)
+{
+	LaneTurn	turn;
+
+	while (lanes_take(now, &turn))
+	{
+		DeliveryItem *item = MemoryContextAllocZero(delivery_context, sizeof(DeliveryItem));
+
+		dlist_push_tail(&items, &item->any);
+		item->lane = turn.lane;
+		item->key = turn.key;
+		item->row = turn.row;
+		item->begun = now;
+		submit(item, onesignal_request(&item->key->request, &item->row.message_id));
+	}
+}
+
+/* ---- checking a refusal ---- */
+
+/* May it be that an earlier attempt canceled the message? */
+static bool
+is_in_doubt(const DeliveryItem *item)
+{
+	return item->row.unanswered || item->answer.sent_before || item->row.requested_at < slots_doubt();
+}
+
+/* Each takes its place in the app's line; who would wait too long is told at once.  False: it does. */
+static bool
+schedule_check(DeliveryItem *item, int64 not_before_us)
+{
+	DeliveryApp *app = item->lane->app;
+	int64		at_us = Max(app->view_next_us, not_before_us);
+
+	if (item->check != CHECK_WANTED)
+		item->check_until_us = http_clock_us() + CHECK_WINDOW_US;
+	item->check = CHECK_WANTED;
+	if (at_us > item->check_until_us)
+	{
+		item->check = CHECK_GIVEN_UP;
+		return false;
+	}
+	app->view_next_us = at_us + VIEW_INTERVAL_US;
+	push_later(item, at_us);
+	return true;
+}
+
+static void
+begin_view(DeliveryItem *item, Moment now)
+{
+	if (lanes_take_again(item->lane, now))
+		submit(item, onesignal_view_request(&item->key->request, &item->row.message_id));
+	else if (!schedule_check(item, now.us + VIEW_INTERVAL_US))
+		push_answered(item);
+}
+
+static void
+take_view(DeliveryItem *item, const HttpAnswer *answer)
+{
+	int			retry_after;
+
+	switch (onesignal_judge_view(answer, &retry_after))
+	{
+		case VIEW_CANCELED:
+			item->check = CHECK_CONFIRMED;
+			break;
+		case VIEW_UNAVAILABLE:
+			if (schedule_check(item, http_clock_us() + Max(retry_after, 1) * USECS_PER_SEC))
+				return;
+			break;
+		default:
+			item->check = CHECK_DENIED;
+			break;
+	}
+	push_answered(item);
+}
+
+/* ---- taking answers ---- */
 
 static void
 copy_answer(DeliveryItem *item, const HttpAnswer *answer)
@@ -148,40 +284,36 @@ copy_answer(DeliveryItem *item, const HttpAnswer *answer)
 	item->answer.redirect_host = memcpy(item->text + body_size + error_size, answer->redirect_host, host_size);
 }
 
+static void
+take_cancel(DeliveryItem *item, const HttpAnswer *answer)
+{
+	copy_answer(item, answer);
+	item->denied = (answer->status == 401 || answer->status == 403) &&
+		apps_denies(item->lane, &item->row, apps_now());
+	if (item->denied)
+		apps_excuse(item->lane, item->begun.us);
+	else
+		apps_learn(item->lane, answer, item->begun.us);
+	push_answered(item);
+}
+
 /* The exchange goes back to the engine; what it brought waits to be recorded. */
 static void
 take_answer(HttpExchange *exchange)
 {
 	DeliveryItem *item = http_owner(exchange);
 	const HttpAnswer *answer = http_answer(exchange);
+	bool		has_status = answer->status != 0;
 
-	copy_answer(item, answer);
-	item->denied = (answer->status == 401 || answer->status == 403) &&
-		apps_denies(item->lane, &item->row, lanes_now());
-	if (item->denied)
-		apps_excuse(item->lane, item->begun.us);
+	if (item->check == CHECK_WANTED)
+		take_view(item, answer);
 	else
-		apps_learn(item->lane, answer, item->begun.us);
+		take_cancel(item, answer);
 	http_release(exchange);
-
-	if (answered_count++ == 0)
-		answered_since = http_clock_us();
-	answered_bytes += item->answer.body_length;
-	dlist_push_tail(&answered, &item->node);
+	lanes_end_request(item->lane, has_status, apps_now());
 }
 
 /* ---- deciding what becomes of the row ---- */
-
-static void
-add_unanswered_hint(QueueOutcome *outcome, CancelOutcome *judged)
-{
-	char	  **errors = palloc(sizeof(char *) * (judged->error_count + 1));
-
-	memcpy(errors, judged->errors != NULL ? judged->errors : errors, sizeof(char *) * judged->error_count);
-	errors[judged->error_count] = UNANSWERED_HINT;
-	outcome->errors = errors;
-	outcome->error_count = judged->error_count + 1;
-}
 
 static TimestampTz
 first_attempt(const DeliveryItem *item)
@@ -205,13 +337,17 @@ next_attempt(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz 
 	int64		time_left = send_after == DT_NOBEGIN ? 0 :
 		send_after == DT_NOEND ? PG_INT64_MAX : send_after - now;
 
+	if (judged->verdict == CANCEL_UNAUTHORIZED)
+		return now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC; /* others are probed first */
 	return now + backoff_delay(item->row.attempts + 1, pg_prng_double(&pg_global_prng_state),
-							   time_left, judged->retry_after * INT64CONST(1000000));
+							   time_left, judged->retry_after * USECS_PER_SEC);
 }
 
 static QueueState
 decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz now)
 {
+	bool		may_appear;
+
 	switch (judged->verdict)
 	{
 		case CANCEL_DONE:
@@ -219,26 +355,62 @@ decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz 
 		case CANCEL_REFUSED:
 			return QUEUE_REFUSED;
 		case CANCEL_NOT_FOUND:
-			return item->row.send_after > now && now - first_attempt(item) < NOT_FOUND_WINDOW ?
-				QUEUE_PENDING : QUEUE_REFUSED;
-		case CANCEL_UNAUTHORIZED:
-			return item->denied ? QUEUE_REFUSED : QUEUE_PENDING;
+			may_appear = item->row.send_after > now || item->row.send_after == DT_NOBEGIN;
+			return may_appear && now - first_attempt(item) < NOT_FOUND_WINDOW ? QUEUE_PENDING : QUEUE_REFUSED;
 		default:
+			if (item->denied)
+				return QUEUE_REFUSED;
 			return is_over(item, now) ? QUEUE_FAILED : QUEUE_PENDING;
 	}
 }
 
 static void
-decide(const DeliveryItem *item, QueueOutcome *outcome)
+add_unanswered_hint(QueueOutcome *outcome)
+{
+	char	  **errors = palloc(sizeof(char *) * (outcome->error_count + 1));
+
+	for (int i = 0; i < outcome->error_count; i++)
+		errors[i] = outcome->errors[i];
+	errors[outcome->error_count++] = UNANSWERED_HINT;
+	outcome->errors = errors;
+}
+
+/* What View message said of a refusal that was in doubt; stopping, the next deliverer has to ask. */
+static void
+apply_check(const DeliveryItem *item, QueueOutcome *outcome)
+{
+	switch (item->check)
+	{
+		case CHECK_CONFIRMED:
+			outcome->state = QUEUE_CANCELED;
+			outcome->error_count = 0;
+			break;
+		case CHECK_WANTED:
+			outcome->state = QUEUE_PENDING;
+			outcome->unanswered = true;
+			outcome->next_attempt_at = GetCurrentTimestamp();
+			break;
+		case CHECK_GIVEN_UP:
+			add_unanswered_hint(outcome);
+			break;
+		default:
+			break;
+	}
+}
+
+/* False: it is to be checked first, and waits for that. */
+static bool
+decide(DeliveryItem *item, QueueOutcome *outcome)
 {
 	CancelOutcome judged;
 	TimestampTz now = GetCurrentTimestamp();
 
-	onesignal_judge(&judged, &item->answer, item->api_key);
+	onesignal_judge(&judged, &item->answer, item->key->credentials.api_key);
 	memset(outcome, 0, sizeof(*outcome));
 	outcome->app_id = item->lane->key.app_id;
 	outcome->message_id = item->row.message_id;
 	outcome->requested_at = item->row.requested_at;
+	outcome->unanswered = item->answer.sent_before || (judged.status == 0 && item->answer.sent);
 	outcome->http_status = judged.status;
 	outcome->errors = judged.errors;
 	outcome->error_count = judged.error_count;
@@ -246,11 +418,18 @@ decide(const DeliveryItem *item, QueueOutcome *outcome)
 	outcome->last_attempt_at = item->begun.ts;
 	outcome->state = decide_state(item, &judged, now);
 	if (outcome->state == QUEUE_PENDING)
-		outcome->next_attempt_at = judged.verdict == CANCEL_UNAUTHORIZED ?
-			now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC :	/* others are probed first */
-			next_attempt(item, &judged, now);
-	if (outcome->state == QUEUE_REFUSED && item->row.unanswered)
-		add_unanswered_hint(outcome, &judged);
+		outcome->next_attempt_at = next_attempt(item, &judged, now);
+	if (outcome->state != QUEUE_REFUSED || item->denied)
+		return true;
+	if (item->check == CHECK_NONE && is_in_doubt(item))
+	{
+		if (stopping_since != 0)
+			item->check = CHECK_WANTED;
+		else if (schedule_check(item, http_clock_us()))
+			return false;
+	}
+	apply_check(item, outcome);
+	return true;
 }
 
 /* ---- recording ---- */
@@ -259,136 +438,138 @@ static void
 log_given_up(const DeliveryItem *item, const QueueOutcome *outcome)
 {
 	char	   *message_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&outcome->message_id)));
+	const char *error = outcome->error_count > 0 ? outcome->errors[0] : "";
 
 	ereport(LOG,
-			(errmsg("onesignal_cancel: giving up message %s after %d attempts: %s", message_id,
-					item->row.attempts + 1, outcome->error_count > 0 ? outcome->errors[0] : "")));
+			(errmsg("onesignal_cancel: giving up on message %s of %s after %d attempts in %d s: %s",
+					message_id, apps_label(item->lane->app), item->row.attempts + 1,
+					(int) ((GetCurrentTimestamp() - first_attempt(item)) / USECS_PER_SEC),
+					outcome->http_status != 0 ? psprintf("HTTP %d (%s)", outcome->http_status, error) : error)));
 }
 
 static void
-keep(DeliveryItem *item, QueueRecorded recorded, int64 now_us)
+keep(DeliveryItem *item, QueueRecorded recorded)
 {
-	/* What cannot be written is logged each time, and waits for somebody to act. */
 	int64		longest_us = recorded == QUEUE_LOCKED ? KEPT_DELAY_MAX_US : UNRECORDABLE_DELAY_MAX_US;
+	int64		now_us = http_clock_us();
 
 	if (item->keep_us == 0)
 		kept_since = now_us;
 	item->keep_us = Min(longest_us, Max(KEPT_DELAY_MIN_US, 2 * item->keep_us));
-	item->again_us = now_us + item->keep_us;
-	kept_next = kept_count == 0 ? item->again_us : Min(kept_next, item->again_us);
-	dlist_push_tail(&kept, &item->node);
+	item->kept = true;
 	kept_count++;
-	item->lane->kept++;
+	push_later(item, now_us + item->keep_us);
 }
 
 static void
 settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
 {
-	if (recorded != QUEUE_RECORDED)
+	if (recorded == QUEUE_LOCKED || recorded == QUEUE_UNRECORDABLE)
 	{
-		keep(item, recorded, http_clock_us());
+		keep(item, recorded);
 		return;
 	}
 	if (outcome->state == QUEUE_FAILED)
 		log_given_up(item, outcome);
-	lanes_put_back(item->lane, &item->row, outcome->http_status,
-				   outcome->state == QUEUE_PENDING ? outcome->next_attempt_at : DT_NOEND);
+	lanes_settle(item->lane, &item->row, outcome->http_status,
+				 outcome->state == QUEUE_PENDING && recorded == QUEUE_RECORDED ? outcome->next_attempt_at : DT_NOEND);
 	free_item(item);
 }
 
-/* The kept ones whose time has come go to the front of the answered. */
-static void
-take_kept(int64 now_us)
+/* A batch of outcomes on its way into the table. */
+typedef struct Recording
 {
-	dlist_mutable_iter iter;
-	int64		next = PG_INT64_MAX;
+	int			count;
+	DeliveryItem *items[RECORD_MAX];
+	QueueOutcome outcomes[RECORD_MAX];
+	QueueRecorded recorded[RECORD_MAX];
+	char	   *error;			/* why some could not be written, or NULL */
+} Recording;
 
-	if (kept_count == 0 || now_us < kept_next)
-		return;
-	dlist_foreach_modify(iter, &kept)
-	{
-		DeliveryItem *item = dlist_container(DeliveryItem, node, iter.cur);
-
-		if (item->again_us > now_us)
-		{
-			next = Min(next, item->again_us);
-			continue;
-		}
-		dlist_delete(&item->node);
-		dlist_push_head(&answered, &item->node);
-		answered_bytes += item->answer.body_length;
-		kept_count--;
-		item->lane->kept--;
-		if (answered_count++ == 0)
-			answered_since = now_us;
-	}
-	kept_next = next;
-}
-
-/*
- * Records up to RECORD_MAX answers.  Only when the transaction has committed
- * are they settled: an error before leaves them to be sent again.
- */
-static int
-record_answers(DeliveryItem **batch, QueueOutcome *outcomes, QueueRecorded *recorded)
+static void
+record_answers(Recording *recording)
 {
 	size_t		bytes = 0;
-	int			count = 0;
+	int			left = answered_count;
 
-	while (count < RECORD_MAX && bytes < RECORD_BYTES_MAX && !dlist_is_empty(&answered))
+	while (left-- > 0 && recording->count < RECORD_MAX && bytes < RECORD_BYTES_MAX)
 	{
-		batch[count] = dlist_container(DeliveryItem, node, dlist_pop_head_node(&answered));
-		bytes += batch[count]->answer.body_length;
-		answered_count--;
-		decide(batch[count], &outcomes[count]);
-		count++;
+		DeliveryItem *item = pop_answered();
+
+		recording->items[recording->count] = item;
+		if (decide(item, &recording->outcomes[recording->count]))
+		{
+			bytes += item->answer.body_length;
+			recording->count++;
+		}
 	}
 	answered_since = http_clock_us();
-	answered_bytes -= bytes;
-	if (count > 0)
-		queue_record(outcomes, count, recorded);
-	return count;
+	queue_record(recording->outcomes, recording->count, recording->recorded, &recording->error);
+	for (int i = 0; i < recording->count; i++)
+		if (recording->recorded[i] == QUEUE_RECORDED && recording->outcomes[i].state != QUEUE_PENDING)
+			apps_count(recording->items[i]->lane->app, recording->outcomes[i].state, 1);
+}
+
+/* The transaction has committed: who may send more, and who less? */
+static void
+learn_from_recording(const Recording *recording)
+{
+	int64		now_us = http_clock_us();
+
+	for (int i = 0; i < recording->count; i++)
+	{
+		DeliveryApp *app = recording->items[i]->lane->app;
+
+		if (recording->recorded[i] == QUEUE_UNRECORDABLE || app->recorded_us == now_us)
+			continue;
+		app->recorded_us = now_us;
+		apps_note_recording(app, NULL);
+		lanes_grow_trust(app);
+	}
+	for (int i = 0; i < recording->count; i++)
+	{
+		DeliveryItem *item = recording->items[i];
+		DeliveryApp *app = item->lane->app;
+
+		if (recording->recorded[i] != QUEUE_UNRECORDABLE || app->recorded_us == now_us)
+			continue;
+		app->recorded_us = now_us;
+		apps_note_recording(app, recording->error);
+		if (item->keep_us == 0)
+			lanes_lose_trust(app);
+	}
 }
 
 /* One short transaction: records and fetches.  False: the extension is gone. */
 static bool
-visit_tables(bool in_procedure)
+visit_tables(const DeliveryOptions *options, bool may_begin)
 {
-	MemoryContext old = CurrentMemoryContext;
-	MemoryContext scratch;
-	DeliveryItem *batch[RECORD_MAX];
-	QueueRecorded recorded[RECORD_MAX];
-	QueueOutcome *outcomes;
-	int			count;
+	Recording  *recording = palloc(sizeof(Recording));
 
-	scratch = AllocSetContextCreate(delivery_context, "onesignal outcomes", ALLOCSET_DEFAULT_SIZES);
-	MemoryContextSwitchTo(scratch);
-	if (!queue_begin(in_procedure))
-	{
-		MemoryContextSwitchTo(old);
-		MemoryContextDelete(scratch);
+	recording->count = 0;
+	if (!queue_begin(options->in_procedure))
 		return false;
-	}
-	outcomes = palloc(sizeof(QueueOutcome) * RECORD_MAX);
-	count = record_answers(batch, outcomes, recorded);
-	lanes_fill(lanes_now());
+	record_answers(recording);
+	if (may_begin)
+		lanes_fill(apps_now());
+	apps_save(apps_now());
 	queue_commit();
-	apps_end_saving(true);
-
-	MemoryContextSwitchTo(scratch);
-	for (int i = 0; i < count; i++)
-		settle(batch[i], &outcomes[i], recorded[i]);
-	MemoryContextSwitchTo(old);
-	MemoryContextDelete(scratch);
+	apps_saved();
+	learn_from_recording(recording);
+	for (int i = 0; i < recording->count; i++)
+		settle(recording->items[i], &recording->outcomes[i], recording->recorded[i]);
 	return true;
 }
 
 static bool
-must_record(int64 now_us)
+must_visit(bool may, Moment now)
 {
-	return answered_count > 0 &&
+	if (answered_count > 0 &&
 		(answered_count >= RECORD_MAX || answered_bytes >= RECORD_BYTES_MAX ||
-		 now_us - answered_since >= RECORD_DELAY_US);
+		 http_in_flight() == 0 || lanes_await_record() ||
+		 now.us - answered_since >= RECORD_DELAY_US))
+		return true;
+	return (may && lanes_hungry(now)) || apps_want_saving(now, http_in_flight() == 0);
 }
 
 /* ---- the run ---- */
@@ -400,34 +581,47 @@ forget_everything(void)
 	http_abandon();
 	while (!dlist_is_empty(&items))
 		free_item(dlist_head_element(DeliveryItem, any, &items));
-	lanes_forget_taken();
 	if (delivery_context != NULL)
 		MemoryContextReset(delivery_context);
 	dlist_init(&answered);
-	dlist_init(&kept);
+	pairingheap_reset(&later);
 	answered_count = kept_count = 0;
 	answered_bytes = 0;
+	stopping_since = 0;
 }
 
-static int64
-on_engine_clock(TimestampTz when, Moment now)
+/* What waited for a time that has come. */
+static void
+take_later(bool may, Moment now)
 {
-	return when == DT_NOEND ? PG_INT64_MAX : now.us + Max(when - now.ts, 0);
+	while (!pairingheap_is_empty(&later))
+	{
+		DeliveryItem *item = pairingheap_container(DeliveryItem, later_node, pairingheap_first(&later));
+
+		if (item->again_us > now.us && stopping_since == 0)
+			break;
+		(void) pairingheap_remove_first(&later);
+		kept_count -= item->kept ? 1 : 0;
+		item->kept = false;
+		if (item->check == CHECK_WANTED && may)
+			begin_view(item, now);
+		else
+			push_answered(item);
+	}
 }
 
-/* How long the wire may be waited for: the next row, record or kept outcome. */
+/* How long the wire may be waited for: the next row, record or later item. */
 static int64
 wait_until(Moment now, TimestampTz next_due)
 {
-	int64		until = PG_INT64_MAX;
+	int64		until = now.us + LOOK_US;
 
-	/* Without room no row can begin, however due it is. */
-	if (http_room() > 0 && http_in_flight() < settings_max_in_flight && kept_count < KEPT_MAX)
-		until = on_engine_clock(next_due, now);
+	if (next_due != DT_NOEND)
+		until = Min(until, now.us + Max(next_due - now.ts, 0));
 	if (answered_count > 0)
 		until = Min(until, answered_since + RECORD_DELAY_US);
-	if (kept_count > 0)
-		until = Min(until, kept_next);
+	if (!pairingheap_is_empty(&later))
+		until = Min(until, pairingheap_container(DeliveryItem, later_node, pairingheap_first(&later))->again_us);
 	return until;
 }
 
@@ -435,37 +629,40 @@ wait_until(Moment now, TimestampTz next_due)
 static bool
 may_begin(const DeliveryOptions *options, Moment now)
 {
-	return settings_enabled && (options->in_procedure || settings_background_delivery) &&
+	if (options->must_stop != NULL && stopping_since == 0 && options->must_stop())
+		stopping_since = now.us;
+	return stopping_since == 0 && settings_enabled &&
+		(options->in_procedure || settings_background_delivery) &&
 		(options->until == 0 || now.ts <= options->until);
 }
 
-static bool
-is_idle(Moment now, TimestampTz next_due)
-{
-	return http_in_flight() == 0 && answered_count == 0 &&
-		(kept_count >= KEPT_MAX || next_due - now.ts > SHORT_WAIT);
-}
-
 /*
- * Is there reason to stay for outcomes whose rows are locked?  A CALL whose
- * duration is over or that has none, and a worker that was switched off, end:
- * whoever has a row locked for long must not hold up all others.  It will be
- * sent again.
+ * Is there reason to stay for outcomes that could not be written yet, or for
+ * checks?  A CALL whose duration is over or that has none ends: whoever has a
+ * row locked for long must not hold up all others.  It will be sent again.
  */
 static bool
-stays_for_kept(const DeliveryOptions *options, bool may, Moment now)
+stays_for_later(const DeliveryOptions *options, bool may, Moment now)
 {
 	bool		has_end = options->in_procedure && options->until == 0;
 
-	return kept_count > 0 &&
-		((may && !has_end) || now.us - kept_since < KEPT_GRACE_US);
+	if (pairingheap_is_empty(&later))
+		return may && !has_end && apps_are_unsaved();
+	return (may && (!has_end || kept_count == 0)) || now.us - kept_since < KEPT_GRACE_US;
+}
+
+static bool
+is_done(const DeliveryOptions *options, bool may, Moment now, TimestampTz next_due)
+{
+	return http_in_flight() == 0 && answered_count == 0 &&
+		next_due - now.ts > SHORT_WAIT && !stays_for_later(options, may, now);
 }
 
 /* Takes what has been answered, after waiting for something to do. */
 static void
-wait_for_answers(Moment now, TimestampTz next_due)
+wait_for_answers(int64 until_us)
 {
-	HttpExchange *exchange = http_wait(Min(wait_until(now, next_due), now.us + LOOK_US));
+	HttpExchange *exchange = http_wait(until_us);
 
 	for (int taken = 1; exchange != NULL; taken++)
 	{
@@ -474,70 +671,113 @@ wait_for_answers(Moment now, TimestampTz next_due)
 	}
 }
 
+/*
+ * The last visit of a run that has to stop: what is on the wire has had no
+ * answer, and what waits is tried once more.
+ */
+static void
+stop(const DeliveryOptions *options, Moment now)
+{
+	HttpExchange *exchange;
+
+	http_give_up("delivery was stopped while it waited for an answer");
+	while ((exchange = http_next()) != NULL)
+		take_answer(exchange);
+	take_later(false, now);
+	while (answered_count > 0 && visit_tables(options, false))
+		;
+}
+
 static TimestampTz
 run(const DeliveryOptions *options)
 {
-	bool		last_answers = false;	/* nothing is on the wire that could keep them company */
-
 	for (;;)
 	{
-		Moment		now = lanes_now();
+		Moment		now = apps_now();
 		TimestampTz next_due;
 		bool		may;
 
+		MemoryContextReset(turn_context);
 		if (options->woken != NULL && options->woken())
 			lanes_wake();
 		may = may_begin(options, now);
-		take_kept(now.us);
-		if (last_answers || must_record(now.us) || (may && lanes_hungry(now)))
+		if (stopping_since != 0 && (http_in_flight() == 0 || now.us - stopping_since > STOP_US))
 		{
-			if (!visit_tables(options->in_procedure))
+			stop(options, now);
+			return now.ts;
+		}
+		lanes_tick(now);
+		if (stopping_since == 0)
+			take_later(may, now);
+		if (must_visit(may, now))
+		{
+			if (!visit_tables(options, may))
 				return DT_NOBEGIN;
-			now = lanes_now();
+			now = apps_now();
 		}
 		if (may)
 			begin_requests(now);
 
-		last_answers = answered_count > 0 && http_in_flight() == 0;
-		if (last_answers)
-			continue;
-
 		next_due = may ? lanes_next_due(now) : DT_NOEND;
-		if (is_idle(now, next_due) && !stays_for_kept(options, may, now))
+		if (is_done(options, may, now, next_due))
 			return next_due;
-		wait_for_answers(now, next_due);
+		if (answered_count == 0 || http_in_flight() > 0)
+			wait_for_answers(wait_until(now, next_due));
 	}
+}
+
+static void
+delivery_error_context(void *arg)
+{
+	(void) arg;
+	errcontext("onesignal_cancel delivering requested cancels");
 }
 
 TimestampTz
 delivery_run(const DeliveryOptions *options)
 {
+	MemoryContext old = CurrentMemoryContext;
+	ErrorContextCallback context = {.previous = error_context_stack, .callback = delivery_error_context};
 	TimestampTz next_due;
 
 	if (delivery_context == NULL)
-		delivery_context = AllocSetContextCreate(TopMemoryContext, "onesignal delivery",
-												 ALLOCSET_DEFAULT_SIZES);
+	{
+		delivery_context = AllocSetContextCreate(TopMemoryContext, "onesignal delivery", ALLOCSET_DEFAULT_SIZES);
+		turn_context = AllocSetContextCreate(TopMemoryContext, "onesignal turn", ALLOCSET_DEFAULT_SIZES);
+	}
 	forget_everything();
-	lanes_open();
+	lanes_open(cautious);
+	cautious = false;
+	error_context_stack = &context;
 	PG_TRY();
 	{
+		MemoryContextSwitchTo(turn_context);
 		next_due = run(options);
-		if (next_due == DT_NOBEGIN || kept_count > 0)
-			forget_everything();	/* some may be on the wire, too */
+		if (!dlist_is_empty(&items))	/* the extension is gone, or rows stay locked */
+		{
+			slots_raise_doubt();
+			forget_everything();
+			lanes_forget();
+		}
 	}
 	PG_CATCH();
 	{
+		if (!dlist_is_empty(&items))
+			slots_raise_doubt();
 		forget_everything();
-		apps_end_saving(false);
-		lanes_forget_keys();
+		lanes_forget();
+		cautious = true;
 		PG_RE_THROW();
 	}
 	PG_END_TRY();
+	error_context_stack = context.previous;
+	MemoryContextSwitchTo(old);
+	MemoryContextReset(turn_context);
 	return next_due;
 }
 
 void
 delivery_end(void)
 {
-	lanes_forget_keys();
+	lanes_forget();
 }

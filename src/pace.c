@@ -66,6 +66,21 @@
 #define BACKOFF_MIN USECS_PER_SEC
 
 /*
+ * An app may have so many times what would then still be free: one app alone
+ * gets four fifths of the wire, two get four ninths each, and in any case
+ * something is left for the next.
+ */
+#define ALLOWANCE_SHARE 4
+
+/* While outcomes cannot be recorded: 0.1, 0.2, ... 12.8 s send ten requests in half a minute. */
+#define TRUST_PAUSE_MIN (USECS_PER_SEC / 10)
+#define TRUST_PAUSE_MAX (15 * USECS_PER_SEC)
+
+/* Of the wire: apps that are not proven share so much, and leave so much to those that are. */
+#define UNPROVEN_PART 2
+#define PROVEN_RESERVE 8
+
+/*
  * Only a pace that was in use may grow: a few requests at once are refused for
  * some milliseconds at any pace, and would drive it up without ever trying it.
  */
@@ -319,6 +334,92 @@ circuit_close(Circuit *circuit, int64 now)
 	circuit->changed_at = now;
 	circuit->success_at = now;
 	return was_open;
+}
+
+void
+allowance_init(Allowance *allowance)
+{
+	allowance->limit = ALLOWANCE_FIRST;
+	allowance->in_flight = 0;
+	allowance->proven = false;
+}
+
+bool
+allowance_is_full(const Allowance *allowance)
+{
+	return allowance->in_flight >= allowance->limit;
+}
+
+/*
+ * The first request of an app that is not proven does not count towards the
+ * part that these share: others that hang must not keep it from being proven.
+ */
+bool
+allowance_permits(const Allowance *allowance, const Wire *wire)
+{
+	int			left = wire->max - wire->in_flight;
+
+	if (allowance_is_full(allowance) || allowance->in_flight >= ALLOWANCE_SHARE * left)
+		return false;
+	if (allowance->proven)
+		return true;
+	if (allowance->in_flight == 0)
+		return left > wire->max / PROVEN_RESERVE;
+	return wire->unproven < wire->max / UNPROVEN_PART;
+}
+
+void
+allowance_begin(Allowance *allowance, Wire *wire)
+{
+	allowance->in_flight++;
+	wire->in_flight++;
+	if (!allowance->proven)
+		wire->unproven++;
+}
+
+void
+allowance_end(Allowance *allowance, Wire *wire, bool answered)
+{
+	if (!allowance->proven)
+		wire->unproven -= allowance->in_flight;
+	allowance->in_flight--;
+	wire->in_flight--;
+	allowance->limit = answered ? Min(Max(allowance->limit + 1, ALLOWANCE_FIRST), wire->max) :
+		Min(Max(allowance->in_flight, 1), ALLOWANCE_FIRST);
+	allowance->proven = answered;
+	if (!allowance->proven)
+		wire->unproven += allowance->in_flight;
+}
+
+void
+trust_init(Trust *trust, int first, int max)
+{
+	trust->limit = first;
+	trust->max = max;
+	trust->unrecorded = 0;
+	trust->pause = trust->paused_until = 0;
+}
+
+bool
+trust_permits(const Trust *trust, int64 now)
+{
+	return trust->unrecorded < trust->limit && now >= trust->paused_until;
+}
+
+void
+trust_grow(Trust *trust)
+{
+	trust->limit = Min(2 * trust->limit, trust->max);
+	trust->pause = trust->paused_until = 0;
+}
+
+/* What waits to be recorded is not counted: a row that can never be written must not keep others from it. */
+void
+trust_lose(Trust *trust, int64 now)
+{
+	trust->limit = Min(trust->unrecorded + 1, trust->max);
+	trust->pause = Min(Max(2 * trust->pause, TRUST_PAUSE_MIN), TRUST_PAUSE_MAX);
+	trust->paused_until = now + trust->pause;
 }
 
 static int64

@@ -1,6 +1,6 @@
 /*
  * pace.h
- *		Pace, circuits and backoff: arithmetic on times that are passed in.
+ *		Pace, circuit, allowance, trust and backoff: arithmetic on what is passed in.
  *
  * Nothing here reads a clock, sleeps, allocates or throws: given the same
  * times and answers it decides the same.  All times and durations are int64
@@ -115,6 +115,63 @@ extern bool circuit_open(Circuit *circuit, int64 begun_at, int64 until, int64 no
 
 /* Closes it by hand, after a change of server, mapping or key.  True: it was open. */
 extern bool circuit_close(Circuit *circuit, int64 now);
+
+/*
+ * How many requests of one app may be on the wire, so that an app that hangs
+ * costs a handful and leaves room for all others.  An app begins with
+ * ALLOWANCE_FIRST and gets one more with each answer.  When an answer fails to
+ * come it falls back to that number, and begins nothing in place of what
+ * failed until an answer comes.
+ */
+typedef struct Allowance
+{
+	int			limit;
+	int			in_flight;
+	bool		proven;			/* it has been answered since an answer last failed to come */
+} Allowance;
+
+/* All apps together. */
+typedef struct Wire
+{
+	int			max;			/* requests that may be on the wire */
+	int			in_flight;
+	int			unproven;		/* of these: of apps that are not proven */
+} Wire;
+
+#define ALLOWANCE_FIRST 20
+
+extern void allowance_init(Allowance *allowance);
+
+/* Has the app as many on the wire as it may have, whatever others do? */
+extern bool allowance_is_full(const Allowance *allowance);
+
+/* May it begin one more, given what others have on the wire? */
+extern bool allowance_permits(const Allowance *allowance, const Wire *wire);
+
+extern void allowance_begin(Allowance *allowance, Wire *wire);
+
+/* A request has ended, with an answer or without one. */
+extern void allowance_end(Allowance *allowance, Wire *wire, bool answered);
+
+/*
+ * How many requests may be begun before their outcomes are recorded: few at
+ * first, twice as many with each commit that records some.  When outcomes
+ * cannot be recorded, one more request may begin after a pause, which doubles
+ * while that goes on.
+ */
+typedef struct Trust
+{
+	int			limit;
+	int			unrecorded;		/* begun, and not yet recorded or dropped */
+	int			max;
+	int64		pause;			/* the last one; 0: none */
+	int64		paused_until;
+} Trust;
+
+extern void trust_init(Trust *trust, int first, int max);
+extern bool trust_permits(const Trust *trust, int64 now);
+extern void trust_grow(Trust *trust);	/* outcomes were committed */
+extern void trust_lose(Trust *trust, int64 now);	/* they could not be recorded */
 
 /*
  * How long to wait after the given number of attempts (1: the first failed).

@@ -87,7 +87,6 @@ queue_begin(bool in_procedure)
 		PushActiveSnapshot(GetTransactionSnapshot());	/* SPI wants one; each statement takes its own */
 		SPI_connect();
 	}
-	record_begin();
 	owner_enter(&transaction.owner, &transaction.installation);
 	MemoryContextSwitchTo(old);
 	return true;
@@ -105,7 +104,6 @@ queue_commit(void)
 		SPI_commit();
 	else
 		end_worker_transaction();
-	record_committed();
 	MemoryContextSwitchTo(old);
 }
 
@@ -165,15 +163,6 @@ time_column(HeapTuple tuple, int number, TimestampTz fallback)
 	return DatumGetTimestampTz(column(tuple, number, TimestampTzGetDatum(fallback)));
 }
 
-/* palloc'd; NULL where it is NULL */
-static char *
-text_column(HeapTuple tuple, int number)
-{
-	Datum		value = column(tuple, number, (Datum) 0);
-
-	return value == (Datum) 0 ? NULL : TextDatumGetCString(value);
-}
-
 /* Runs a statement; what it returns is to be read and freed before the next. */
 static int
 run(Statement which, Datum *values, const char *nulls)
@@ -181,123 +170,120 @@ run(Statement which, Datum *values, const char *nulls)
 	return (int) statement_run(which, transaction.installation.schema, values, nulls);
 }
 
+char *
+queue_problem(void)
+{
+	return NULL;
+}
+
 List *
-queue_lanes(void)
+queue_lanes(const QueueLane *after, int max)
 {
 	List	   *lanes = NIL;
-	int			count = run(STATEMENT_LANES, NULL, NULL);
+	Datum		values[] = {
+		UUIDPGetDatum(&after->app_id),
+		NameGetDatum(&after->requested_by),
+		Int32GetDatum(max),
+	};
+	int			count = run(STATEMENT_LANES, values, NULL);
 
 	for (int i = 0; i < count; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
-		QueueLane  *lane = palloc0(sizeof(QueueLane));
+		QueueListed *listed = palloc0(sizeof(QueueListed));
 
-		lane->app_id = *DatumGetUUIDP(column(tuple, 1, (Datum) 0));
-		lane->requested_by = *DatumGetName(column(tuple, 2, (Datum) 0));
-		lanes = lappend(lanes, lane);
+		listed->lane.app_id = *DatumGetUUIDP(column(tuple, 1, (Datum) 0));
+		strlcpy(NameStr(listed->lane.requested_by), NameStr(*DatumGetName(column(tuple, 2, (Datum) 0))), NAMEDATALEN);
+		listed->app.exists = DatumGetBool(column(tuple, 3, BoolGetDatum(false)));
+		listed->app.paused_until = time_column(tuple, 4, 0);
+		listed->app.resumed_at = time_column(tuple, 5, 0);
+		listed->app.circuit_until = time_column(tuple, 6, 0);
+		listed->app.has_circuit = DatumGetBool(column(tuple, 7, BoolGetDatum(false)));
+		listed->app.pace = DatumGetFloat8(column(tuple, 8, Float8GetDatum(-1)));
+		lanes = lappend(lanes, listed);
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return lanes;
 }
 
+bool
+queue_has_pending(void)
+{
+	static const QueueLane first;
+
+	return queue_lanes(&first, 1) != NIL;
+}
+
 static void
 read_row(HeapTuple tuple, QueueRow *row)
 {
-	row->message_id = *DatumGetUUIDP(column(tuple, 1, (Datum) 0));
-	row->send_after = time_column(tuple, 2, DT_NOBEGIN);
-	row->requested_at = time_column(tuple, 3, 0);
-	row->next_attempt_at = time_column(tuple, 4, 0);
-	row->first_attempt_at = time_column(tuple, 5, 0);
-	row->attempts = DatumGetInt32(column(tuple, 6, Int32GetDatum(0)));
-	row->unanswered = DatumGetBool(column(tuple, 7, BoolGetDatum(false)));
-	row->last_attempt_at = time_column(tuple, 8, 0);
-	row->http_status = DatumGetInt32(column(tuple, 9, Int32GetDatum(0)));
+	row->message_id = *DatumGetUUIDP(column(tuple, 2, (Datum) 0));
+	row->send_after = time_column(tuple, 3, DT_NOBEGIN);
+	row->requested_at = time_column(tuple, 4, 0);
+	row->next_attempt_at = time_column(tuple, 5, 0);
+	row->first_attempt_at = time_column(tuple, 6, 0);
+	row->attempts = DatumGetInt32(column(tuple, 7, Int32GetDatum(0)));
+	row->unanswered = DatumGetBool(column(tuple, 8, BoolGetDatum(false)));
+	row->last_attempt_at = time_column(tuple, 9, 0);
+	row->http_status = DatumGetInt32(column(tuple, 10, Int32GetDatum(0)));
 }
 
-int
-queue_fetch(const QueueLane *lane, QueueCursor *cursor, QueueRow *rows, int max)
+void
+queue_fetch(const QueueLane **lanes, const QueuePosition *positions, int count,
+			QueueRow *rows, int *row_counts, int max)
 {
-	Datum		values[] = {
-		UUIDPGetDatum(&lane->app_id),
-		NameGetDatum(&lane->requested_by),
-		Int64GetDatum(max),
-		TimestampTzGetDatum(cursor->send_after),
-		UUIDPGetDatum(&cursor->message_id),
-	};
-	int			count = run(cursor->started ? STATEMENT_FETCH_NEXT : STATEMENT_FETCH_HEAD,
-							values, NULL);
+	StatementRows parameters;
 
+	statement_rows_begin(&parameters, STATEMENT_FETCH, count);
 	for (int i = 0; i < count; i++)
-		read_row(SPI_tuptable->vals[i], &rows[i]);
-	SPI_freetuptable(SPI_tuptable);
-	if (count > 0)
 	{
-		cursor->started = true;
-		cursor->send_after = rows[count - 1].send_after;
-		cursor->message_id = rows[count - 1].message_id;
+		Datum		values[] = {
+			UUIDPGetDatum(&lanes[i]->app_id),
+			NameGetDatum(&lanes[i]->requested_by),
+			TimestampTzGetDatum(positions[i].send_after),
+			UUIDPGetDatum(&positions[i].message_id),
+			Int32GetDatum(max),
+		};
+
+		statement_rows_add(&parameters, values, NULL);
+		row_counts[i] = 0;
 	}
-	return count;
-}
-
-List *
-queue_apps(void)
-{
-	List	   *apps = NIL;
-	int			count = run(STATEMENT_APPS, NULL, NULL);
-
+	count = (int) statement_rows_run(&parameters, transaction.installation.schema);
 	for (int i = 0; i < count; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
-		QueueApp   *app = palloc0(sizeof(QueueApp));
-		Datum		role = column(tuple, 4, (Datum) 0);
+		int			lane = (int) DatumGetInt64(column(tuple, 1, Int64GetDatum(1))) - 1;
 
-		app->app_id = *DatumGetUUIDP(column(tuple, 1, (Datum) 0));
-		app->paused_until = time_column(tuple, 2, 0);
-		app->circuit_until = time_column(tuple, 3, 0);
-		if (role != (Datum) 0)
-			app->circuit_role = *DatumGetName(role);
-		app->circuit_reason = text_column(tuple, 5);
-		app->pace = DatumGetFloat8(column(tuple, 6, Float8GetDatum(-1)));
-		app->last_error = text_column(tuple, 7);
-		apps = lappend(apps, app);
+		read_row(tuple, &rows[lane * max + row_counts[lane]++]);
 	}
 	SPI_freetuptable(SPI_tuptable);
-	return apps;
 }
 
 /* ---- writing ---- */
 
 void
-queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded)
+queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded, char **error)
 {
-	record_outcomes(transaction.installation.schema, outcomes, count, recorded);
+	record_outcomes(transaction.installation.schema, outcomes, count, recorded, error);
 }
 
-bool
-queue_save_app(const QueueApp *app)
+int
+queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
-	bool		saved;
 	Datum		values[] = {
-		UUIDPGetDatum(&app->app_id),
-		TimestampTzGetDatum(app->circuit_until),
-		NameGetDatum(&app->circuit_role),
-		app->circuit_reason ? CStringGetTextDatum(app->circuit_reason) : (Datum) 0,
-		Float8GetDatum(app->pace),
-		app->last_error ? CStringGetTextDatum(app->last_error) : (Datum) 0,
-	};
-	char		nulls[] = {
-		' ',
-		app->circuit_until == 0 ? 'n' : ' ',
-		NameStr(app->circuit_role)[0] == '\0' ? 'n' : ' ',
-		app->circuit_reason == NULL ? 'n' : ' ',
-		app->pace < 0 ? 'n' : ' ',
-		app->last_error == NULL ? 'n' : ' ',
+		UUIDPGetDatum(&lane->app_id),
+		NameGetDatum(&lane->requested_by),
+		TimestampTzGetDatum(before),
+		CStringGetTextDatum(reason),
 	};
 
-	saved = record_app(transaction.installation.schema, STATEMENT_SAVE_APP, values, nulls);
-	MemoryContextSwitchTo(old);
-	return saved;
+	return run(STATEMENT_EXPIRE, values, NULL);
+}
+
+void
+queue_save_apps(QueueApp *apps, int count)
+{
+	record_apps(transaction.installation.schema, apps, count);
 }
 
 /* ---- purging ---- */

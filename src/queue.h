@@ -19,13 +19,29 @@ typedef struct QueueLane
 	NameData	requested_by;
 } QueueLane;
 
-/* Where a lane's scan goes on: strictly after this row.  All zero: from the head. */
-typedef struct QueueCursor
+/* A place in a lane's order of delivery.  All zeros, but for DT_NOBEGIN: its head. */
+typedef struct QueuePosition
 {
-	bool		started;
 	TimestampTz send_after;		/* DT_NOBEGIN for NULL */
 	pg_uuid_t	message_id;
-} QueueCursor;
+} QueuePosition;
+
+/* What onesignal_app says of the app of a lane. */
+typedef struct QueueAppState
+{
+	bool		exists;			/* it has a row */
+	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
+	TimestampTz resumed_at;		/* 0: never */
+	TimestampTz circuit_until;	/* of the app itself, not of a lane; 0: closed */
+	bool		has_circuit;	/* it says that some circuit is open */
+	double		pace;			/* that was saved lately; negative: none */
+} QueueAppState;
+
+typedef struct QueueListed
+{
+	QueueLane	lane;
+	QueueAppState app;
+} QueueListed;
 
 typedef struct QueueRow
 {
@@ -48,6 +64,8 @@ typedef enum QueueState
 	QUEUE_FAILED
 } QueueState;
 
+#define QUEUE_STATES (QUEUE_FAILED + 1)
+
 /* What one attempt came to. */
 typedef struct QueueOutcome
 {
@@ -55,6 +73,7 @@ typedef struct QueueOutcome
 	pg_uuid_t	message_id;
 	TimestampTz requested_at;
 	QueueState	state;
+	bool		unanswered;		/* an attempt was sent and had no answer */
 	int			http_status;	/* 0: NULL */
 	int			error_count;
 	char	  **errors;
@@ -65,21 +84,24 @@ typedef struct QueueOutcome
 
 typedef enum QueueRecorded
 {
-	QUEUE_RECORDED,				/* written, or rightly dropped (taken back, deleted) */
+	QUEUE_RECORDED,				/* written */
+	QUEUE_DROPPED,				/* taken back or deleted meanwhile: rightly not written */
 	QUEUE_LOCKED,				/* somebody holds the row: try again */
-	QUEUE_UNRECORDABLE			/* the UPDATE itself failed (a user's constraint): logged, try later */
+	QUEUE_UNRECORDABLE			/* the UPDATE itself failed: try again later */
 } QueueRecorded;
 
-/* What delivery knows of an app, kept in onesignal_app. */
+/* What delivery knows of an app, to be saved in onesignal_app. */
 typedef struct QueueApp
 {
 	pg_uuid_t	app_id;
-	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not; not saved */
-	TimestampTz circuit_until;	/* by a circuit; 0: closed, maybe by onesignal_cancel_resume() */
-	NameData	circuit_role;	/* the lane that it concerns; "": the whole app */
-	char	   *circuit_reason; /* or NULL */
-	double		pace;			/* requests a second; 0: unpaced; negative: not known yet */
-	char	   *last_error;		/* or NULL, which when saved keeps what is there */
+	bool		exists;			/* it has a row there */
+	TimestampTz circuit_until;	/* 0: closed */
+	const char *circuit_role;	/* the lane that it concerns, or NULL: the whole app */
+	const char *circuit_reason;
+	double		pace;			/* requests a second; 0: unlimited */
+	const char *last_error;		/* NULL keeps what is there */
+	int64		totals[QUEUE_STATES];	/* to be added; of QUEUE_PENDING unused */
+	bool		saved;			/* false: somebody has its row locked; try again later */
 } QueueApp;
 
 /*
@@ -109,30 +131,44 @@ extern Oid	queue_extension(void);
 
 /* ---- Between queue_begin() and queue_commit() ---- */
 
-/* Of palloc'd QueueLane, by app and role: all that have pending rows. */
-extern List *queue_lanes(void);
+/* Why nothing of the table may be delivered, palloc'd; NULL: it may. */
+extern char *queue_problem(void);
 
 /*
- * The lane's next pending rows in the order of delivery, also those whose
- * next_attempt_at lies ahead; moves the cursor behind them.  Returns how many,
- * fewer than max at the lane's end.
+ * Of palloc'd QueueListed: the lanes that have pending rows, at most max of
+ * those after this one, by app and role.  All zeros: from the first one on.
  */
-extern int	queue_fetch(const QueueLane *lane, QueueCursor *cursor, QueueRow *rows, int max);
+extern List *queue_lanes(const QueueLane *after, int max);
+
+/* Is anything pending? */
+extern bool queue_has_pending(void);
 
 /*
- * Writes what came of attempts, waiting a millisecond at most for a lock.  A cancel that
- * worked is written whatever the row says now; any other outcome only while
+ * Of each lane the next pending rows in the order of delivery, from positions[i]
+ * on (including it), at most max a lane, also those whose next_attempt_at lies
+ * ahead.  rows has room for count * max; lane i's begin at rows[i * max], and
+ * row_counts[i] says how many there are: fewer than max at the lane's end.
+ */
+extern void queue_fetch(const QueueLane **lanes, const QueuePosition *positions, int count,
+						QueueRow *rows, int *row_counts, int max);
+
+/*
+ * Writes the outcomes of attempts, and never waits for a row that somebody has
+ * locked.  A cancel that worked is written whatever the row says now; any other outcome only while
  * its request still stands, else it is dropped.  One row that cannot be
- * written keeps no other from it.  What is recorded is so once queue_commit()
- * has returned.
+ * written keeps no other from it; *error is then why, palloc'd, or NULL.
+ * What is recorded is so once queue_commit() has returned.
  */
-extern void queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded);
+extern void queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded, char **error);
 
-/* Of palloc'd QueueApp: those that have a row. */
-extern List *queue_apps(void);
+/*
+ * Gives up what was requested, and was to be sent, before a time, and could
+ * not be attempted for the reason given; returns how many.
+ */
+extern int	queue_expire(const QueueLane *lane, TimestampTz before, const char *reason);
 
-/* Writes circuit, pace and last error. False: somebody has the row locked; try again later. */
-extern bool queue_save_app(const QueueApp *app);
+/* Saves what is known of apps, and says of each whether it was. */
+extern void queue_save_apps(QueueApp *apps, int count);
 
 /* Deletes finished rows; returns how many of the blocks [block, block + count) it purged. */
 extern uint64 queue_purge(TimestampTz before, BlockNumber block, BlockNumber count);

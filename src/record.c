@@ -1,35 +1,30 @@
 /*
  * record.c
- *		Writing what came of attempts, past whatever others hold locked.
+ *		Writing the outcomes of attempts, past whatever others have locked.
  *
  * The deliverer must not wait for a session that left a transaction open, and
  * one row that cannot be written must not keep hundreds of outcomes from being
- * written.  So a batch is written in a subtransaction, which waits a
- * millisecond for rows that are locked; then with a statement that skips these,
- * for them to be reported; then, if one could not be written, row by row.
- *
- * The totals of onesignal_app change in the same transaction as the rows that
- * they count.  While somebody has an app's row locked, what it is owed is kept
- * in this process.
+ * written.  So a batch is written in a subtransaction, by a statement that
+ * skips locked rows; and when one of its rows cannot be written, row by row.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
-#include "catalog/pg_type.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
-#include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/resowner.h"
 #include "utils/timestamp.h"
+#include "catalog/pg_type.h"
 
-#include "http.h"
 #include "record.h"
+#include "statements.h"
 
-/* Arrays that STATEMENT_RECORD takes; STATEMENT_OWED takes the first four. */
-#define RECORD_ARRAYS 9
+/* Columns of STATEMENT_RECORD; STATEMENT_UNRECORDED takes the first four. */
+#define OUTCOME_COLUMNS 10
+#define APP_COLUMNS 9
 
 /*
  * How long to wait for a session that is about to make an app's first row.
@@ -37,58 +32,48 @@
  */
 #define APP_LOCK_TIMEOUT "10ms"
 
-/*
- * The least there is, for each lock that has to be waited for, most likely a
- * row's.  Where one was locked, others may be, for so long.
- */
-#define ROW_LOCK_TIMEOUT "1ms"
-#define ROWS_LOCKED_US INT64CONST(1000000)
-
-static const char *const state_names[] = {
+static const char *const state_names[QUEUE_STATES] = {
 	[QUEUE_PENDING] = "pending",
 	[QUEUE_CANCELED] = "canceled",
 	[QUEUE_REFUSED] = "refused",
 	[QUEUE_FAILED] = "failed",
 };
 
-/* An app's changes of state that are not yet part of its totals. */
-typedef struct Tally
-{
-	pg_uuid_t	app_id;
-	int64		owed[QUEUE_FAILED + 1]; /* by transactions that were committed */
-	int64		change[QUEUE_FAILED + 1];	/* of it, by the open transaction */
-} Tally;
-
-/* Of Tally, in TopMemoryContext: one for each app that this process delivered for. */
-static List *tallies = NIL;
-
-/* Until then it is likely that rows are locked. */
-static int64 rows_locked_until_us = 0;
-
-/* A batch on its way through a subtransaction. */
 typedef struct Batch
 {
 	Oid			schema;
 	const QueueOutcome *outcomes;
 	int			count;
 	QueueRecorded *recorded;
-	bool	   *written;		/* else it is dropped, or locked */
-	bool		skips_locked;
 } Batch;
 
 /* ---- subtransactions ---- */
 
+/* Errors after which nothing else will work in this transaction either, and interrupts. */
+static bool
+ends_transaction(int sqlstate)
+{
+	int			category = ERRCODE_TO_CATEGORY(sqlstate);
+
+	return category == ERRCODE_TO_CATEGORY(ERRCODE_QUERY_CANCELED) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_INVALID_TRANSACTION_STATE) ||
+		sqlstate == ERRCODE_OUT_OF_MEMORY ||
+		sqlstate == ERRCODE_UNDEFINED_TABLE ||
+		sqlstate == ERRCODE_UNDEFINED_SCHEMA;
+}
+
 /*
  * Does it in a subtransaction.  Returns NULL, or the error that rolled it
- * back; raises those that say that nothing else will work either.
+ * back; raises those that ends_transaction().  The rollback comes first:
+ * copying the error allocates, and without memory it would leave the
+ * subtransaction open for ever.
  */
 static ErrorData *
-attempt(void (*work) (void *), void *argument)
+record_attempt(void (*work) (void *), void *argument)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner resources = CurrentResourceOwner;
 	ErrorData  *volatile error = NULL;
-	int			category;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
@@ -99,136 +84,19 @@ attempt(void (*work) (void *), void *argument)
 	}
 	PG_CATCH();
 	{
+		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = resources;
 		error = CopyErrorData();
 		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = resources;
 
-	if (error == NULL)
-		return NULL;
-	category = ERRCODE_TO_CATEGORY(error->sqlerrcode);
-	if (category == ERRCODE_TO_CATEGORY(ERRCODE_QUERY_CANCELED) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_INSUFFICIENT_RESOURCES) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_SYSTEM_ERROR) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_INVALID_TRANSACTION_STATE) ||
-		error->sqlerrcode == ERRCODE_UNDEFINED_TABLE)
+	if (error != NULL && ends_transaction(error->sqlerrcode))
 		ReThrowError(error);
 	return error;
-}
-
-/* For use in attempt(), which puts the setting back if this raises 55P03. */
-static uint64
-run_impatiently(const char *lock_timeout, Statement which, Oid schema, Datum *values)
-{
-	int			level = NewGUCNestLevel();
-	uint64		count;
-
-	(void) set_config_option("lock_timeout", lock_timeout, PGC_SUSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	count = statement_run(which, schema, values, NULL);
-	AtEOXact_GUC(false, level);
-	return count;
-}
-
-/* ---- totals ---- */
-
-void
-record_begin(void)
-{
-	ListCell   *cell;
-
-	foreach(cell, tallies)
-		memset(((Tally *) lfirst(cell))->change, 0, sizeof(((Tally *) NULL)->change));
-}
-
-void
-record_committed(void)
-{
-	ListCell   *cell;
-
-	foreach(cell, tallies)
-	{
-		Tally	   *tally = lfirst(cell);
-
-		for (int state = 0; state <= QUEUE_FAILED; state++)
-			tally->owed[state] += tally->change[state];
-	}
-	record_begin();
-}
-
-static Tally *
-tally_of(const pg_uuid_t *app_id)
-{
-	MemoryContext old;
-	ListCell   *cell;
-	Tally	   *tally;
-
-	foreach(cell, tallies)
-	{
-		tally = lfirst(cell);
-		if (memcmp(&tally->app_id, app_id, sizeof(pg_uuid_t)) == 0)
-			return tally;
-	}
-	old = MemoryContextSwitchTo(TopMemoryContext);
-	tally = palloc0(sizeof(Tally));
-	tally->app_id = *app_id;
-	tallies = lappend(tallies, tally);
-	MemoryContextSwitchTo(old);
-	return tally;
-}
-
-typedef struct AppCreation
-{
-	Oid			schema;
-	Datum		app_id;
-} AppCreation;
-
-static void
-create_app(void *argument)
-{
-	AppCreation *creation = argument;
-
-	(void) run_impatiently(APP_LOCK_TIMEOUT, STATEMENT_CREATE_APP, creation->schema, &creation->app_id);
-}
-
-bool
-record_app(Oid schema, Statement which, Datum *values, const char *nulls)
-{
-	AppCreation creation = {schema, values[0]};
-	ErrorData  *error;
-
-	if (statement_run(which, schema, values, nulls) > 0)
-		return true;
-	error = attempt(create_app, &creation);
-	if (error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
-		ReThrowError(error);
-	return statement_run(which, schema, values, nulls) > 0;
-}
-
-static void
-save_tallies(Oid schema)
-{
-	ListCell   *cell;
-
-	foreach(cell, tallies)
-	{
-		Tally	   *tally = lfirst(cell);
-		Datum		values[QUEUE_FAILED + 1] = {UUIDPGetDatum(&tally->app_id)};
-		int64		sum = 0;
-
-		for (int state = QUEUE_CANCELED; state <= QUEUE_FAILED; state++)
-		{
-			sum += tally->owed[state] + tally->change[state];
-			values[state] = Int64GetDatum(tally->owed[state] + tally->change[state]);
-		}
-		if (sum > 0 && record_app(schema, STATEMENT_ADD_TOTALS, values, NULL))
-			for (int state = QUEUE_CANCELED; state <= QUEUE_FAILED; state++)
-				tally->change[state] = -tally->owed[state];
-	}
 }
 
 /* ---- outcomes ---- */
@@ -257,58 +125,25 @@ errors_literal(const QueueOutcome *outcome, bool *isnull)
 	return CStringGetTextDatum(OidOutputFunctionCall(F_ARRAY_OUT, PointerGetDatum(array)));
 }
 
-/* In the order of the statement's parameters. */
 static void
-outcome_fields(const QueueOutcome *outcome, Datum *fields, bool *nulls)
+add_outcome(StatementRows *rows, const QueueOutcome *outcome)
 {
-	memset(nulls, 0, sizeof(bool) * RECORD_ARRAYS);
-	fields[0] = UUIDPGetDatum(&outcome->app_id);
-	fields[1] = UUIDPGetDatum(&outcome->message_id);
-	fields[2] = TimestampTzGetDatum(outcome->requested_at);
-	fields[3] = CStringGetTextDatum(state_names[outcome->state]);
-	fields[4] = Int32GetDatum(outcome->http_status);
-	nulls[4] = outcome->http_status == 0;
-	fields[5] = errors_literal(outcome, &nulls[5]);
-	fields[6] = text_or_null(outcome->response, &nulls[6]);
-	fields[7] = TimestampTzGetDatum(outcome->last_attempt_at);
-	fields[8] = TimestampTzGetDatum(outcome->next_attempt_at);
-	nulls[8] = outcome->state != QUEUE_PENDING;
-}
+	Datum		values[OUTCOME_COLUMNS];
+	bool		nulls[OUTCOME_COLUMNS] = {0};
 
-static void
-make_arrays(const QueueOutcome *outcomes, int count, Datum *arrays)
-{
-	static const Oid types[RECORD_ARRAYS] = {
-		UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID, INT4OID, TEXTOID, TEXTOID,
-		TIMESTAMPTZOID, TIMESTAMPTZOID
-	};
-	Datum	   *elements = palloc(sizeof(Datum) * RECORD_ARRAYS * count);
-	bool	   *nulls = palloc(sizeof(bool) * RECORD_ARRAYS * count);
-	int			lower = 1;
-
-	for (int i = 0; i < count; i++)
-	{
-		Datum		fields[RECORD_ARRAYS];
-		bool		field_nulls[RECORD_ARRAYS];
-
-		outcome_fields(&outcomes[i], fields, field_nulls);
-		for (int field = 0; field < RECORD_ARRAYS; field++)
-		{
-			elements[field * count + i] = fields[field];
-			nulls[field * count + i] = field_nulls[field];
-		}
-	}
-	for (int field = 0; field < RECORD_ARRAYS; field++)
-	{
-		int16		length;
-		bool		by_value;
-		char		alignment;
-
-		get_typlenbyvalalign(types[field], &length, &by_value, &alignment);
-		arrays[field] = PointerGetDatum(construct_md_array(elements + field * count, nulls + field * count,
-														   1, &count, &lower, types[field],
-														   length, by_value, alignment));
-	}
+	values[0] = UUIDPGetDatum(&outcome->app_id);
+	values[1] = UUIDPGetDatum(&outcome->message_id);
+	values[2] = TimestampTzGetDatum(outcome->requested_at);
+	values[3] = CStringGetTextDatum(state_names[outcome->state]);
+	values[4] = BoolGetDatum(outcome->unanswered);
+	values[5] = Int32GetDatum(outcome->http_status);
+	nulls[5] = outcome->http_status == 0;
+	values[6] = errors_literal(outcome, &nulls[6]);
+	values[7] = text_or_null(outcome->response, &nulls[7]);
+	values[8] = TimestampTzGetDatum(outcome->last_attempt_at);
+	values[9] = TimestampTzGetDatum(outcome->next_attempt_at);
+	nulls[9] = outcome->state != QUEUE_PENDING;
+	statement_rows_add(rows, values, nulls);
 }
 
 /* The ordinality that a row returned: from 0. */
@@ -324,22 +159,21 @@ returned_ordinal(int row)
 static void
 find_locked(Batch *batch)
 {
-	QueueOutcome *rest = palloc(sizeof(QueueOutcome) * batch->count);
+	StatementRows rows;
 	int		   *origin = palloc(sizeof(int) * batch->count);
-	Datum		arrays[RECORD_ARRAYS];
 	int			count = 0;
 
+	statement_rows_begin(&rows, STATEMENT_UNRECORDED, batch->count);
 	for (int i = 0; i < batch->count; i++)
 	{
-		if (batch->written[i])
+		if (batch->recorded[i] == QUEUE_RECORDED)
 			continue;
-		origin[count] = i;
-		rest[count++] = batch->outcomes[i];
+		origin[count++] = i;
+		add_outcome(&rows, &batch->outcomes[i]);
 	}
 	if (count == 0)
 		return;
-	make_arrays(rest, count, arrays);
-	count = (int) statement_run(STATEMENT_OWED, batch->schema, arrays, NULL);
+	count = (int) statement_rows_run(&rows, batch->schema);
 	for (int row = 0; row < count; row++)
 		batch->recorded[origin[returned_ordinal(row)]] = QUEUE_LOCKED;
 	SPI_freetuptable(SPI_tuptable);
@@ -349,68 +183,125 @@ static void
 write_batch(void *argument)
 {
 	Batch	   *batch = argument;
-	Datum		arrays[RECORD_ARRAYS];
+	StatementRows rows;
 	int			count;
 
+	statement_rows_begin(&rows, STATEMENT_RECORD, batch->count);
 	for (int i = 0; i < batch->count; i++)
 	{
-		batch->written[i] = false;
-		batch->recorded[i] = QUEUE_RECORDED;
+		batch->recorded[i] = QUEUE_DROPPED;
+		add_outcome(&rows, &batch->outcomes[i]);
 	}
-	make_arrays(batch->outcomes, batch->count, arrays);
-	count = (int) (batch->skips_locked ?
-				   statement_run(STATEMENT_RECORD_UNLOCKED, batch->schema, arrays, NULL) :
-				   run_impatiently(ROW_LOCK_TIMEOUT, STATEMENT_RECORD, batch->schema, arrays));
+	count = (int) statement_rows_run(&rows, batch->schema);
 	for (int row = 0; row < count; row++)
-		batch->written[returned_ordinal(row)] = true;
+		batch->recorded[returned_ordinal(row)] = QUEUE_RECORDED;
 	SPI_freetuptable(SPI_tuptable);
 	find_locked(batch);
 }
 
-static ErrorData *
-try_batch(Batch *batch)
-{
-	int64		now_us = http_clock_us();
-	ErrorData  *error;
-
-	batch->skips_locked = now_us < rows_locked_until_us;
-	error = attempt(write_batch, batch);
-	if (error != NULL && error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
-	{
-		rows_locked_until_us = now_us + ROWS_LOCKED_US;
-		batch->skips_locked = true;
-		error = attempt(write_batch, batch);
-	}
-	for (int i = 0; error == NULL && i < batch->count; i++)
-		if (batch->written[i])
-			tally_of(&batch->outcomes[i].app_id)->change[batch->outcomes[i].state]++;
-	return error;
-}
-
 void
-record_outcomes(Oid schema, const QueueOutcome *outcomes, int count, QueueRecorded *recorded)
+record_outcomes(Oid schema, const QueueOutcome *outcomes, int count,
+				QueueRecorded *recorded, char **error)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
-	bool	   *written = palloc(sizeof(bool) * (count + 1));
-	Batch		batch = {schema, outcomes, count, recorded, written, false};
+	Batch		all = {schema, outcomes, count, recorded};
 
-	if (count > 0 && try_batch(&batch) != NULL)
+	*error = NULL;
+	if (count > 0 && record_attempt(write_batch, &all) != NULL)
 		for (int i = 0; i < count; i++)
 		{
-			Batch		single = {schema, &outcomes[i], 1, &recorded[i], &written[i], false};
-			ErrorData  *error = try_batch(&single);
+			Batch		single = {schema, &outcomes[i], 1, &recorded[i]};
+			ErrorData  *failure = record_attempt(write_batch, &single);
 
-			if (error == NULL)
+			if (failure == NULL)
 				continue;
 			recorded[i] = QUEUE_UNRECORDABLE;
 			/* Its detail may hold the whole row. */
-			ereport(LOG,
-					(errcode(error->sqlerrcode),
-					 errmsg("could not record what came of message %s of app %s: %s",
-							DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&outcomes[i].message_id))),
-							DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&outcomes[i].app_id))),
-							error->message)));
+			if (*error == NULL)
+				*error = MemoryContextStrdup(old, failure->message);
 		}
-	save_tallies(schema);
+	MemoryContextSwitchTo(old);
+}
+
+/* ---- onesignal_app ---- */
+
+typedef struct AppCreation
+{
+	Oid			schema;
+	StatementRows rows;
+} AppCreation;
+
+/* For use in record_attempt(), which puts the setting back if this raises 55P03. */
+static void
+create_apps(void *argument)
+{
+	AppCreation *creation = argument;
+	int			level = NewGUCNestLevel();
+
+	(void) set_config_option("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	(void) statement_rows_run(&creation->rows, creation->schema);
+	AtEOXact_GUC(false, level);
+}
+
+static void
+create_missing_apps(Oid schema, const QueueApp *apps, int count)
+{
+	AppCreation creation = {.schema = schema};
+	ErrorData  *error;
+
+	statement_rows_begin(&creation.rows, STATEMENT_CREATE_APPS, count);
+	for (int i = 0; i < count; i++)
+	{
+		Datum		app_id = UUIDPGetDatum(&apps[i].app_id);
+
+		if (!apps[i].exists)
+			statement_rows_add(&creation.rows, &app_id, NULL);
+	}
+	if (creation.rows.count == 0)
+		return;
+	error = record_attempt(create_apps, &creation);
+	if (error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE)
+		ReThrowError(error);
+}
+
+static void
+add_app(StatementRows *rows, const QueueApp *app)
+{
+	Datum		values[APP_COLUMNS];
+	bool		nulls[APP_COLUMNS] = {0};
+	NameData	role;
+
+	namestrcpy(&role, app->circuit_role != NULL ? app->circuit_role : "");
+	values[0] = UUIDPGetDatum(&app->app_id);
+	values[1] = TimestampTzGetDatum(app->circuit_until);
+	nulls[1] = app->circuit_until == 0;
+	values[2] = PointerGetDatum(memcpy(palloc(NAMEDATALEN), &role, NAMEDATALEN));
+	nulls[2] = app->circuit_role == NULL;
+	values[3] = text_or_null(app->circuit_reason, &nulls[3]);
+	values[4] = Float8GetDatum(app->pace);
+	values[5] = text_or_null(app->last_error, &nulls[5]);
+	for (int state = QUEUE_CANCELED; state <= QUEUE_FAILED; state++)
+		values[5 + state] = Int64GetDatum(app->totals[state]);
+	statement_rows_add(rows, values, nulls);
+}
+
+void
+record_apps(Oid schema, QueueApp *apps, int count)
+{
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	StatementRows rows;
+
+	create_missing_apps(schema, apps, count);
+	statement_rows_begin(&rows, STATEMENT_SAVE_APPS, count);
+	for (int i = 0; i < count; i++)
+	{
+		apps[i].saved = false;
+		add_app(&rows, &apps[i]);
+	}
+	count = (int) statement_rows_run(&rows, schema);
+	for (int row = 0; row < count; row++)
+		apps[returned_ordinal(row)].saved = true;
+	SPI_freetuptable(SPI_tuptable);
 	MemoryContextSwitchTo(old);
 }

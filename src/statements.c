@@ -14,12 +14,13 @@
 
 #include "catalog/pg_type.h"
 #include "lib/stringinfo.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 
 #include "statements.h"
 
-#define STATEMENT_PARAMETERS_MAX 9
+#define STATEMENT_PARAMETERS_MAX 10
 
 #define EQ " OPERATOR(pg_catalog.=) "
 #define NE " OPERATOR(pg_catalog.<>) "
@@ -27,16 +28,7 @@
 #define LT " OPERATOR(pg_catalog.<) "
 #define GE " OPERATOR(pg_catalog.>=) "
 #define PLUS " OPERATOR(pg_catalog.+) "
-
-/* The order of delivery within a lane, as onesignal_message_pending has it. */
-#define POSITION "COALESCE(send_after, '-infinity'::pg_catalog.timestamptz), message_id"
-
-#define FETCH \
-	"SELECT message_id, send_after, requested_at, next_attempt_at, first_attempt_at," \
-	" attempts, unanswered, last_attempt_at, http_status" \
-	" FROM @onesignal_message" \
-	" WHERE state" EQ "'pending' AND app_id" EQ "$1 AND requested_by" EQ "$2" \
-	" AND requested_at IS NOT NULL"
+#define MINUS " OPERATOR(pg_catalog.-) "
 
 /*
  * The row that an outcome may be written to.  A cancel that worked is the
@@ -60,30 +52,10 @@
 #define OUTCOMES \
 	"ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3)," \
 	" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6)," \
-	" pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9)) WITH ORDINALITY" \
-	" AS o (app_id, message_id, requested_at, state, http_status, errors, response," \
+	" pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9)," \
+	" pg_catalog.unnest($10)) WITH ORDINALITY" \
+	" AS o (app_id, message_id, requested_at, state, unanswered, http_status, errors, response," \
 	" last_attempt_at, next_attempt_at, ordinal)"
-#define OUTCOME_PARAMETERS \
-	9, {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, INT4ARRAYOID, \
-		TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
-
-#define WRITE_OUTCOME \
-	"UPDATE @onesignal_message AS m SET state = o.state::@onesignal_message_state," \
-	" http_status = o.http_status, errors = COALESCE(o.errors::pg_catalog.text[], '{}')," \
-	" response = o.response::pg_catalog.jsonb, attempts = m.attempts" PLUS "1," \
-	" unanswered = m.unanswered OR o.http_status IS NULL," \
-	" first_attempt_at = COALESCE(m.first_attempt_at, o.last_attempt_at)," \
-	" last_attempt_at = o.last_attempt_at, next_attempt_at = o.next_attempt_at," \
-	" finished_at = CASE WHEN o.state" NE "'pending' THEN pg_catalog.clock_timestamp() END"
-
-/* Never waits for onesignal_cancel_pause() in a transaction left open. */
-#define UNLOCKED_APP \
-	"WITH unlocked AS MATERIALIZED (" \
-	"SELECT app_id FROM @onesignal_app WHERE app_id" EQ "$1" \
-	" FOR NO KEY UPDATE SKIP LOCKED)" \
-	" UPDATE @onesignal_app AS a SET "
-#define OF_UNLOCKED_APP \
-	" FROM unlocked WHERE a.app_id" EQ "unlocked.app_id"
 
 typedef struct StatementText
 {
@@ -102,45 +74,66 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		4, {UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID}
 	},
 
-	/* A loose index scan: as many probes as there are lanes, however long they are. */
+	/*
+	 * The lanes after (app_id, requested_by), at most so many, and what
+	 * onesignal_app says of each one's app.  A loose index scan: as many
+	 * probes as there are lanes, however long they are.
+	 */
 	[STATEMENT_LANES] = {
 		"WITH RECURSIVE lane AS ("
-		"(SELECT app_id, requested_by FROM @onesignal_message WHERE state" EQ "'pending'"
+		"(SELECT app_id, requested_by, 1 AS number FROM @onesignal_message"
+		" WHERE state" EQ "'pending' AND (app_id, requested_by)" GT "($1, $2)"
 		" ORDER BY app_id, requested_by LIMIT 1)"
 		" UNION ALL"
-		" SELECT next.app_id, next.requested_by FROM lane CROSS JOIN LATERAL ("
+		" SELECT next.app_id, next.requested_by, lane.number" PLUS "1 FROM lane CROSS JOIN LATERAL ("
 		"SELECT m.app_id, m.requested_by FROM @onesignal_message m WHERE m.state" EQ "'pending'"
 		" AND (m.app_id, m.requested_by)" GT "(lane.app_id, lane.requested_by)"
-		" ORDER BY m.app_id, m.requested_by LIMIT 1) AS next)"
-		" SELECT app_id, requested_by FROM lane WHERE requested_by IS NOT NULL",
-		0, {0}
+		" ORDER BY m.app_id, m.requested_by LIMIT 1) AS next WHERE lane.number" LT "$3)"
+		" SELECT lane.app_id, lane.requested_by, a.app_id IS NOT NULL, a.paused_until, a.resumed_at,"
+		" CASE WHEN a.circuit_role IS NULL THEN a.circuit_until END, a.circuit_until IS NOT NULL,"
+		" CASE WHEN a.pace_at" GT "pg_catalog.now()" MINUS "'10 minutes'::pg_catalog.interval"
+		" THEN a.pace END"
+		" FROM lane LEFT JOIN @onesignal_app AS a ON a.app_id" EQ "lane.app_id",
+		3, {UUIDOID, NAMEOID, INT4OID}
 	},
 
-	/* app_id, requested_by, limit */
-	[STATEMENT_FETCH_HEAD] = {
-		FETCH " ORDER BY " POSITION " LIMIT $3",
-		3, {UUIDOID, NAMEOID, INT8OID}
+	/*
+	 * Of each lane (app_id, requested_by) the rows from a position on, at
+	 * most so many, in the order of delivery.
+	 */
+	[STATEMENT_FETCH] = {
+		"SELECT l.ordinal, m.message_id, m.send_after, m.requested_at, m.next_attempt_at,"
+		" m.first_attempt_at, m.attempts, m.unanswered, m.last_attempt_at, m.http_status"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
+		" pg_catalog.unnest($4), pg_catalog.unnest($5)) WITH ORDINALITY"
+		" AS l (app_id, requested_by, send_after, message_id, count, ordinal)"
+		" CROSS JOIN LATERAL (SELECT * FROM @onesignal_message"
+		" WHERE state" EQ "'pending' AND app_id" EQ "l.app_id AND requested_by" EQ "l.requested_by"
+		" AND (COALESCE(send_after, '-infinity'::pg_catalog.timestamptz), onesignal_message.message_id)"
+		GE "(l.send_after, l.message_id)"
+		" ORDER BY COALESCE(send_after, '-infinity'::pg_catalog.timestamptz), onesignal_message.message_id"
+		" LIMIT l.count) AS m",
+		5, {UUIDARRAYOID, NAMEARRAYOID, TIMESTAMPTZARRAYOID, UUIDARRAYOID, INT4ARRAYOID}
 	},
 
-	/* app_id, requested_by, limit, and the last row's send_after and message_id */
-	[STATEMENT_FETCH_NEXT] = {
-		FETCH " AND (" POSITION ")" GT "($4, $5) ORDER BY " POSITION " LIMIT $3",
-		5, {UUIDOID, NAMEOID, INT8OID, TIMESTAMPTZOID, UUIDOID}
-	},
-
-	/* Returns the ordinality of the outcomes that were written.  Waits for rows that are locked. */
+	/*
+	 * Returns the ordinality of the outcomes that were written; leaves out
+	 * the rows that somebody has locked.
+	 */
 	[STATEMENT_RECORD] = {
-		WRITE_OUTCOME " FROM " OUTCOMES " WHERE " IS_ROW_OF_OUTCOME " RETURNING o.ordinal",
-		OUTCOME_PARAMETERS
-	},
-
-	/* The same, but leaves out the rows that somebody has locked; half as slow again. */
-	[STATEMENT_RECORD_UNLOCKED] = {
 		"WITH unlocked AS MATERIALIZED ("
 		"SELECT o.*, m.address FROM " OUTCOMES
-		" CROSS JOIN LATERAL (" ROW_OF_OUTCOME " FOR NO KEY UPDATE SKIP LOCKED) AS m) "
-		WRITE_OUTCOME " FROM unlocked AS o WHERE m.ctid" EQ "o.address RETURNING o.ordinal",
-		OUTCOME_PARAMETERS
+		" CROSS JOIN LATERAL (" ROW_OF_OUTCOME " FOR NO KEY UPDATE SKIP LOCKED) AS m)"
+		" UPDATE @onesignal_message AS m SET state = o.state::@onesignal_message_state,"
+		" http_status = o.http_status, errors = COALESCE(o.errors::pg_catalog.text[], '{}'),"
+		" response = o.response::pg_catalog.jsonb, attempts = m.attempts" PLUS "1,"
+		" unanswered = m.unanswered OR o.unanswered,"
+		" first_attempt_at = COALESCE(m.first_attempt_at, o.last_attempt_at),"
+		" last_attempt_at = o.last_attempt_at, next_attempt_at = o.next_attempt_at,"
+		" finished_at = CASE WHEN o.state" NE "'pending' THEN pg_catalog.clock_timestamp() END"
+		" FROM unlocked AS o WHERE m.ctid" EQ "o.address RETURNING o.ordinal",
+		10, {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, BOOLARRAYOID,
+		INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
 	},
 
 	/*
@@ -148,7 +141,7 @@ static const StatementText statements[STATEMENT_COUNT] = {
 	 * which have a row all the same.  Asked apart, since in the same statement
 	 * it would cost the square of their number.
 	 */
-	[STATEMENT_OWED] = {
+	[STATEMENT_UNRECORDED] = {
 		"SELECT o.ordinal FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2),"
 		" pg_catalog.unnest($3), pg_catalog.unnest($4)) WITH ORDINALITY"
 		" AS o (app_id, message_id, requested_at, state, ordinal)"
@@ -156,36 +149,51 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		4, {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID}
 	},
 
-	[STATEMENT_APPS] = {
-		"SELECT app_id, paused_until, circuit_until, circuit_role, circuit_reason, pace,"
-		" last_error FROM @onesignal_app",
-		0, {0}
+	/*
+	 * app_id, requested_by, a time, the reason: gives up what was requested,
+	 * and was to be sent, before then.
+	 */
+	[STATEMENT_EXPIRE] = {
+		"UPDATE @onesignal_message SET state = 'failed', errors = ARRAY[$4],"
+		" finished_at = pg_catalog.clock_timestamp(), next_attempt_at = NULL"
+		" WHERE ctid" EQ "ANY (ARRAY(SELECT m.ctid FROM @onesignal_message AS m"
+		" WHERE m.state" EQ "'pending' AND m.app_id" EQ "$1 AND m.requested_by" EQ "$2"
+		" AND COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz)" LT "$3"
+		" AND m.requested_at" LT "$3 LIMIT 10000 FOR UPDATE SKIP LOCKED))",
+		4, {UUIDOID, NAMEOID, TIMESTAMPTZOID, TEXTOID}
 	},
 
-	/* app_id */
-	[STATEMENT_CREATE_APP] = {
-		"INSERT INTO @onesignal_app (app_id) VALUES ($1) ON CONFLICT (app_id) DO NOTHING",
-		1, {UUIDOID}
+	/* app_ids */
+	[STATEMENT_CREATE_APPS] = {
+		"INSERT INTO @onesignal_app (app_id) SELECT pg_catalog.unnest($1) ON CONFLICT (app_id) DO NOTHING",
+		1, {UUIDARRAYOID}
 	},
 
-	/* app_id, circuit_until, circuit_role, circuit_reason, pace, last_error or NULL to keep it */
-	[STATEMENT_SAVE_APP] = {
-		UNLOCKED_APP
-		"circuit_until = $2, circuit_role = $3, circuit_reason = $4, pace = $5,"
-		" last_error = COALESCE($6, a.last_error),"
-		" last_error_at = CASE WHEN $6 IS NULL THEN a.last_error_at ELSE pg_catalog.now() END"
-		OF_UNLOCKED_APP,
-		6, {UUIDOID, TIMESTAMPTZOID, NAMEOID, TEXTOID, FLOAT8OID, TEXTOID}
-	},
-
-	/* app_id, and how many more were canceled, refused, failed */
-	[STATEMENT_ADD_TOTALS] = {
-		UNLOCKED_APP
-		"canceled_total = a.canceled_total" PLUS "$2,"
-		" refused_total = a.refused_total" PLUS "$3,"
-		" failed_total = a.failed_total" PLUS "$4"
-		OF_UNLOCKED_APP,
-		4, {UUIDOID, INT8OID, INT8OID, INT8OID}
+	/*
+	 * An array for each field of QueueApp that is saved.  Returns the
+	 * ordinality of those that were, leaving out those that somebody has
+	 * locked: it never waits for onesignal_cancel_pause() in a transaction
+	 * left open.
+	 */
+	[STATEMENT_SAVE_APPS] = {
+		"WITH unlocked AS MATERIALIZED ("
+		"SELECT s.* FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
+		" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7),"
+		" pg_catalog.unnest($8), pg_catalog.unnest($9)) WITH ORDINALITY"
+		" AS s (app_id, circuit_until, circuit_role, circuit_reason, pace, last_error,"
+		" canceled, refused, failed, ordinal)"
+		" CROSS JOIN LATERAL (SELECT FROM @onesignal_app AS a WHERE a.app_id" EQ "s.app_id"
+		" FOR NO KEY UPDATE SKIP LOCKED) AS a)"
+		" UPDATE @onesignal_app AS a SET circuit_until = s.circuit_until, circuit_role = s.circuit_role,"
+		" circuit_reason = s.circuit_reason, pace = s.pace, pace_at = pg_catalog.now(),"
+		" last_error = COALESCE(s.last_error, a.last_error),"
+		" last_error_at = CASE WHEN s.last_error IS NULL THEN a.last_error_at ELSE pg_catalog.now() END,"
+		" canceled_total = a.canceled_total" PLUS "s.canceled,"
+		" refused_total = a.refused_total" PLUS "s.refused,"
+		" failed_total = a.failed_total" PLUS "s.failed"
+		" FROM unlocked AS s WHERE a.app_id" EQ "s.app_id RETURNING s.ordinal",
+		9, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, NAMEARRAYOID, TEXTARRAYOID, FLOAT8ARRAYOID,
+		TEXTARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
 	},
 
 	/* app_id, until, reason, by whom */
@@ -199,7 +207,8 @@ static const StatementText statements[STATEMENT_COUNT] = {
 	/* app_id */
 	[STATEMENT_RESUME] = {
 		"UPDATE @onesignal_app SET paused_until = NULL, pause_reason = NULL, paused_by = NULL,"
-		" circuit_until = NULL, circuit_role = NULL, circuit_reason = NULL"
+		" circuit_until = NULL, circuit_role = NULL, circuit_reason = NULL,"
+		" resumed_at = pg_catalog.clock_timestamp()"
 		" WHERE app_id" EQ "$1",
 		1, {UUIDOID}
 	},
@@ -283,4 +292,49 @@ statement_run(Statement which, Oid schema, Datum *values, const char *nulls)
 		elog(ERROR, "could not run statement %d: %s", which, SPI_result_code_string(result));
 	MemoryContextSwitchTo(old);
 	return SPI_processed;
+}
+
+void
+statement_rows_begin(StatementRows *rows, Statement which, int max)
+{
+	rows->which = which;
+	rows->columns = statements[which].parameter_count;
+	rows->count = 0;
+	rows->max = max;
+	rows->values = palloc(sizeof(Datum) * rows->columns * Max(max, 1));
+	rows->nulls = palloc(sizeof(bool) * rows->columns * Max(max, 1));
+}
+
+void
+statement_rows_add(StatementRows *rows, const Datum *values, const bool *nulls)
+{
+	Assert(rows->count < rows->max);
+	for (int column = 0; column < rows->columns; column++)
+	{
+		rows->values[column * rows->max + rows->count] = values[column];
+		rows->nulls[column * rows->max + rows->count] = nulls != NULL && nulls[column];
+	}
+	rows->count++;
+}
+
+uint64
+statement_rows_run(StatementRows *rows, Oid schema)
+{
+	Datum		arrays[STATEMENT_PARAMETERS_MAX];
+	int			lower = 1;
+
+	for (int column = 0; column < rows->columns; column++)
+	{
+		Oid			type = get_element_type(statements[rows->which].parameters[column]);
+		int16		length;
+		bool		by_value;
+		char		alignment;
+
+		get_typlenbyvalalign(type, &length, &by_value, &alignment);
+		arrays[column] = PointerGetDatum(construct_md_array(rows->values + column * rows->max,
+															rows->nulls + column * rows->max,
+															1, &rows->count, &lower, type,
+															length, by_value, alignment));
+	}
+	return statement_run(rows->which, schema, arrays, NULL);
 }

@@ -12,15 +12,12 @@ typedef enum Statement
 {
 	STATEMENT_ENQUEUE,
 	STATEMENT_LANES,
-	STATEMENT_FETCH_HEAD,
-	STATEMENT_FETCH_NEXT,
+	STATEMENT_FETCH,
 	STATEMENT_RECORD,
-	STATEMENT_RECORD_UNLOCKED,
-	STATEMENT_OWED,
-	STATEMENT_APPS,
-	STATEMENT_CREATE_APP,
-	STATEMENT_SAVE_APP,
-	STATEMENT_ADD_TOTALS,
+	STATEMENT_UNRECORDED,
+	STATEMENT_EXPIRE,
+	STATEMENT_CREATE_APPS,
+	STATEMENT_SAVE_APPS,
 	STATEMENT_PAUSE,
 	STATEMENT_RESUME,
 	STATEMENT_PURGE,
@@ -34,5 +31,26 @@ typedef enum Statement
  * the connection lives on.  CurrentMemoryContext stays what it is.
  */
 extern uint64 statement_run(Statement which, Oid schema, Datum *values, const char *nulls);
+
+/*
+ * The parameters of a statement that takes an array for each column, filled
+ * row by row.  Values are kept as they are, not copied.
+ */
+typedef struct StatementRows
+{
+	Statement	which;
+	int			columns;
+	int			count;
+	int			max;
+	Datum	   *values;			/* column by column */
+	bool	   *nulls;
+} StatementRows;
+
+/* For at most max rows, in the current context. */
+extern void statement_rows_begin(StatementRows *rows, Statement which, int max);
+
+/* Of the values as many as the statement has columns; nulls may be NULL. */
+extern void statement_rows_add(StatementRows *rows, const Datum *values, const bool *nulls);
+extern uint64 statement_rows_run(StatementRows *rows, Oid schema);
 
 #endif

@@ -225,7 +225,7 @@ something_is_pending(void)
 
 	if (!queue_begin(false))
 		return false;
-	pending = queue_lanes() != NIL;
+	pending = queue_has_pending();
 	queue_commit();
 	return pending;
 }
