@@ -99,6 +99,7 @@ struct HttpExchange
 	int			sendings;		/* in all */
 	int			sendings_before;	/* ... before it was last handed to libcurl */
 	bool		timed;			/* begun_us is final: it has been sent */
+	bool		over_tls;		/* ... so */
 	bool		unsent;			/* it counts in group->unsent */
 };
 
@@ -281,6 +282,16 @@ deadline(const HttpExchange *exchange)
 		waits_since(exchange) + exchange->connect_us;
 }
 
+/* libcurl gives the TLS session of the connection that the exchange has now, if it has one. */
+static bool
+has_tls_session(const HttpExchange *exchange)
+{
+	struct curl_tlssessioninfo *session = NULL;
+
+	curl_easy_getinfo(exchange->transfer.easy, CURLINFO_TLS_SSL_PTR, &session);
+	return session != NULL && session->internals != NULL;
+}
+
 /* The connection is there and the request is about to go out, for the first time or again. */
 static int
 prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int local_port)
@@ -295,9 +306,10 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 	if (!exchange->timed)
 		exchange->begun_us = waits_since(exchange);
 	exchange->timed = true;
+	exchange->over_tls = has_tls_session(exchange);
 	exchange->sendings++;
 	set_unsent(exchange, false);
-	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
+	engine.next_deadline_us = Min(engine.next_deadline_us, exchange->begun_us + exchange->timeout_us / 2);
 	return CURL_PREREQFUNC_OK;
 }
 
@@ -657,6 +669,26 @@ give_up(HttpExchange *exchange)
 	conclude(exchange, CURLE_OPERATION_TIMEDOUT);
 }
 
+/*
+ * A peer that refuses streams, or says GOAWAY, makes libcurl send again.  Until
+ * then the exchange waits for its turn once more, which is looked at when half
+ * of its time is over.
+ */
+static int64
+next_deadline(HttpExchange *exchange, int64 now)
+{
+	int64		half = exchange->begun_us + exchange->timeout_us / 2;
+
+	if (exchange->timed && now < half)
+		return half;
+	if (exchange->timed && exchange->over_tls && !has_tls_session(exchange))
+	{
+		exchange->timed = false;
+		set_unsent(exchange, true);
+	}
+	return deadline(exchange);
+}
+
 static void
 expire(int64 now)
 {
@@ -668,7 +700,7 @@ expire(int64 now)
 	dlist_foreach_modify(iter, &engine.flying)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
-		int64		next = deadline(exchange);
+		int64		next = next_deadline(exchange, now);
 
 		if (next <= now)
 			give_up(exchange);
