@@ -99,10 +99,11 @@ attempt(void (*work) (void *), void *argument)
 	}
 	PG_CATCH();
 	{
+		/* First: copying can fail for lack of memory, and nobody else would end the subtransaction. */
+		RollbackAndReleaseCurrentSubTransaction();
 		MemoryContextSwitchTo(context);
 		error = CopyErrorData();
 		FlushErrorState();
-		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
