@@ -36,7 +36,6 @@ OBJS = \
 	src/transition.o \
 	src/upkeep.o \
 	src/wakeup.o \
-	src/window.o \
 	src/wire.o \
 	src/worker.o
 

@@ -73,6 +73,7 @@ typedef struct CancelRun
 
 	const Credentials *credentials;
 	CancelRequest request;
+	HttpGroup	group;
 	Pace		pace;
 	int64		not_before_us;	/* OneSignal asked us to wait until then (429) */
 	bool		stopped;		/* the rest is reported, unsent */
@@ -178,8 +179,9 @@ submit(CancelRun *run, CancelItem *item, int64 now)
 
 	if (item->attempts > 0)
 		left_ms -= (now - item->begun_us) / 1000;
+	request->group = &run->group;
 	request->timeout_ms = (int) Max(left_ms, 1);
-	request->connect_timeout_ms = Min(settings_connect_timeout, request->timeout_ms);
+	request->connect_timeout_ms = settings_connect_timeout;
 	forget_last(run, item);
 	item->attempts++;
 	item->started_us = now;
@@ -208,6 +210,12 @@ startable_item(CancelRun *run, int64 now)
 	return item;
 }
 
+static bool
+has_room(const CancelRun *run)
+{
+	return run->group.unsent < HTTP_UNSENT_MAX && http_in_flight() < settings_max_in_flight;
+}
+
 static void
 start_requests(CancelRun *run)
 {
@@ -217,7 +225,7 @@ start_requests(CancelRun *run)
 	if (run->stopped || now < run->not_before_us)
 		return;
 	report_late(run, now);
-	while (http_room() > 0 && http_in_flight() < settings_max_in_flight &&
+	while (has_room(run) &&
 		   (item = startable_item(run, now)) != NULL && pace_take(&run->pace, now))
 	{
 		dlist_delete(&item->node);
@@ -234,7 +242,7 @@ next_start_us(CancelRun *run)
 	int64		next = PG_INT64_MAX;
 	dlist_iter	iter;
 
-	if (run->stopped || http_room() <= 0 || http_in_flight() >= settings_max_in_flight)
+	if (run->stopped || !has_room(run))
 		return PG_INT64_MAX;
 	dlist_foreach(iter, &run->waiting)
 		next = Min(next, dlist_container(CancelItem, node, iter.cur)->retry_us);
@@ -406,6 +414,7 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 		run_begin(&run, app_id, &credentials, message_ids, count);
 		run.progress = progress;
 		run_to_end(&run);
+		http_tidy();
 	}
 	PG_FINALLY();
 	{

@@ -80,6 +80,7 @@ typedef struct DeliveryItem
 	int64		again_us;		/* when that is */
 } DeliveryItem;
 
+static HttpGroup group;			/* until each app has its own */
 static MemoryContext delivery_context = NULL;	/* items; dropped with them after an error */
 static dlist_head items = DLIST_STATIC_INIT(items);
 static dlist_head answered;
@@ -104,6 +105,7 @@ begin_request(DeliveryLane *lane, const QueueRow *row, Moment now)
 	item->row = *row;
 	item->begun = now;
 	item->api_key = MemoryContextStrdup(delivery_context, lane->credentials.api_key);
+	request->group = &group;
 	request->timeout_ms = settings_timeout;
 	request->connect_timeout_ms = settings_connect_timeout;
 	http_submit(request, item);
@@ -115,7 +117,7 @@ begin_requests(Moment now)
 	DeliveryLane *lane;
 	QueueRow	row;
 
-	while (http_room() > 0 && http_in_flight() < settings_max_in_flight &&
+	while (group.unsent < HTTP_UNSENT_MAX && http_in_flight() < settings_max_in_flight &&
 		   kept_count < KEPT_MAX && lanes_take(now, &lane, &row))
 		begin_request(lane, &row, now);
 }
@@ -422,7 +424,7 @@ wait_until(Moment now, TimestampTz next_due)
 	int64		until = PG_INT64_MAX;
 
 	/* Without room no row can begin, however due it is. */
-	if (http_room() > 0 && http_in_flight() < settings_max_in_flight && kept_count < KEPT_MAX)
+	if (group.unsent < HTTP_UNSENT_MAX && http_in_flight() < settings_max_in_flight && kept_count < KEPT_MAX)
 		until = on_engine_clock(next_due, now);
 	if (answered_count > 0)
 		until = Min(until, answered_since + RECORD_DELAY_US);

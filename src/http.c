@@ -25,38 +25,37 @@
 #include <pthread.h>
 #include <signal.h>
 #include <sys/socket.h>
+#include <time.h>
 #include <unistd.h>
 
-#include "common/hashfn.h"
 #include "lib/ilist.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
+#include "postmaster/interrupt.h"
 #include "storage/fd.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
+#include "utils/timeout.h"
+#include "utils/timestamp.h"
 
 #include "compat.h"
 #include "http.h"
 #include "transfer.h"
-#include "window.h"
 #include "wire.h"
 
 /* At 100 streams each, 8 carry 22,700 requests a second over 30 ms. */
 #define HTTP_HOST_CONNECTIONS	8
-#define HTTP_TOTAL_CONNECTIONS	16
 
 /* Two sockets a connection while it is made, and a resolver's pipe */
-StaticAssertDecl(4 * HTTP_TOTAL_CONNECTIONS <= WIRE_SOCKETS_MAX, "too few sockets can be watched");
+StaticAssertDecl(4 * HTTP_CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets can be watched");
 
 /*
- * How many exchanges may be handed to libcurl without a connection or stream
- * of their own yet.  It opens another connection only while some wait for one,
- * yet touches each waiting one whenever any finishes: few, but not none.
+ * File descriptors are reserved in steps.  Two of three are for connections,
+ * the others for the losers of a race between IPv4 and IPv6, resolver pipes
+ * and epoll.
  */
-#define HTTP_UNSENT_MAX		32
-
-/* Connections, the losers of a race between IPv4 and IPv6, resolver pipes, epoll */
-#define HTTP_FDS_RESERVED	24
+#define HTTP_FDS_STEP			24
+#define HTTP_FDS_MAX			(HTTP_CONNECTIONS_MAX / 2 * 3)
 
 /* An exchange whose reused connection turned out dead is sent again so often. */
 #define HTTP_RESUBMIT_MAX	3
@@ -78,25 +77,30 @@ StaticAssertDecl(4 * HTTP_TOTAL_CONNECTIONS <= WIRE_SOCKETS_MAX, "too few socket
  */
 #define HTTP_UNACKNOWLEDGED_MS	20000
 
+/*
+ * A call into libcurl reads until nothing is left, without end if the peer
+ * sends without end.  So often it is looked at from outside; and so much of the
+ * processor's time it may take, of which an answer of 64 kB takes a hundredth.
+ */
+#define HTTP_LOOK_MS			50
+#define HTTP_FLOOD_CPU_US		INT64CONST(100000)
+
 struct HttpExchange
 {
 	dlist_node	node;			/* in engine.idle, .flying, .finished or .returned */
 	Transfer	transfer;
 	void	   *owner;
+	HttpGroup  *group;
 	int64		begun_us;		/* from when its time runs */
-	int64		deadline_us;
+	int64		launched_us;	/* when it was last handed to libcurl */
 	int64		timeout_us;
-	uint32		origin;			/* hash of scheme, host and port */
-	int64		queued_us;		/* when it was handed to libcurl, or libcurl queued it again */
-	int64		connect_timeout_us;
-	int64		connect_by_us;	/* while it is not sent: when it is given up */
-	int64		recheck_us;		/* ... and when that is looked at again */
-	int64		answers_before; /* engine.answers when it was launched */
+	int64		connect_us;		/* how long it may stay unsent */
 	int			resubmitted;
-	bool		queues;			/* behind others: its time runs from when it is sent */
-	int			local_port;		/* of the connection that it was sent on */
-	bool		connecting;		/* it makes a connection, itself */
-	bool		sent;
+	int			sendings;		/* in all */
+	int			sendings_before;	/* ... before it was last handed to libcurl */
+	bool		timed;			/* begun_us is final: it has been sent */
+	bool		over_tls;		/* ... so */
+	bool		unsent;			/* it counts in group->unsent */
 };
 
 typedef struct HttpEngine
@@ -107,19 +111,30 @@ typedef struct HttpEngine
 	dlist_head	finished;
 	dlist_head	returned;		/* with the caller, who owes http_release() */
 	int			in_flight;
-	int			unsent;
-	Window		window;			/* how many may be in flight now */
+	int			may_connect;	/* connections that may be opened for what is unsent */
+	int			connections_max;
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
-	int64		last_finished_us;
-	int64		answers;		/* exchanges that had one */
+	bool		disconnected;	/* a connection has ended since the last look */
 	bool		left_unsent;	/* one was dropped that may have a resolver at work */
 	bool		signals_blocked;
 	sigset_t	saved_signals;	/* while signals_blocked */
 } HttpEngine;
 
-static HttpEngine engine = {.window = {.limit = WINDOW_MIN}};
-static bool fds_reserved = false;
+/* The call into libcurl that goes on, for the handler of SIGALRM. */
+typedef struct HttpCall
+{
+	volatile sig_atomic_t going_on;
+	volatile sig_atomic_t looks;
+	int64		cpu_us;			/* of this thread, at the first look */
+} HttpCall;
+
+volatile sig_atomic_t http_interrupted = false;
+
+static HttpEngine engine;
+static HttpCall call;
+static TimeoutId look_timeout = MAX_TIMEOUTS;	/* until it is registered */
+static int	fds_reserved = 0;
 static bool exit_armed = false;
 
 int64
@@ -180,6 +195,8 @@ socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *soc
 	wire_watch(fd, what == CURL_POLL_REMOVE ? 0 :
 			   ((what & CURL_POLL_IN) ? WL_SOCKET_READABLE : 0) |
 			   ((what & CURL_POLL_OUT) ? WL_SOCKET_WRITEABLE : 0));
+	/* It tells of a resolver's pipe right after it has started the thread. */
+	restore_signals();
 	return 0;
 }
 
@@ -194,49 +211,10 @@ sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
 #endif
 	(void) purpose;
 
-	((HttpExchange *) context)->connecting = true;
+	(void) context;
 	wire_opening();
 	wire_own(fd);
 	return CURL_SOCKOPT_OK;
-}
-
-/* It waits for a connection, or for a stream on one, from now on. */
-static void
-note_queued(HttpExchange *exchange)
-{
-	exchange->sent = false;
-	exchange->connecting = false;
-	exchange->queued_us = http_clock_us();
-	exchange->connect_by_us = exchange->queued_us + exchange->connect_timeout_us;
-	exchange->recheck_us = exchange->queued_us + exchange->connect_timeout_us / 2;
-	engine.next_deadline_us = Min(engine.next_deadline_us, exchange->recheck_us);
-	engine.unsent++;
-}
-
-/*
- * What was sent on a connection that ends and is in flight still, libcurl will
- * send again, if it may, on another: after a GOAWAY, or a refused stream.
- * Until then it waits for its turn.
- */
-static void
-note_requeued(curl_socket_t fd)
-{
-	struct sockaddr_storage address = {0};
-	socklen_t	length = sizeof(address);
-	int			local_port;
-	dlist_iter	iter;
-
-	(void) getsockname(fd, (struct sockaddr *) &address, &length);
-	local_port = ntohs(address.ss_family == AF_INET6 ?
-					   ((struct sockaddr_in6 *) &address)->sin6_port :
-					   ((struct sockaddr_in *) &address)->sin_port);
-	dlist_foreach(iter, &engine.flying)
-	{
-		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
-
-		if (exchange->sent && exchange->local_port == local_port)
-			note_queued(exchange);
-	}
 }
 
 static int
@@ -244,7 +222,7 @@ closesocket_callback(void *context, curl_socket_t fd)
 {
 	(void) context;
 
-	note_requeued(fd);
+	engine.disconnected = true;
 	wire_closed(fd);
 	return close(fd);
 }
@@ -269,24 +247,52 @@ resolver_callback(void *resolver, void *reserved, void *context)
 	(void) resolver;
 	(void) reserved;
 
-	((HttpExchange *) context)->connecting = true;
+	(void) context;
 	block_signals();
 	wire_opening();				/* its pipe comes next */
 	return 0;
 }
 
+/* What is unsent may open HTTP_HOST_CONNECTIONS connections a group. */
 static void
-start_time(HttpExchange *exchange)
+set_unsent(HttpExchange *exchange, bool unsent)
 {
-	exchange->begun_us = http_clock_us();
-	exchange->deadline_us = exchange->begun_us + exchange->timeout_us;
-	engine.next_deadline_us = Min(engine.next_deadline_us, exchange->deadline_us);
+	HttpGroup  *group = exchange->group;
+
+	if (unsent == exchange->unsent)
+		return;
+	exchange->unsent = unsent;
+	if (unsent && group->unsent++ < HTTP_HOST_CONNECTIONS)
+		engine.may_connect++;
+	else if (!unsent && --group->unsent < HTTP_HOST_CONNECTIONS)
+		engine.may_connect--;
 }
 
-/*
- * The connection is there and the request is about to go out: from now on its
- * time runs, if it had to wait for others until now.
- */
+/* The time runs from the submission, or from when the group last had an answer: others go first. */
+static int64
+waits_since(const HttpExchange *exchange)
+{
+	return Max(exchange->begun_us, exchange->group->answered_us);
+}
+
+static int64
+deadline(const HttpExchange *exchange)
+{
+	return exchange->timed ? exchange->begun_us + exchange->timeout_us :
+		waits_since(exchange) + exchange->connect_us;
+}
+
+/* libcurl gives the TLS session of the connection that the exchange has now, if it has one. */
+static bool
+has_tls_session(const HttpExchange *exchange)
+{
+	struct curl_tlssessioninfo *session = NULL;
+
+	curl_easy_getinfo(exchange->transfer.easy, CURLINFO_TLS_SSL_PTR, &session);
+	return session != NULL && session->internals != NULL;
+}
+
+/* The connection is there and the request is about to go out, for the first time or again. */
 static int
 prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int local_port)
 {
@@ -295,15 +301,63 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 	(void) peer_ip;
 	(void) local_ip;
 	(void) peer_port;
+	(void) local_port;
 
-	if (!exchange->sent)
-		engine.unsent--;
-	exchange->sent = true;
-	exchange->connecting = false;
-	exchange->local_port = local_port;
-	if (exchange->queues)
-		start_time(exchange);
+	if (!exchange->timed)
+		exchange->begun_us = waits_since(exchange);
+	exchange->timed = true;
+	exchange->over_tls = has_tls_session(exchange);
+	exchange->sendings++;
+	set_unsent(exchange, false);
+	engine.next_deadline_us = Min(engine.next_deadline_us, exchange->begun_us + exchange->timeout_us / 2);
 	return CURL_PREREQFUNC_OK;
+}
+
+/* ---- a call that does not return ---- */
+
+static bool
+is_interrupted(void)
+{
+	return (InterruptPending && (QueryCancelPending || ProcDiePending)) ||
+		ShutdownRequestPending || http_interrupted;
+}
+
+/*
+ * In the handler of SIGALRM.  Time on the processor counts, not that of the
+ * clock: an honest peer must not pay for a machine that let us wait.
+ */
+static void
+look_at_call(void)
+{
+	struct timespec cpu;
+	int64		cpu_us;
+
+	if (!call.going_on)
+		return;
+	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
+	cpu_us = cpu.tv_sec * INT64CONST(1000000) + cpu.tv_nsec / 1000;
+	if (call.looks == 0)
+		call.cpu_us = cpu_us;
+	call.looks = 1;
+	if (is_interrupted())
+		wire_shut_all();
+	else if (cpu_us - call.cpu_us >= HTTP_FLOOD_CPU_US)
+		wire_shut_flooding();
+}
+
+/* A call into libcurl that reads: of a socket, or of whatever its timer is for. */
+static void
+act(curl_socket_t fd, int what)
+{
+	int			running;
+
+	call.looks = 0;
+	call.going_on = true;
+	enable_timeout_every(look_timeout, GetCurrentTimestamp() + HTTP_LOOK_MS * INT64CONST(1000), HTTP_LOOK_MS);
+	curl_multi_socket_action(engine.multi, fd, what, &running);
+	call.going_on = false;
+	disable_timeout(look_timeout, false);
+	restore_signals();
 }
 
 /* ---- opening and closing ---- */
@@ -343,25 +397,49 @@ close_at_exit(int code, Datum arg)
 		restore_signals();
 		engine.multi = NULL;
 	}
-	wire_shut();
+	wire_end();
 }
 
-/* All of them or none, so that a refusal leaves nothing behind.  Kept for the process's life. */
-static void
+/* One step more, or nothing. */
+static bool
 reserve_fds(void)
 {
-	for (int i = 0; i < HTTP_FDS_RESERVED; i++)
+	for (int i = 0; i < HTTP_FDS_STEP; i++)
 	{
 		if (AcquireExternalFD())
 			continue;
 		while (i-- > 0)
 			ReleaseExternalFD();
+		return false;
+	}
+	fds_reserved += HTTP_FDS_STEP;
+	return true;
+}
+
+/*
+ * Before what is submitted next may open another connection.  Reserving may
+ * close files and log, and so cannot wait for the callback.  Without more
+ * descriptors it has to wait for a connection that is there.
+ */
+static void
+make_room_for_connections(void)
+{
+	int			wanted = http_connections() + engine.may_connect + 1;
+
+	if (engine.connections_max >= wanted && fds_reserved > 0)
+		return;
+	while (fds_reserved / 3 * 2 < wanted && fds_reserved < HTTP_FDS_MAX && reserve_fds())
+		 /* another step */ ;
+	if (fds_reserved == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("could not reserve file descriptors for HTTP connections"),
 				 errhint("Raise max_files_per_process and the server's ulimit -n.")));
-	}
-	fds_reserved = true;
+	if (engine.connections_max == fds_reserved / 3 * 2)
+		return;
+	engine.connections_max = fds_reserved / 3 * 2;
+	curl_multi_setopt(engine.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) engine.connections_max);
+	curl_multi_setopt(engine.multi, CURLMOPT_MAXCONNECTS, (long) engine.connections_max);
 }
 
 static void
@@ -371,8 +449,8 @@ open_engine(void)
 
 	if (engine.multi != NULL)
 		return;
-	if (!fds_reserved)
-		reserve_fds();
+	if (look_timeout == MAX_TIMEOUTS)
+		look_timeout = RegisterTimeout(USER_TIMEOUT, look_at_call);
 	if (!exit_armed)
 		before_shmem_exit(close_at_exit, (Datum) 0);
 	exit_armed = true;
@@ -389,8 +467,6 @@ open_engine(void)
 	curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, timer_callback);
 	curl_multi_setopt(multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
 	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long) HTTP_HOST_CONNECTIONS);
-	curl_multi_setopt(multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) HTTP_TOTAL_CONNECTIONS);
-	curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, (long) HTTP_TOTAL_CONNECTIONS);
 
 	dlist_init(&engine.idle);
 	dlist_init(&engine.flying);
@@ -408,10 +484,8 @@ watch_connection(HttpExchange *exchange)
 	CURL	   *easy = exchange->transfer.easy;
 
 	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
-	curl_easy_setopt(easy, CURLOPT_SOCKOPTDATA, exchange);
 	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
 	curl_easy_setopt(easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
-	curl_easy_setopt(easy, CURLOPT_RESOLVER_START_DATA, exchange);
 	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, prereq_callback);
 	curl_easy_setopt(easy, CURLOPT_PREREQDATA, exchange);
 }
@@ -425,20 +499,26 @@ out_of_memory(void)
 			 errdetail("Failed while preparing an HTTP request.")));
 }
 
+/* One that is idle, with a handle. */
 static HttpExchange *
-make_exchange(void)
+idle_exchange(void)
 {
-	HttpExchange *exchange = calloc(1, sizeof(HttpExchange));
+	HttpExchange *exchange;
 
-	if (exchange == NULL)
-		out_of_memory();
-	if (!transfer_make(&exchange->transfer, exchange))
+	if (dlist_is_empty(&engine.idle))
 	{
-		free(exchange);
-		out_of_memory();
+		exchange = calloc(1, sizeof(HttpExchange));
+		if (exchange == NULL)
+			out_of_memory();
+		dlist_push_head(&engine.idle, &exchange->node);
 	}
-	watch_connection(exchange);
-	dlist_push_head(&engine.idle, &exchange->node);
+	exchange = dlist_head_element(HttpExchange, node, &engine.idle);
+	if (exchange->transfer.easy == NULL)
+	{
+		if (!transfer_make(&exchange->transfer, exchange))
+			out_of_memory();
+		watch_connection(exchange);
+	}
 	return exchange;
 }
 
@@ -449,8 +529,8 @@ static bool
 launch(HttpExchange *exchange)
 {
 	transfer_reset(&exchange->transfer);
-	exchange->answers_before = engine.answers;
-	curl_easy_setopt(exchange->transfer.easy, CURLOPT_CONNECTTIMEOUT_MS, (long) (exchange->connect_timeout_us / 1000));
+	exchange->sendings_before = exchange->sendings;
+	exchange->launched_us = http_clock_us();
 	/* Resolves nothing yet: that begins with the next act(). */
 	if (curl_multi_add_handle(engine.multi, exchange->transfer.easy) != CURLM_OK)
 		return false;
@@ -458,7 +538,8 @@ launch(HttpExchange *exchange)
 	dlist_delete(&exchange->node);
 	dlist_push_tail(&engine.flying, &exchange->node);
 	engine.in_flight++;
-	note_queued(exchange);
+	set_unsent(exchange, true);
+	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 	return true;
 }
 
@@ -472,150 +553,140 @@ land(HttpExchange *exchange, dlist_head *list)
 	dlist_delete(&exchange->node);
 	dlist_push_tail(list, &exchange->node);
 	engine.in_flight--;
-	if (!exchange->sent)
-	{
-		engine.unsent--;
-		engine.left_unsent = true;
-	}
+	engine.left_unsent |= exchange->unsent;
+	set_unsent(exchange, false);
 }
 
-/*
- * A connection that the peer closed while it was idle, or let go in
- * mid-flight, says nothing about the request, and DELETE may be sent again.
- */
+/* It has no header yet, or is refused. */
 static bool
 may_resubmit(HttpExchange *exchange, CURLcode result)
 {
+	Transfer   *transfer = &exchange->transfer;
+	bool		others_answered = exchange->group->answered_us > exchange->launched_us;
 	long		connects = 1;
 
-	if (exchange->transfer.header_bytes > 0)
+	if (transfer->header_bytes > 0)
 		return false;
 	/* libcurl tried it again and again, but not all streams were refused meanwhile. */
-	if (strncmp(exchange->transfer.error, "Connection died", strlen("Connection died")) == 0 &&
-		engine.answers > exchange->answers_before)
+	if (strncmp(transfer->error, "Connection died", strlen("Connection died")) == 0 && others_answered)
 		return exchange->resubmitted++ < HTTP_REFUSED_MAX;
 
 	switch (result)
 	{
+		case CURLE_OPERATION_TIMEDOUT:
+			/* To libcurl, waiting for a stream is connecting. */
+			return !exchange->timed && others_answered &&
+				deadline(exchange) - http_clock_us() > HTTP_CONNECT_GRACE_US;
 		case CURLE_SEND_ERROR:
 		case CURLE_RECV_ERROR:
 		case CURLE_GOT_NOTHING:
 		case CURLE_HTTP2:
 		case CURLE_HTTP2_STREAM:
 		case CURLE_PARTIAL_FILE:	/* closed in mid-stream, here before any header */
-			break;
+
+			/*
+			 * A connection that the peer closed while it was idle, or let go
+			 * in mid-flight, says nothing about the request, and DELETE may
+			 * be sent again.
+			 */
+			curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
+			return connects == 0 && exchange->resubmitted++ < HTTP_RESUBMIT_MAX;
 		default:
 			return false;
 	}
-	curl_easy_getinfo(exchange->transfer.easy, CURLINFO_NUM_CONNECTS, &connects);
-	return connects == 0 && exchange->resubmitted++ < HTTP_RESUBMIT_MAX;
+}
+
+/* Its answer is complete, or the words that say why there is none.  Not in engine.flying any more. */
+static void
+conclude(HttpExchange *exchange, CURLcode result)
+{
+	HttpAnswer *answer = &exchange->transfer.answer;
+
+	transfer_conclude(&exchange->transfer, result, engine.disconnected);
+	answer->sent = exchange->sendings > 0;
+	answer->sent_before = exchange->sendings > (exchange->sendings > exchange->sendings_before ? 1 : 0);
+	if (answer->status != 0)
+		exchange->group->answered_us = http_clock_us();
+}
+
+static bool
+was_flooded(HttpExchange *exchange)
+{
+	long		local_port = 0;
+
+	curl_easy_getinfo(exchange->transfer.easy, CURLINFO_LOCAL_PORT, &local_port);
+	return wire_flooded((int) local_port);
+}
+
+static void
+finish(HttpExchange *exchange, CURLcode result)
+{
+	bool		flooded = result != CURLE_OK && !exchange->transfer.oversized && was_flooded(exchange);
+
+	if (!flooded && may_resubmit(exchange, result))
+	{
+		land(exchange, &engine.idle);
+		if (launch(exchange))
+			return;
+		result = CURLE_OUT_OF_MEMORY;
+		dlist_delete(&exchange->node);
+		dlist_push_tail(&engine.finished, &exchange->node);
+	}
+	else
+		land(exchange, &engine.finished);
+	if (flooded)
+		strlcpy(exchange->transfer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
+	conclude(exchange, result);
 }
 
 static void
 collect_finished(void)
 {
-	int64		now = http_clock_us();
 	CURLMsg    *message;
 	int			left;
 
 	while ((message = curl_multi_info_read(engine.multi, &left)) != NULL)
 	{
 		HttpExchange *exchange = NULL;
-		CURLcode	result = message->data.result;
 
 		if (message->msg != CURLMSG_DONE)
 			continue;
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
-		if (exchange->sent && result == CURLE_OK)
-			window_ended(&engine.window, now - exchange->begun_us);
-		if (may_resubmit(exchange, result))
-		{
-			land(exchange, &engine.idle);
-			/* What it spent on the wire is spent; it may have to queue again. */
-			if (exchange->queues)
-				exchange->timeout_us = exchange->deadline_us - now;
-			if (launch(exchange))
-				continue;
-			transfer_conclude(&exchange->transfer, CURLE_OUT_OF_MEMORY);
-			dlist_delete(&exchange->node);
-			dlist_push_tail(&engine.finished, &exchange->node);
-			continue;
-		}
-		transfer_conclude(&exchange->transfer, result);
-		land(exchange, &engine.finished);
-		if (result == CURLE_OK)
-			engine.answers++;
-		engine.last_finished_us = now;
+		finish(exchange, message->data.result);
 	}
-}
-
-/* Does its peer let others through now?  Then its turn will come. */
-static bool
-others_are_sent(const HttpExchange *exchange)
-{
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &engine.flying)
-	{
-		HttpExchange *other = dlist_container(HttpExchange, node, iter.cur);
-
-		if (other->sent && other->origin == exchange->origin)
-			return true;
-	}
-	return false;
-}
-
-/*
- * To libcurl all of the time before a request is sent is time to connect: that
- * of a request which only waits for its turn is put off as long as others go.
- * One that makes a connection has what it had when it began.
- */
-static void
-put_off_connect(HttpExchange *exchange, int64 now)
-{
-	if (now < exchange->recheck_us)
-		return;
-	if (!exchange->connecting && others_are_sent(exchange))
-	{
-		exchange->connect_by_us = now + exchange->connect_timeout_us;
-		curl_easy_setopt(exchange->transfer.easy, CURLOPT_CONNECTTIMEOUT_MS,
-						 (long) ((exchange->connect_by_us - exchange->queued_us) / 1000 + 1));
-	}
-	/* Sooner and sooner, for nothing may be on the wire just now. */
-	exchange->recheck_us = Max(now + (exchange->connect_by_us - now) / 2, now + HTTP_CONNECT_GRACE_US / 10);
-}
-
-/*
- * When it is given up, as of now.  The time runs from the sending of the
- * request, which libcurl's own timeout does not know, or from its submission
- * if there was nobody to wait for.  An exchange that still queues behind others
- * has all of it before it as long as those finish.
- */
-static int64
-deadline(HttpExchange *exchange, int64 now)
-{
-	if (exchange->sent)
-		return exchange->deadline_us;
-	put_off_connect(exchange, now);
-	if (exchange->queues)
-		exchange->deadline_us = Max(exchange->deadline_us, engine.last_finished_us + exchange->timeout_us);
-	return Min(exchange->deadline_us, exchange->connect_by_us + HTTP_CONNECT_GRACE_US);
+	engine.disconnected = false;
 }
 
 static void
 give_up(HttpExchange *exchange)
 {
-	bool		late = exchange->sent || exchange->deadline_us < exchange->connect_by_us;
+	bool		late = exchange->timed || exchange->connect_us == exchange->timeout_us;
 
 	land(exchange, &engine.finished);
-	transfer_conclude(&exchange->transfer, CURLE_OPERATION_TIMEDOUT);
-	if (late)
-		snprintf(exchange->transfer.error, HTTP_ERROR_SIZE, "no answer within " INT64_FORMAT " ms",
-				 exchange->timeout_us / 1000);
-	else
-		snprintf(exchange->transfer.error, HTTP_ERROR_SIZE,
-				 "Connection timed out after " INT64_FORMAT " milliseconds",
-				 exchange->connect_timeout_us / 1000);
+	snprintf(exchange->transfer.error, HTTP_ERROR_SIZE,
+			 late ? "no answer within " INT64_FORMAT " ms" : "Connection timed out after " INT64_FORMAT " milliseconds",
+			 (late ? exchange->timeout_us : exchange->connect_us) / 1000);
+	conclude(exchange, CURLE_OPERATION_TIMEDOUT);
+}
+
+/*
+ * A peer that refuses streams, or says GOAWAY, makes libcurl send again.  Until
+ * then the exchange waits for its turn once more, which is looked at when half
+ * of its time is over.
+ */
+static int64
+next_deadline(HttpExchange *exchange, int64 now)
+{
+	int64		half = exchange->begun_us + exchange->timeout_us / 2;
+
+	if (exchange->timed && now < half)
+		return half;
+	if (exchange->timed && exchange->over_tls && !has_tls_session(exchange))
+	{
+		exchange->timed = false;
+		set_unsent(exchange, true);
+	}
+	return deadline(exchange);
 }
 
 static void
@@ -629,46 +700,16 @@ expire(int64 now)
 	dlist_foreach_modify(iter, &engine.flying)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
-		int64		next = deadline(exchange, now);
+		int64		next = next_deadline(exchange, now);
 
 		if (next <= now)
-		{
 			give_up(exchange);
-			continue;
-		}
-		if (!exchange->sent)
-			next = Min(next, exchange->recheck_us);
-		engine.next_deadline_us = Min(engine.next_deadline_us, next);
+		else
+			engine.next_deadline_us = Min(engine.next_deadline_us, next);
 	}
 }
 
 /* ---- waiting ---- */
-
-static void
-act(curl_socket_t fd, int what)
-{
-	int			running;
-
-	curl_multi_socket_action(engine.multi, fd, what, &running);
-	restore_signals();
-}
-
-/*
- * libcurl writes each request by itself, which as a segment of its own costs
- * both sides more than its contents.
- */
-static void
-act_on_timer(void)
-{
-	bool		many = engine.unsent > 1;
-
-	engine.timer_us = PG_INT64_MAX;
-	if (many)
-		wire_cork(true);
-	act(CURL_SOCKET_TIMEOUT, 0);
-	if (many)
-		wire_cork(false);
-}
 
 /*
  * One wait of at most timeout_ms (-1: no limit).  True: something occurred;
@@ -677,19 +718,16 @@ act_on_timer(void)
 static bool
 wait_once(long timeout_ms, bool *latched)
 {
-	int64		began = http_clock_us();
-	int			patience_ms = window_patience_ms(&engine.window, engine.in_flight, HTTP_IN_FLIGHT_MAX);
 	WireEvent	event;
 
-	if (patience_ms >= 0 && (timeout_ms < 0 || timeout_ms > patience_ms))
-		timeout_ms = patience_ms;
 	wire_wait(timeout_ms, &event);
-	if (timeout_ms != 0)
-		window_waited(&engine.window, engine.in_flight, HTTP_IN_FLIGHT_MAX, began, http_clock_us());
 	if (event.fd >= 0)
+	{
 		act(event.fd,
 			((event.ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0) |
 			((event.ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0));
+		collect_finished();
+	}
 	*latched |= event.latched;
 	return event.occurred;
 }
@@ -701,8 +739,8 @@ wait_once(long timeout_ms, bool *latched)
 static void
 read_arrived(bool *latched)
 {
-	for (int i = 0; i < WIRE_SOCKETS_MAX && wait_once(0, latched); i++)
-		collect_finished();
+	for (int i = http_connections(); i > 0 && wait_once(0, latched); i--)
+		;
 }
 
 static long
@@ -720,33 +758,24 @@ timeout_until(int64 now, int64 until_us)
 
 /* ---- the public functions ---- */
 
-static uint32
-origin_of(const char *url)
-{
-	const char *host = strstr(url, "://");
-	size_t		length = host != NULL ? (host - url) + 3 + strcspn(host + 3, "/") : strlen(url);
-
-	return hash_bytes((const unsigned char *) url, (int) length);
-}
-
-/* How many exchanges may be submitted now. */
-int
-http_room(void)
-{
-	return Min(engine.window.limit - engine.in_flight, HTTP_UNSENT_MAX - engine.unsent);
-}
-
 int
 http_in_flight(void)
 {
 	return engine.in_flight;
 }
 
+int
+http_connections(void)
+{
+	return wire_owned();
+}
+
 /*
  * Starts an exchange; http_wait() returns it when it has finished.  Everything
- * in the request is copied.  Call only while http_room() > 0.  Raises 53000
- * when no file descriptors are to be had and 53200 without memory; what becomes
- * of the request itself is in its answer.
+ * in the request but the group is copied.  Call only while group->unsent is
+ * below HTTP_UNSENT_MAX.  Raises 53000 when no file descriptors are to be had
+ * and 53200 without memory; what becomes of the request itself is in its
+ * answer.
  */
 HttpExchange *
 http_submit(const HttpRequest *request, void *owner)
@@ -754,19 +783,16 @@ http_submit(const HttpRequest *request, void *owner)
 	HttpExchange *exchange;
 
 	open_engine();
-	Assert(http_room() > 0);
-	exchange = dlist_is_empty(&engine.idle) ? make_exchange() :
-		dlist_head_element(HttpExchange, node, &engine.idle);
+	make_room_for_connections();
+	exchange = idle_exchange();
 
 	exchange->owner = owner;
-	exchange->resubmitted = 0;
+	exchange->group = request->group;
+	exchange->resubmitted = exchange->sendings = 0;
+	exchange->timed = false;
+	exchange->begun_us = http_clock_us();
 	exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
-	exchange->connect_timeout_us = request->connect_timeout_ms * INT64CONST(1000);
-	exchange->origin = origin_of(request->url);
-	exchange->queues = engine.in_flight > 0;
-	start_time(exchange);
-	if (engine.in_flight == 0)
-		window_start(&engine.window, engine.last_finished_us, exchange->begun_us);
+	exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);
 	if (!transfer_prepare(&exchange->transfer, request) || !launch(exchange))
 	{
 		transfer_release(&exchange->transfer);
@@ -778,48 +804,40 @@ http_submit(const HttpRequest *request, void *owner)
 /*
  * Waits until an exchange has finished, and returns it; it stays valid until
  * http_release().  NULL: until_us (of http_clock_us(); PG_INT64_MAX: no limit)
- * has come, there is room again where there was none, or the latch was set:
- * the caller may have something to do.
+ * has come, or the latch was set: the caller may have something to do.
  * Interrupts are served, and so this may throw: the caller then owes
  * http_abandon().
  */
 HttpExchange *
 http_wait(int64 until_us)
 {
-	bool		had_room;
+	bool		latched = false;
+	bool		looked = false;
 
 	open_engine();
-	had_room = http_room() > 0;
+	http_interrupted = false;
 	for (;;)
 	{
 		int64		now;
-		bool		latched = false;
 
 		CHECK_FOR_INTERRUPTS();
 		if (!dlist_is_empty(&engine.finished))
 			return http_next();
-		if (!had_room && http_room() > 0)
-			return NULL;
-
 		now = http_clock_us();
+		if (latched || (looked && until_us <= now))
+			return NULL;
 		if (engine.timer_us <= now)
 		{
-			act_on_timer();
+			engine.timer_us = PG_INT64_MAX;
+			act(CURL_SOCKET_TIMEOUT, 0);
 			collect_finished();
 			continue;
 		}
 		wait_once(timeout_until(now, until_us), &latched);
-		collect_finished();
-		now = http_clock_us();
-		if (now >= engine.next_deadline_us)
+		if (http_clock_us() >= engine.next_deadline_us)
 			read_arrived(&latched);
-		window_review(&engine.window, HTTP_IN_FLIGHT_MAX, now);
-		expire(now);
-		if (dlist_is_empty(&engine.finished) && (latched || now >= until_us))
-		{
-			CHECK_FOR_INTERRUPTS();
-			return NULL;
-		}
+		expire(http_clock_us());
+		looked = true;
 	}
 }
 
@@ -848,7 +866,7 @@ http_owner(const HttpExchange *exchange)
 	return exchange->owner;
 }
 
-/* When its request was sent; or submitted, if it never was or had nobody to wait for. */
+/* From when its time runs: its submission, or the end of its waiting for others. */
 int64
 http_begun_us(const HttpExchange *exchange)
 {
@@ -892,4 +910,11 @@ http_append_versions(StringInfo out)
 					 info->ssl_version != NULL ? info->ssl_version : "no TLS",
 					 (info->features & CURL_VERSION_HTTP2) && info->nghttp2_version != NULL ?
 					 info->nghttp2_version : "none");
+}
+
+/* At the end of a statement or a run: to peers that have gone no connection stays. */
+void
+http_tidy(void)
+{
+	wire_tidy();
 }

@@ -5,15 +5,33 @@
 #ifndef ONESIGNAL_CANCEL_HTTP_H
 #define ONESIGNAL_CANCEL_HTTP_H
 
+#include <signal.h>
+
 #include "lib/stringinfo.h"
 
 /* What the engine never exceeds, per process. */
 #define HTTP_IN_FLIGHT_MAX	800
+#define HTTP_CONNECTIONS_MAX	256
 #define HTTP_ERROR_SIZE		256
 #define HTTP_HOST_SIZE		256
 
+/*
+ * libcurl opens another connection only while exchanges wait for one, and yet
+ * touches each of those whenever any finishes: callers keep the unsent ones of
+ * a group below this, so that there are a few.
+ */
+#define HTTP_UNSENT_MAX		32
+
+/* Exchanges that share a peer.  It outlives them. */
+typedef struct HttpGroup
+{
+	int			unsent;			/* handed to libcurl: they resolve, connect, or wait for a stream */
+	int64		answered_us;	/* when the last of them had an answer, by http_clock_us() */
+} HttpGroup;
+
 typedef struct HttpRequest
 {
+	HttpGroup  *group;
 	const char *method;
 	const char *url;
 	const char *const *headers; /* "Name: value", NULL-terminated */
@@ -31,6 +49,8 @@ typedef struct HttpAnswer
 	int			retry_after;	/* seconds, 0: not asked for */
 	const char *error;			/* libcurl's own words, or "" */
 	const char *redirect_host;	/* of a 3xx with a Location, or "" */
+	bool		sent;			/* the request, or a part of it, may have left this machine */
+	bool		sent_before;	/* it was also sent before the sending that was answered, or was not */
 } HttpAnswer;
 
 typedef struct HttpUrl
@@ -47,8 +67,14 @@ typedef struct HttpExchange HttpExchange;
 /* A clock that no administrator turns back: microseconds since some moment. */
 extern int64 http_clock_us(void);
 
-extern int	http_room(void);
+/*
+ * A signal handler may set it: a call into libcurl that goes on for long then
+ * ends, and http_wait() returns.  http_wait() clears it when it begins.
+ */
+extern volatile sig_atomic_t http_interrupted;
+
 extern int	http_in_flight(void);
+extern int	http_connections(void);
 extern HttpExchange *http_submit(const HttpRequest *request, void *owner);
 extern HttpExchange *http_wait(int64 until_us);
 extern HttpExchange *http_next(void);
@@ -57,6 +83,7 @@ extern void *http_owner(const HttpExchange *exchange);
 extern int64 http_begun_us(const HttpExchange *exchange);
 extern void http_release(HttpExchange *exchange);
 extern void http_abandon(void);
+extern void http_tidy(void);
 
 extern bool http_parse_url(const char *url, HttpUrl *parts);
 extern void http_append_versions(StringInfo out);

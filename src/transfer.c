@@ -2,14 +2,16 @@
  * transfer.c
  *		One libcurl handle: a request's options go in, an answer comes out.
  *
- * Handles are used again and again.  What is the same for all requests is said
- * once; a request states the rest, and its key is wiped when it has ended.
+ * A handle is used again and again, where libcurl can do so safely.  What is
+ * the same for all requests is said once; a request states the rest, and its
+ * key is wiped when it has ended.
  *
  * Nothing in here throws or pallocs: what the callbacks would throw would leave
  * through C frames that do not expect it.
  */
 #include "postgres.h"
 
+#include <ctype.h>
 #include <curl/curl.h>
 
 #include "compat.h"
@@ -24,11 +26,15 @@
 /* A finished exchange keeps its body buffer up to this size for the next. */
 #define HTTP_BODY_KEPT		(4 * 1024)
 
+/* What a TLS record holds */
+#define TLS_RECORD_MAX		16384L
+
 /* OneSignal asks not to keep DNS answers longer. */
 #define HTTP_DNS_CACHE_SECONDS	300L
 
 /* What all handles of the process go by, once looked_around. */
 static bool looked_around = false;
+static bool reuses_handles;
 static bool environment_has_proxy;
 static const char *system_ca;	/* libcurl's own bundle, NULL: it has none */
 
@@ -47,17 +53,24 @@ refuse_more(Transfer *transfer)
 	return 0;
 }
 
+/*
+ * Called for each line: of interim answers and of a proxy's answer to CONNECT,
+ * too, each of which begins anew, and of trailers.
+ */
 static size_t
 header_callback(char *data, size_t size, size_t count, void *context)
 {
 	Transfer   *transfer = context;
+	size_t		length = size * count;
 
-	(void) data;
-
-	transfer->header_bytes += size * count;
+	transfer->header_bytes += length;
 	if (transfer->header_bytes > HTTP_HEADERS_MAX)
 		return refuse_more(transfer);
-	return size * count;
+	if (length >= 5 && memcmp(data, "HTTP/", 5) == 0)
+		transfer->headers_ended = false;
+	else if (length <= 2 && (data[0] == '\r' || data[0] == '\n'))
+		transfer->headers_ended = true;
+	return length;
 }
 
 static size_t
@@ -67,7 +80,7 @@ body_callback(char *data, size_t size, size_t count, void *context)
 	size_t		length = size * count;
 	size_t		wanted = transfer->answer.body_length + length + 1;
 
-	if (wanted > HTTP_BODY_MAX)
+	if (wanted > HTTP_BODY_MAX + 1)
 		return refuse_more(transfer);
 	if (wanted > transfer->body_room)
 	{
@@ -125,7 +138,6 @@ set_constant_options(Transfer *transfer)
 	curl_easy_setopt(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
 	curl_easy_setopt(easy, CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
 	curl_easy_setopt(easy, CURLOPT_HEADEROPT, (long) CURLHEADER_SEPARATE);
-	curl_easy_setopt(easy, CURLOPT_SUPPRESS_CONNECT_HEADERS, 1L);
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
 	curl_easy_setopt(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
@@ -136,8 +148,8 @@ set_constant_options(Transfer *transfer)
 	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
 	curl_easy_setopt(easy, CURLOPT_DNS_CACHE_TIMEOUT, HTTP_DNS_CACHE_SECONDS);
 
-	/* The smallest that holds an answer: there may be 800 of these. */
-	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 4096L);
+	/* A part of a TLS record that does not fit would stay in OpenSSL, and no socket tells of it. */
+	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, TLS_RECORD_MAX);
 
 	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERDATA, transfer);
@@ -145,15 +157,22 @@ set_constant_options(Transfer *transfer)
 	curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
 }
 
+static void
+look_around(void)
+{
+	const curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
+
+	reuses_handles = !CURL_COMPAT_REMEMBERS_HEADERS(info->version_num);
+	environment_has_proxy = finds_proxy();
+	system_ca = info->cainfo;
+	looked_around = true;
+}
+
 bool
 transfer_make(Transfer *transfer, void *owner)
 {
 	if (!looked_around)
-	{
-		environment_has_proxy = finds_proxy();
-		system_ca = curl_version_info(CURLVERSION_NOW)->cainfo;
-		looked_around = true;
-	}
+		look_around();
 	transfer->easy = curl_easy_init();
 	if (transfer->easy == NULL)
 		return false;
@@ -162,10 +181,17 @@ transfer_make(Transfer *transfer, void *owner)
 	return true;
 }
 
+static void
+free_easy(Transfer *transfer)
+{
+	curl_easy_cleanup(transfer->easy);
+	transfer->easy = NULL;
+}
+
 void
 transfer_free(Transfer *transfer)
 {
-	curl_easy_cleanup(transfer->easy);
+	free_easy(transfer);
 	free(transfer->body);
 }
 
@@ -220,7 +246,7 @@ transfer_reset(Transfer *transfer)
 {
 	memset(&transfer->answer, 0, sizeof(transfer->answer));
 	transfer->header_bytes = 0;
-	transfer->oversized = false;
+	transfer->headers_ended = transfer->oversized = false;
 	curl_easy_setopt(transfer->easy, CURLOPT_FORBID_REUSE, 0L);
 	transfer->error[0] = transfer->redirect_host[0] = '\0';
 	transfer->answer.body = "";
@@ -239,10 +265,46 @@ note_redirect(Transfer *transfer)
 		strlcpy(transfer->redirect_host, parts.host, HTTP_HOST_SIZE);
 }
 
+/*
+ * libcurl 7.88 takes the end of a connection for the end of an answer, if the
+ * peer has said GOAWAY.  Without a length only the body tells: an object of
+ * JSON that was cut lacks its end.
+ */
+static bool
+may_be_cut(Transfer *transfer)
+{
+	const HttpAnswer *answer = &transfer->answer;
+	curl_off_t	length = -1;
+	long		version = 0;
+	size_t		end = answer->body_length;
+
+	curl_easy_getinfo(transfer->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &length);
+	curl_easy_getinfo(transfer->easy, CURLINFO_HTTP_VERSION, &version);
+	if (length >= 0)
+		return (size_t) length > end;
+	while (end > 0 && isspace((unsigned char) answer->body[end - 1]))
+		end--;
+	return end == 0 ? version >= CURL_HTTP_VERSION_2_0 : answer->body[0] == '{' && answer->body[end - 1] != '}';
+}
+
+/* In words, why an answer that libcurl takes for one is none; NULL: it is one. */
+static const char *
+unusable(Transfer *transfer, long status, bool disconnected)
+{
+	if (!transfer->headers_ended)
+		return "the answer ended within its headers";
+	if (status < 200 || status > 999)
+		return "the answer has no valid status";
+	if (disconnected && status != 204 && status != 304 && may_be_cut(transfer))
+		return "the connection ended within the answer";
+	return NULL;
+}
+
 void
-transfer_conclude(Transfer *transfer, CURLcode result)
+transfer_conclude(Transfer *transfer, CURLcode result, bool disconnected)
 {
 	HttpAnswer *answer = &transfer->answer;
+	const char *problem = NULL;
 	long		status = 0;
 	curl_off_t	retry_after = 0;
 
@@ -251,6 +313,10 @@ transfer_conclude(Transfer *transfer, CURLcode result)
 	if (result == CURLE_OK)
 	{
 		curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
+		problem = unusable(transfer, status, disconnected);
+	}
+	if (result == CURLE_OK && problem == NULL)
+	{
 		curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
 		answer->status = (int) status;
 		answer->retry_after = (int) Min(retry_after, PG_INT32_MAX);
@@ -258,6 +324,8 @@ transfer_conclude(Transfer *transfer, CURLcode result)
 	}
 	else if (transfer->oversized)
 		snprintf(transfer->error, HTTP_ERROR_SIZE, "the answer is larger than %d kB", HTTP_BODY_MAX / 1024);
+	else if (problem != NULL)
+		strlcpy(transfer->error, problem, HTTP_ERROR_SIZE);
 	else if (transfer->error[0] == '\0')
 		strlcpy(transfer->error, curl_easy_strerror(result), HTTP_ERROR_SIZE);
 }
@@ -276,6 +344,8 @@ transfer_release(Transfer *transfer)
 		transfer->body = NULL;
 		transfer->body_room = 0;
 	}
+	if (!reuses_handles)
+		free_easy(transfer);
 }
 
 /* ---- URLs ---- */

@@ -13,18 +13,19 @@ StaticAssertDecl(HTTP_ERROR_SIZE >= CURL_ERROR_SIZE, "libcurl writes so many byt
 
 typedef struct Transfer
 {
-	CURL	   *easy;
+	CURL	   *easy;			/* NULL: the next request needs a fresh one */
 	struct curl_slist *headers; /* holds the key: wiped by transfer_release() */
 	char	   *body;
 	size_t		body_room;
 	size_t		header_bytes;
+	bool		headers_ended;	/* the empty line after them has been seen */
 	bool		oversized;
 	char		error[HTTP_ERROR_SIZE]; /* libcurl's, unless we know better */
 	char		redirect_host[HTTP_HOST_SIZE];
 	HttpAnswer	answer;			/* with pointers to these */
 } Transfer;
 
-/* Of a zeroed one; owner: CURLOPT_PRIVATE.  False: out of memory. */
+/* Of one without a handle; owner: CURLOPT_PRIVATE.  False: out of memory. */
 extern bool transfer_make(Transfer *transfer, void *owner);
 extern void transfer_free(Transfer *transfer);
 
@@ -34,8 +35,8 @@ extern bool transfer_prepare(Transfer *transfer, const HttpRequest *request);
 /* Forgets the answer, before the request is sent, for the first time or again. */
 extern void transfer_reset(Transfer *transfer);
 
-/* It has ended: completes the answer. */
-extern void transfer_conclude(Transfer *transfer, CURLcode result);
+/* It has ended: completes the answer.  disconnected: a connection has ended, too. */
+extern void transfer_conclude(Transfer *transfer, CURLcode result, bool disconnected);
 
 /* Wipes the request; the answer is gone. */
 extern void transfer_release(Transfer *transfer);

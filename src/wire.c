@@ -11,8 +11,10 @@
  */
 #include "postgres.h"
 
+#include <fcntl.h>
 #include <netinet/in.h>
-#include <netinet/tcp.h>
+#include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
@@ -21,6 +23,14 @@
 
 #include "compat.h"
 #include "wire.h"
+
+/* Linux tells that the peer has closed although something is left to be read. */
+#ifndef POLLRDHUP
+#define POLLRDHUP	0
+#endif
+
+/* The last sockets that were shut because of a flood. */
+#define FLOODED_PORTS	8
 
 typedef struct WatchedSocket
 {
@@ -31,25 +41,37 @@ typedef struct WatchedSocket
 	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
 	int			position;		/* in the WaitEventSet, while registered */
 	bool		ours;			/* its end is told by wire_closed() */
+	bool		shut;			/* by us */
 } WatchedSocket;
 
 static WaitEventSet *set = NULL;
 static bool set_is_stale = false;
+static bool set_is_behind = false;	/* some socket is wanted for something else */
 static int	files_opened = 0;
 static int	socket_count = 0;
+static int	owned_count = 0;
 static WatchedSocket sockets[WIRE_SOCKETS_MAX];
+
+/* By its number, the place of a socket in the array, plus one. */
+static int16 *places = NULL;
+static int	place_count = 0;
+
+static volatile int flooded_ports[FLOODED_PORTS];
+static volatile int flooded_next = 0;
 
 /* ---- which sockets ---- */
 
 static WatchedSocket *
 find_socket(int fd)
 {
-	for (int i = 0; i < socket_count; i++)
-	{
-		if (sockets[i].fd == fd)
-			return &sockets[i];
-	}
-	return NULL;
+	return fd < place_count && places[fd] > 0 ? &sockets[places[fd] - 1] : NULL;
+}
+
+static void
+set_owned(WatchedSocket *watched, bool ours)
+{
+	owned_count += (int) ours - (int) watched->ours;
+	watched->ours = ours;
 }
 
 /* The last entry takes the place; its position in the set stays its own. */
@@ -58,7 +80,13 @@ forget_socket(WatchedSocket *watched)
 {
 	if (watched->registered != 0)
 		set_is_stale = true;
-	*watched = sockets[--socket_count];
+	set_owned(watched, false);
+	places[watched->fd] = 0;
+	if (watched != &sockets[--socket_count])
+	{
+		*watched = sockets[socket_count];
+		places[watched->fd] = (int16) (watched - sockets + 1);
+	}
 }
 
 static void
@@ -71,10 +99,38 @@ forget_idle_sockets(void)
 	}
 }
 
+/* NULL: there is no room for it. */
+static WatchedSocket *
+add_socket(int fd)
+{
+	WatchedSocket *watched;
+
+	if (fd >= place_count)
+	{
+		int			count = Max(fd + 1, 2 * place_count);
+		int16	   *more = realloc(places, sizeof(int16) * count);
+
+		if (more == NULL)
+			return NULL;
+		memset(more + place_count, 0, sizeof(int16) * (count - place_count));
+		places = more;
+		place_count = count;
+	}
+	if (socket_count == WIRE_SOCKETS_MAX)
+		forget_idle_sockets();
+	if (socket_count == WIRE_SOCKETS_MAX)
+		return NULL;
+	watched = &sockets[socket_count++];
+	memset(watched, 0, sizeof(*watched));
+	watched->fd = fd;
+	places[fd] = (int16) socket_count;
+	return watched;
+}
+
 /*
- * The number alone says little: a socket that was given up before it was
- * connected, libcurl 7.88 closes without a word, and the kernel drops it from
- * the set.  The next file gets its number.
+ * The number alone says little: libcurl 7.88 closes a socket that it gave up
+ * before it was connected without a word, and the kernel drops it from the
+ * set.  The next file gets its number.
  */
 static WatchedSocket *
 find_or_add_socket(int fd)
@@ -85,21 +141,18 @@ find_or_add_socket(int fd)
 	if (watched != NULL && watched->looked_at == files_opened)
 		return watched;
 	(void) fstat(fd, &status);
+	if (watched != NULL && watched->inode != status.st_ino)
+	{
+		forget_socket(watched);
+		watched = NULL;
+	}
 	if (watched == NULL)
 	{
-		if (socket_count == WIRE_SOCKETS_MAX)
-			forget_idle_sockets();
-		if (socket_count == WIRE_SOCKETS_MAX)
+		watched = add_socket(fd);
+		if (watched == NULL)
 			return NULL;
-		watched = &sockets[socket_count++];
-		memset(watched, 0, sizeof(*watched));
-		watched->fd = fd;
-	}
-	else if (watched->inode != status.st_ino)
-	{
-		if (watched->registered != 0)
-			set_is_stale = true;
-		watched->ours = false;
+		/* Programs that this process starts must not hold the connection. */
+		(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
 	}
 	watched->inode = status.st_ino;
 	watched->looked_at = files_opened;
@@ -118,7 +171,7 @@ wire_own(int fd)
 	WatchedSocket *watched = find_or_add_socket(fd);
 
 	if (watched != NULL)
-		watched->ours = true;
+		set_owned(watched, true);
 }
 
 void
@@ -130,14 +183,22 @@ wire_closed(int fd)
 		forget_socket(watched);
 }
 
+int
+wire_owned(void)
+{
+	return owned_count;
+}
+
 void
 wire_watch(int fd, uint32 wanted)
 {
 	WatchedSocket *watched = find_or_add_socket(fd);
 
 	if (watched == NULL)
-		return;					/* cannot be: WIRE_SOCKETS_MAX; its exchange times out */
+		return;					/* its exchange times out */
 	watched->wanted = wanted;
+	if (wanted != watched->registered)
+		set_is_behind = true;
 
 	/*
 	 * An idle connection stays in the set: the next request, usually at once,
@@ -148,20 +209,89 @@ wire_watch(int fd, uint32 wanted)
 		forget_socket(watched);
 }
 
+/*
+ * We cannot close the descriptor, which is libcurl's: it does so when it next
+ * looks for a connection.  To the peer and the kernel the connection is over.
+ */
 void
-wire_cork(bool corked)
+wire_tidy(void)
 {
-#ifdef TCP_CORK
-	int			value = corked;
+	for (int i = socket_count - 1; i >= 0; i--)
+	{
+		WatchedSocket *watched = &sockets[i];
+		struct pollfd look = {.fd = watched->fd, .events = POLLRDHUP};
+		struct stat status = {0};
+
+		if (!watched->ours || watched->wanted != 0 || watched->shut)
+			continue;
+		if (fstat(watched->fd, &status) != 0 || status.st_ino != watched->inode)
+			forget_socket(watched);
+		else if (poll(&look, 1, 0) == 1)
+		{
+			(void) shutdown(watched->fd, SHUT_RDWR);
+			watched->shut = true;
+		}
+	}
+}
+
+/* ---- in a signal handler ---- */
+
+void
+wire_shut_all(void)
+{
+	for (int i = 0; i < socket_count; i++)
+	{
+		if (sockets[i].ours && sockets[i].wanted != 0)
+			(void) shutdown(sockets[i].fd, SHUT_RDWR);
+	}
+}
+
+static void
+note_flooded_port(int fd)
+{
+	struct sockaddr_storage address = {0};
+	socklen_t	length = sizeof(address);
+
+	(void) getsockname(fd, (struct sockaddr *) &address, &length);
+	flooded_ports[flooded_next] = ntohs(address.ss_family == AF_INET6 ?
+										((struct sockaddr_in6 *) &address)->sin6_port :
+										((struct sockaddr_in *) &address)->sin_port);
+	flooded_next = (flooded_next + 1) % FLOODED_PORTS;
+}
+
+/* A peer that never stops sending is ahead of us; an honest answer is short. */
+void
+wire_shut_flooding(void)
+{
+	WatchedSocket *worst = NULL;
+	int			most = -1;
 
 	for (int i = 0; i < socket_count; i++)
 	{
-		if (sockets[i].ours)
-			(void) setsockopt(sockets[i].fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value));
+		int			unread = 0;
+
+		if (!sockets[i].ours || sockets[i].wanted == 0 || sockets[i].shut ||
+			ioctl(sockets[i].fd, FIONREAD, &unread) != 0 || unread <= most)
+			continue;
+		worst = &sockets[i];
+		most = unread;
 	}
-#else
-	(void) corked;
-#endif
+	if (worst == NULL)
+		return;
+	worst->shut = true;
+	note_flooded_port(worst->fd);
+	(void) shutdown(worst->fd, SHUT_RDWR);
+}
+
+bool
+wire_flooded(int local_port)
+{
+	for (int i = 0; i < FLOODED_PORTS; i++)
+	{
+		if (local_port > 0 && flooded_ports[i] == local_port)
+			return true;
+	}
+	return false;
 }
 
 /* ---- waiting ---- */
@@ -182,6 +312,7 @@ rebuild_set(void)
 		sockets[i].registered = 0;
 		sockets[i].position = -1;
 	}
+	set_is_behind = true;
 	set_is_stale = false;
 }
 
@@ -191,6 +322,8 @@ update_set(void)
 {
 	if (set == NULL || set_is_stale)
 		rebuild_set();
+	if (!set_is_behind)
+		return;
 	for (int i = 0; i < socket_count; i++)
 	{
 		WatchedSocket *watched = &sockets[i];
@@ -203,6 +336,7 @@ update_set(void)
 			ModifyWaitEvent(set, watched->position, watched->wanted, NULL);
 		watched->registered = watched->wanted;
 	}
+	set_is_behind = false;
 }
 
 /*
@@ -249,10 +383,11 @@ wire_wait(long timeout_ms, WireEvent *event)
 }
 
 void
-wire_shut(void)
+wire_end(void)
 {
 	if (set != NULL)
 		FreeWaitEventSet(set);
 	set = NULL;
-	socket_count = 0;
+	while (socket_count > 0)
+		forget_socket(&sockets[socket_count - 1]);
 }

@@ -2,27 +2,40 @@
  * wire.h
  *		Waiting for sockets that somebody else opens and closes.
  *
- * None of these throws or allocates but wire_wait(), so that the others may be
- * called from within libcurl.
+ * Only wire_wait() throws or allocates in PostgreSQL's memory: libcurl's
+ * callbacks may call the others.
  */
 #ifndef ONESIGNAL_CANCEL_WIRE_H
 #define ONESIGNAL_CANCEL_WIRE_H
 
-/* Connections and what is opened for them at one time. */
-#define WIRE_SOCKETS_MAX	64
+/* How many sockets can be watched at one time. */
+#define WIRE_SOCKETS_MAX	1024
 
-/* A file is about to be opened: from now on a number may name another one. */
+/* A file is about to be opened: a number that we know may name another file soon. */
 extern void wire_opening(void);
 
-/* This socket's end is told by wire_closed(), at least while it is connected. */
+/* wire_closed() tells the end of this socket, at least while it is connected. */
 extern void wire_own(int fd);
 extern void wire_closed(int fd);
 
-/* For what it is watched: WL_SOCKET_*, 0: not now. */
+/* How many sockets are owned so. */
+extern int	wire_owned(void);
+
+/* For what the socket is watched: WL_SOCKET_*, 0: not now. */
 extern void wire_watch(int fd, uint32 wanted);
 
-/* While corked, what is written waits for a full segment; then all of it goes out. */
-extern void wire_cork(bool corked);
+/* Ends our side of each connection that its peer has closed while it was idle. */
+extern void wire_tidy(void);
+
+/*
+ * For a signal handler: these shut down what is watched.  The first shuts every
+ * socket, the second the one with the most unread input.
+ */
+extern void wire_shut_all(void);
+extern void wire_shut_flooding(void);
+
+/* Did wire_shut_flooding() shut the socket that has, or had, this local port? */
+extern bool wire_flooded(int local_port);
 
 typedef struct WireEvent
 {
@@ -32,10 +45,10 @@ typedef struct WireEvent
 	bool		latched;		/* the latch was set; it is reset now */
 } WireEvent;
 
-/* At most timeout_ms, -1: no limit.  May return early, with nothing to tell. */
+/* Waits for at most timeout_ms, -1: no limit.  May return early with no event. */
 extern void wire_wait(long timeout_ms, WireEvent *event);
 
-/* Forgets the sockets, at the process's end. */
-extern void wire_shut(void);
+/* Forgets all sockets when the process ends. */
+extern void wire_end(void);
 
 #endif
