@@ -9,6 +9,7 @@
 EXTENSION = onesignal_cancel
 MODULE_big = onesignal_cancel
 OBJS = \
+	src/answer.o \
 	src/apps.o \
 	src/cancel.o \
 	src/credentials.o \

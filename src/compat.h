@@ -9,6 +9,7 @@
 #define ONESIGNAL_CANCEL_COMPAT_H
 
 #include "catalog/pg_foreign_server.h"
+#include "common/jsonapi.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lock.h"
@@ -116,6 +117,18 @@ lock_is_held(const LOCKTAG *tag, LOCKMODE mode)
 #else
 	return LockHeldByMe(tag, mode);
 #endif
+}
+
+/* Is it JSON?  Raises no error on account of the text, but for levels that are too deep for the stack. */
+static inline bool
+is_json(const char *text, int encoding)
+{
+#if PG_VERSION_NUM >= 170000
+	JsonLexContext *lex = makeJsonLexContextCstringLen(NULL, text, strlen(text), encoding, false);
+#else
+	JsonLexContext *lex = makeJsonLexContextCstringLen((char *) text, strlen(text), encoding, false);
+#endif
+	return pg_parse_json(lex, &nullSemAction) == JSON_SUCCESS;
 }
 
 #ifdef CURLINC_CURL_H

@@ -25,6 +25,15 @@ typedef enum CancelVerdict
 	CANCEL_UNANSWERED			/* no answer: DNS, connect, TLS, timeout, ... */
 } CancelVerdict;
 
+/* What View message says of a message. */
+typedef enum ViewVerdict
+{
+	VIEW_CANCELED,
+	VIEW_NOT_CANCELED,			/* or there is no such message */
+	VIEW_UNKNOWN,				/* an answer that does not say it: asking again is of no use */
+	VIEW_UNAVAILABLE			/* 429, 408, 5xx, no answer: ask again */
+} ViewVerdict;
+
 typedef struct CancelOutcome
 {
 	CancelVerdict verdict;
@@ -49,9 +58,11 @@ typedef struct CancelRequest
 extern void onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id,
 									const Credentials *credentials);
 extern HttpRequest *onesignal_request(CancelRequest *request, const pg_uuid_t *message_id);
+extern HttpRequest *onesignal_view_request(CancelRequest *request, const pg_uuid_t *message_id);
 extern void onesignal_request_end(CancelRequest *request);
 
 extern CancelVerdict onesignal_glance(const HttpAnswer *answer);
 extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);
+extern ViewVerdict onesignal_judge_view(const HttpAnswer *answer, int *retry_after);
 
 #endif

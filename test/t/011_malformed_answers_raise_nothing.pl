@@ -61,6 +61,8 @@ subtest 'text that jsonb cannot hold' => sub {
         [ 'half of a surrogate pair beside success', bytes(200, '{"success":true,"x":"\\udc00"}'), '200 t', [] ],
         [ '1e999999', garbled(400, 'big_number'), '400 f', unexpected(400, '{"success":1e999999}') ],
         [ 'a number that is long to write', bytes(400, '{"errors":[1e100000]}'), '400 f', unexpected(400, '{"errors":[1e100000]}') ],
+        [ 'a number of many digits', bytes(400, '{"errors":["x",0.' . '1' x 20_000 . ']}'), '400 f', unexpected(400, '{"errors":["x",0.' . '1' x 183) ],
+        [ 'and one of as many as are taken', bytes(400, '{"errors":[0.' . '1' x 998 . ']}'), '400 f', [ '0.' . '1' x 998 ] ],
         [ 'and one that is short', bytes(400, '{"errors":[1.5e3,"1e100000",-2E-2]}'), '400 f', [ '1500', '1e100000', '-0.02' ] ]);
 };
 
@@ -72,7 +74,9 @@ subtest 'nesting' => sub {
         [ '32,000 brackets', bytes(400, '{"errors":' . $deep->(32_000) . '}'), '400 f', unexpected(400, '{"errors":' . '[' x 190) ],
         [ '60,000 brackets, open', bytes(200, '[' x 60_000), '200 f', unexpected(200, '[' x 200) ],
         [ 'objects', bytes(200, '{"a":' x 10_000 . '1' . '}' x 10_000), '200 f', unexpected(200, '{"a":' x 40) ],
-        [ 'as much as is taken', bytes(400, '{"errors":' . $deep->(1001) . '}'), '400 f', [ '[' x 1000 . ']' x 24 ] ]);
+        [ 'one level more than is taken', bytes(400, '{"errors":' . $deep->(200) . '}'), '400 f', unexpected(400, '{"errors":' . '[' x 190) ],
+        [ 'as much as is taken', bytes(400, '{"errors":' . $deep->(199) . '}'), '400 f', [ '[' x 198 . ']' x 198 ] ],
+        [ 'as much within a text', bytes(400, '{"errors":["' . '[' x 1000 . '\\"[["]}'), '400 f', [ '[' x 1000 . '"[[' ] ]);
 };
 
 subtest 'control characters' => sub {

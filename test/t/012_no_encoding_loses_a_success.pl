@@ -19,13 +19,15 @@ sub fault { my ($status, $body) = @_; return { status => $status, body => $body 
 my @texts = (
     [ 'plain' ],
     [ 'café', latin1 => 'café' ],
-    [ 'caf\\u00e9', utf8 => 'café', latin1 => 'café', sql_ascii => 'caf?', euc_jp => 'café' ],
+    [ 'caf\\u00e9', map { $_ => 'café' } qw(utf8 latin1 sql_ascii euc_jp) ],
     [ '予約', latin1 => '??' ],
-    [ '\\u4e88\\u7d04', utf8 => '予約', latin1 => '??', sql_ascii => '??', euc_jp => '予約' ],
+    [ '\\u4e88\\u7d04', latin1 => '??', map { $_ => '予約' } qw(utf8 sql_ascii euc_jp) ],
     [ 'ﾖﾔｸ', latin1 => '???' ],
-    [ 'é 😀', latin1 => '? ?', euc_jp => '? ?' ],
-    [ '\\ud83d\\ude00', utf8 => '😀', latin1 => '??', sql_ascii => '??', euc_jp => '??' ],
+    [ 'é 😀', latin1 => 'é ?', euc_jp => 'é ?' ],
+    [ '\\ud83d\\ude00', utf8 => '😀', latin1 => '?', sql_ascii => '😀', euc_jp => '?' ],
     [ 'a\\u0000b', map { $_ => 'a?b' } qw(utf8 latin1 sql_ascii euc_jp) ],
+    [ '\\ud83d\\u4e88', latin1 => '??', map { $_ => '?予' } qw(utf8 sql_ascii euc_jp) ],
+    [ '\\ud83d!', map { $_ => '?!' } qw(utf8 latin1 sql_ascii euc_jp) ],
     [ "a\x{9b}31m", utf8 => 'a\\xC2\\x9B31m', latin1 => 'a\\x9B31m', sql_ascii => 'a\\xC2\\x9B31m', euc_jp => 'a?31m' ],
 );
 
@@ -38,11 +40,12 @@ for my $db (qw(utf8 latin1 sql_ascii euc_jp))
             (map { [ "canceled: $_->[0]", fault(200, qq({"success":true,"errors":[{"code":"c","title":"$_->[0]"}],"$_->[0]":"$_->[0]"})), '200 t', [ 'c: ' . $shown->($_) ] ] } @texts),
             [ 'a page', fault(502, 'Café'), '502 f', [ 'HTTP 502 with Café' ] ],
             [ 'a page in Japanese', fault(502, '予約'), '502 f', [ $db eq 'latin1' ? 'HTTP 502 with \\xE4\\xBA\\x88\\xE7\\xB4\\x84' : 'HTTP 502 with 予約' ] ],
+            [ 'text and other bytes', { status => 502, body_bytes => "caf\xc3\xa9 \xff" }, '502 f', ['HTTP 502 with café \\xFF'] ],
+            [ 'a page, cut between characters', fault(502, '予' x 2000), '502 f', [ 'HTTP 502 with ' . ({ latin1 => '\\xE4\\xBA\\x88' x 16 . '\\xE4\\xBA', euc_jp => '予' x 100 }->{$db} // '予' x 66) ] ],
             [ 'no text', { status => 502, body_bytes => "\xff\xe9" }, '502 f', ['HTTP 502 with \\xFF\\xE9'] ],
             [ 'cut between characters', fault(400, '{"errors":["x' . '予' x 2000 . '"]}'), '400 f',
                 [ 'x' . ({ utf8 => '予' x 341, latin1 => '?' x 1023, euc_jp => '予' x 511 }->{$db} // '予' x 341) ] ],
         );
-        pop @cases if $db eq 'sql_ascii';    # which knows bytes only
         my @ids = map { $api->schedule } @cases;
         $api->fault(message => $ids[$_], %{ $cases[$_][1] }) for 0 .. $#cases;
         my @rows = $clinic->cancel(\@ids, max_retries => 0, db => $db eq 'utf8' ? 'postgres' : $db);

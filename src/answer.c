@@ -1,0 +1,428 @@
+/*
+ * answer.c
+ *		Text from outside, made safe and readable.
+ *
+ * Whatever came from outside is hostile here: it may be no JSON, no UTF-8, too
+ * deep, too long, or contain the API key.  jsonb's input and the conversion to
+ * the database's encoding raise errors for such text.  To catch them would
+ * take a subtransaction for each answer, and an error while one is open (there
+ * may be no memory) leaves the session in it.  So nothing is caught here: the
+ * text is changed, or refused, until nothing in it can raise an error.  Only
+ * lack of memory can.
+ *
+ * A database with SQL_ASCII takes UTF-8 as it comes.
+ */
+#include "postgres.h"
+
+#include "catalog/namespace.h"
+#include "lib/stringinfo.h"
+#include "mb/pg_wchar.h"
+#include "utils/fmgrprotos.h"
+
+#include "answer.h"
+#include "compat.h"
+
+/* Enough to read, too little to fill a disk. */
+#define LINE_LENGTH_MAX		1024
+
+/* What is shown of a body that is not OneSignal's */
+#define EXCERPT_LENGTH_MAX	200
+
+/*
+ * What is taken as JSON.  jsonb would take more, but its parser recurses: so
+ * many levels fit on the smallest stack that PostgreSQL can be configured to.
+ */
+#define JSON_DEPTH_MAX		200
+
+/* jsonb refuses more than 16,383 digits after the decimal point. */
+#define JSON_NUMBER_LENGTH_MAX	1000
+
+/* Characters are converted in pieces of so many bytes. */
+#define CONVERSION_SIZE		1024
+
+#define KEY_PLACEHOLDER		"[api key]"
+
+/* ---- the key ---- */
+
+/* The UTF-16 unit that a \uXXXX escape stands for, or -1. */
+static long
+escaped_unit(const char *json)
+{
+	char		digits[5];
+
+	if (json[0] != '\\' || json[1] != 'u' || strspn(json + 2, "0123456789abcdefABCDEF") < 4)
+		return -1;
+	strlcpy(digits, json + 2, sizeof(digits));
+	return strtol(digits, NULL, 16);
+}
+
+/* How long the key is at the beginning of a text, spelled as JSON may spell it; 0: it is not there. */
+static size_t
+spelled_key_length(const char *text, const char *key)
+{
+	const char *begin = text;
+
+	for (; *key != '\0'; key++)
+	{
+		if (escaped_unit(text) == *key)
+			text += strlen("\\u0000");
+		else if (text[0] == '\\' && text[1] == *key)
+			text += 2;
+		else if (text[0] == *key)
+			text++;
+		else
+			return 0;
+	}
+	return text - begin;
+}
+
+/* Where the key is in a text, as it is or spelled with escapes, and how long it is there. */
+static const char *
+find_key(const char *text, const char *key, size_t *length)
+{
+	for (; *text != '\0'; text++)
+	{
+		*length = strlen(key);
+		if (strncmp(text, key, *length) == 0)
+			return text;
+		*length = spelled_key_length(text, key);
+		if (*length > 0)
+			return text;
+	}
+	return NULL;
+}
+
+/* A debugging proxy may send the key back, or an error page that shows the request. */
+static char *
+redact(const char *text, const char *key)
+{
+	StringInfoData out;
+	const char *found;
+	size_t		length;
+
+	initStringInfo(&out);
+	while (key != NULL && key[0] != '\0' && (found = find_key(text, key, &length)) != NULL)
+	{
+		appendBinaryStringInfo(&out, text, found - text);
+		appendStringInfoString(&out, KEY_PLACEHOLDER);
+		text = found + length;
+	}
+	appendStringInfoString(&out, text);
+	return out.data;
+}
+
+/* ---- encoding ---- */
+
+/* Of the texts that this file makes */
+static int
+text_encoding(void)
+{
+	return GetDatabaseEncoding() == PG_SQL_ASCII ? PG_UTF8 : GetDatabaseEncoding();
+}
+
+/* Bytes that the database's encoding lacks: their values, or "?" where a backslash would break JSON. */
+static void
+append_unconvertible(StringInfo out, const char *bytes, int length, bool as_json)
+{
+	if (as_json)
+		appendStringInfoChar(out, '?');
+	else
+		for (int i = 0; i < length; i++)
+			appendStringInfo(out, "\\x%02X", (unsigned char) bytes[i]);
+}
+
+/* Appends valid UTF-8. */
+static void
+append_converted(StringInfo out, const char *utf8, int length, bool as_json)
+{
+	int			encoding = text_encoding();
+	Oid			conversion = encoding == PG_UTF8 ? InvalidOid : FindDefaultConversionProc(PG_UTF8, encoding);
+	unsigned char converted[CONVERSION_SIZE * MAX_CONVERSION_GROWTH + MAX_CONVERSION_GROWTH + 1];
+
+	if (encoding == PG_UTF8)
+	{
+		appendBinaryStringInfo(out, utf8, length);
+		return;
+	}
+	while (length > 0)
+	{
+		int			size = pg_encoding_mbcliplen(PG_UTF8, utf8, length, CONVERSION_SIZE);
+		int			done = 0;
+
+		if (OidIsValid(conversion))
+		{
+			done = pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding, (unsigned char *) utf8, size,
+												 converted, sizeof(converted), true);
+			appendStringInfoString(out, (char *) converted);
+		}
+		if (done < size)
+		{
+			size = pg_encoding_mblen(PG_UTF8, utf8 + done);
+			append_unconvertible(out, utf8 + done, size, as_json);
+			size += done;
+		}
+		utf8 += size;
+		length -= size;
+	}
+}
+
+/* Any bytes as text of the database's encoding, with what cannot be converted made visible. */
+char *
+answer_text(const char *bytes)
+{
+	StringInfoData out;
+	int			left = strlen(bytes);
+
+	initStringInfo(&out);
+	while (left > 0)
+	{
+		int			valid = pg_encoding_verifymbstr(PG_UTF8, bytes, left);
+
+		append_converted(&out, bytes, valid, false);
+		if (valid < left)
+			append_unconvertible(&out, bytes + valid++, 1, false);
+		bytes += valid;
+		left -= valid;
+	}
+	return out.data;
+}
+
+/* ---- what a line may hold ---- */
+
+/* Is a byte from 0x80 to 0x9f a control character?  Elsewhere it is a letter or a part of one. */
+static bool
+has_c1_bytes(int encoding)
+{
+	return (encoding >= PG_LATIN1 && encoding <= PG_LATIN10) ||
+		(encoding >= PG_ISO_8859_5 && encoding <= PG_ISO_8859_8);
+}
+
+/* Is this character of so many bytes a control character, C1 among them? */
+static bool
+is_control(const char *character, int length)
+{
+	unsigned char first = character[0];
+	unsigned char last = character[length - 1];
+
+	if (first < 0x20 || first == 0x7f)
+		return true;
+	if (last < 0x80 || last >= 0xa0)
+		return false;
+	return text_encoding() == PG_UTF8 ? length == 2 && first == 0xc2 : has_c1_bytes(text_encoding());
+}
+
+/*
+ * One line for the row or the log: without the key, with control characters
+ * escaped, so that nothing can forge log lines or move a terminal's cursor,
+ * and cut between characters.
+ */
+char *
+answer_line(const char *text, const char *api_key)
+{
+	StringInfoData out;
+	const char *in = redact(text, api_key);
+	int			left = strlen(in);
+
+	initStringInfo(&out);
+	while (left > 0 && out.len < LINE_LENGTH_MAX)
+	{
+		int			length = Min(pg_encoding_mblen(text_encoding(), in), left);
+
+		if (is_control(in, length))
+			append_unconvertible(&out, in, length, false);
+		else
+			appendBinaryStringInfo(&out, in, length);
+		in += length;
+		left -= length;
+	}
+	out.data[pg_encoding_mbcliplen(text_encoding(), out.data, out.len, LINE_LENGTH_MAX)] = '\0';
+	return out.data;
+}
+
+/* What is shown of a body that does not explain itself. */
+char *
+answer_excerpt(const char *body, const char *api_key)
+{
+	/* Redacted before it is cut: half a key is a secret too. */
+	char	   *text = answer_text(redact(body, api_key));
+	char	   *out = text;
+
+	/* Runs of white space become one blank: an HTML page is mostly that. */
+	for (const char *in = text; *in != '\0'; in++)
+	{
+		if (strchr(" \t\r\n\f\v", *in) == NULL)
+			*out++ = *in;
+		else if (out > text && out[-1] != ' ')
+			*out++ = ' ';
+	}
+	if (out > text && out[-1] == ' ')
+		out--;
+	text[pg_encoding_mbcliplen(text_encoding(), text, out - text, EXCERPT_LENGTH_MAX)] = '\0';
+	return text[0] != '\0' ? text : "an empty body";
+}
+
+/* ---- JSON ---- */
+
+/* Appends the character of an escape that is not ASCII.  Returns the escape's length; 0: it is none. */
+static int
+append_unescaped(StringInfo out, const char *json)
+{
+	long		unit = escaped_unit(json);
+	long		next;
+	unsigned char utf8[4];
+
+	if (unit < 0 || (unit > 0 && unit <= 0x7f))
+		return 0;
+	if (is_utf16_surrogate_first(unit) && (next = escaped_unit(json + 6)) >= 0 && is_utf16_surrogate_second(next))
+	{
+		unicode_to_utf8(surrogate_pair_to_codepoint(unit, next), utf8);
+		appendBinaryStringInfo(out, (char *) utf8, 4);
+		return 12;
+	}
+	if (unit == 0 || is_utf16_surrogate_first(unit) || is_utf16_surrogate_second(unit))
+		appendStringInfoChar(out, '?');
+	else
+	{
+		unicode_to_utf8(unit, utf8);
+		appendBinaryStringInfo(out, (char *) utf8, pg_encoding_mblen(PG_UTF8, (char *) utf8));
+	}
+	return 6;
+}
+
+/*
+ * The same JSON with characters in place of their escapes, if they are not
+ * ASCII: an escape of what the database's encoding lacks is an error to jsonb.
+ * So are U+0000 and half of a surrogate pair; they become "?".
+ */
+static void
+unescape(StringInfo out, const char *json)
+{
+	while (*json != '\0')
+	{
+		int			length = append_unescaped(out, json);
+
+		if (length == 0)
+		{
+			/* A backslash takes the next character along: "\\u0000" is no escape. */
+			length = json[0] == '\\' && json[1] != '\0' && !IS_HIGHBIT_SET(json[1]) ? 2 : 1;
+			appendBinaryStringInfo(out, json, length);
+		}
+		json += length;
+	}
+}
+
+/* The closing quotation mark, or the end. */
+static const char *
+end_of_string(const char *json)
+{
+	for (json++; *json != '\0' && *json != '"'; json++)
+		if (json[0] == '\\' && json[1] != '\0')
+			json++;
+	return json;
+}
+
+/*
+ * jsonb holds 1e131071 in ten bytes and writes it in 131,072: a body full of
+ * these would come out as a gigabyte.  So an exponent has at most two digits.
+ */
+static bool
+is_long_number(const char *number, size_t length)
+{
+	size_t		exponent = strcspn(number, "eE");
+
+	return length > JSON_NUMBER_LENGTH_MAX ||
+		(exponent < length && strspn(number + exponent + 1, "+-") + 2 < length - exponent - 1);
+}
+
+/* Can jsonb hold it, if it is JSON, and write it out in not much more room? */
+static bool
+is_modest(const char *json)
+{
+	int			depth = 0;
+
+	while (*json != '\0')
+	{
+		size_t		number = strspn(json, "+-.0123456789eE");
+
+		if (number > 0 && is_long_number(json, number))
+			return false;
+		if ((*json == '[' || *json == '{') && ++depth > JSON_DEPTH_MAX)
+			return false;
+		if (*json == ']' || *json == '}')
+			depth--;
+		if (*json == '"')
+			json = end_of_string(json);
+		json += number > 0 ? number : *json != '\0';
+	}
+	return true;
+}
+
+/* Would jsonb take this text in the database's encoding, without escapes of what is not ASCII? */
+static bool
+fits_jsonb(const char *text)
+{
+	return is_modest(text) && is_json(text, GetDatabaseEncoding());
+}
+
+/*
+ * A body as jsonb, and as text that jsonb takes in the database's encoding.
+ * NULL when it is no JSON.  A character that the encoding lacks is lost, not
+ * more.
+ */
+Jsonb *
+answer_json(const char *body, size_t length, char **text)
+{
+	StringInfoData utf8;
+	StringInfoData converted;
+
+	/* A NUL byte would end the text early and make JSON of what is none. */
+	if (strlen(body) != length || pg_encoding_verifymbstr(PG_UTF8, body, length) != (int) length)
+		return NULL;
+	initStringInfo(&utf8);
+	unescape(&utf8, body);
+	initStringInfo(&converted);
+	append_converted(&converted, utf8.data, utf8.len, true);
+	if (!fits_jsonb(converted.data))
+		return NULL;
+	*text = converted.data;
+	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(converted.data)));
+}
+
+/* JSON text without the key; NULL when that is no JSON, as when an escape's backslash went with the key. */
+char *
+answer_without_key(const char *json, const char *api_key)
+{
+	char	   *redacted = redact(json, api_key);
+
+	return fits_jsonb(redacted) ? redacted : NULL;
+}
+
+JsonbValue *
+answer_field(JsonbContainer *object, const char *name, JsonbValue *into)
+{
+	return getKeyJsonValueFromContainer(object, name, strlen(name), into);
+}
+
+static char *
+string_value(const JsonbValue *value)
+{
+	return pnstrdup(value->val.string.val, value->val.string.len);
+}
+
+/* A string as it is, {"code", "title"} as "code: title", anything else as its JSON text. */
+char *
+answer_error_text(JsonbValue *error)
+{
+	JsonbValue	code;
+	JsonbValue	title;
+	Jsonb	   *json;
+
+	if (error->type == jbvString)
+		return string_value(error);
+	if (error->type == jbvBinary && JsonContainerIsObject(error->val.binary.data) &&
+		answer_field(error->val.binary.data, "code", &code) != NULL && code.type == jbvString &&
+		answer_field(error->val.binary.data, "title", &title) != NULL && title.type == jbvString)
+		return psprintf("%s: %s", string_value(&code), string_value(&title));
+	json = JsonbValueToJsonb(error);
+	return JsonbToCString(NULL, &json->root, VARSIZE(json));
+}
