@@ -18,7 +18,9 @@
 #include "executor/spi.h"
 #include "fmgr.h"
 #include "miscadmin.h"
+#include "storage/ipc.h"
 #include "storage/lock.h"
+#include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
@@ -29,6 +31,7 @@
 #include "http.h"
 #include "queue.h"
 #include "settings.h"
+#include "slots.h"
 #include "wakeup.h"
 
 /* Objects have sub-object 0, columns have theirs in pg_class only. */
@@ -88,6 +91,8 @@ deliverer_abandon(void)
 {
 	queue_abandon();
 	http_abandon();
+	/* What was on the wire may have arrived. */
+	slots_raise_doubt();
 	deliverer_unlock();
 }
 
@@ -158,22 +163,54 @@ deliver_once(TimestampTz until)
 	return true;
 }
 
+/* The pid of the session that has the deliverer's lock; 0: nobody has it any more. */
+static int
+lock_holder(void)
+{
+	LOCKTAG		tag = lock_tag(queue_extension());
+	LockData   *locks = GetLockStatusData();
+
+	for (int i = 0; i < locks->nelements; i++)
+	{
+		LockInstanceData *lock = &locks->locks[i];
+
+		if (lock->holdMask != 0 && memcmp(&lock->locktag, &tag, sizeof(tag)) == 0)
+			return lock->pid;
+	}
+	return 0;
+}
+
 static void
-deliver(TimestampTz until)
+call_deliver(TimestampTz until)
 {
 	DelivererLock lock;
+	int			holder = 0;
 
 	do
 	{
 		lock = deliverer_lock(false);
+		if (lock == DELIVERER_BUSY)
+			holder = lock_holder();
 		/* What the look-up of the extension has taken is not held while we wait for answers. */
 		SPI_commit();
-	} while (lock == DELIVERER_LOCKED && deliver_once(until));
+		/* Before anything is sent of which no outcome could be recorded. */
+		PreventCommandIfReadOnly("CALL onesignal_cancel_deliver()");
+	} while ((lock == DELIVERER_BUSY && holder == 0) ||
+			 (lock == DELIVERER_LOCKED && deliver_once(until)));
 
 	if (lock == DELIVERER_BUSY)
 		ereport(NOTICE,
-				(errmsg("another session delivers in this database"),
-				 errdetail("A background worker or another CALL is at it.")));
+				(errmsg("nothing to do: session %d is already delivering in this database", holder)));
+}
+
+/* Also when the session is terminated, which is no error that PG_CATCH() would see. */
+static void
+call_failed(int code, Datum arg)
+{
+	(void) code;
+	(void) arg;
+	deliverer_abandon();
+	delivery_end();
 }
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_deliver);
@@ -186,19 +223,14 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 	settings_require_enabled();
 	PreventCommandDuringRecovery("CALL onesignal_cancel_deliver()");
 	until = end_of_duration(fcinfo);
+	slots_attach();
 
 	queue_call_begin(fcinfo);
-	PG_TRY();
+	PG_ENSURE_ERROR_CLEANUP(call_failed, (Datum) 0);
 	{
-		deliver(until);
+		call_deliver(until);
 	}
-	PG_CATCH();
-	{
-		deliverer_abandon();
-		delivery_end();
-		PG_RE_THROW();
-	}
-	PG_END_TRY();
+	PG_END_ENSURE_ERROR_CLEANUP(call_failed, (Datum) 0);
 	deliverer_unlock();
 	delivery_end();
 	queue_call_end();

@@ -19,7 +19,7 @@ typedef enum DelivererLock
 extern DelivererLock deliverer_lock(bool wait);
 extern void deliverer_unlock(void);
 
-/* After an error in a run, before its transaction is aborted. */
+/* After an error in a run, before its transaction is aborted. Never throws. */
 extern void deliverer_abandon(void);
 
 #endif

@@ -20,6 +20,13 @@ typedef struct DeliveryOptions
 	 * interrupted.
 	 */
 	bool		(*woken) (void);
+
+	/*
+	 * Must it end?  Asked as often as woken(), may be NULL; then it begins
+	 * nothing more, takes what arrives for at most a second, records all, and
+	 * returns.
+	 */
+	bool		(*must_stop) (void);
 } DeliveryOptions;
 
 /*

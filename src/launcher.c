@@ -184,6 +184,8 @@ launcher_main(Datum arg)
 	pgstat_report_appname(MyBgworkerEntry->bgw_name);
 
 	slots_attach();
+	/* After a promotion: what the old primary sent may not have been replicated. */
+	slots_raise_doubt();
 	slots_set_launcher(true);
 	if (settings_enabled)
 		sweep_begin();

@@ -58,6 +58,7 @@ static const Setting statement_settings[] = {
 	{"enable_nestloop", "on"},
 	{"enable_seqscan", "off"},
 	{"enable_tidscan", "on"},
+	{"exit_on_error", "off"},	/* an outcome that cannot be written is no reason to end */
 	{"jit", "off"},
 	{"max_parallel_workers_per_gather", "0"},
 };

@@ -23,6 +23,47 @@ int			settings_worker_idle_timeout = 3000;
 int			settings_timeout = 60000;
 int			settings_connect_timeout = 10000;
 int			settings_max_retries = 2;
+int			settings_delivery_timeout = 60000;
+int			settings_delivery_connect_timeout = 10000;
+
+/*
+ * A check hook sees every value that is offered to this process, also those
+ * that a role's or the session's own setting overrides.  A value that was
+ * removed from postgresql.conf is followed by the built-in one.
+ *
+ * In a library that is not preloaded a value of the role or the client hides
+ * the others, and is not taken either: then the built-in one counts.
+ */
+static bool
+keep_for_delivery(int value, GucSource source, int *kept, GucSource *kept_source)
+{
+	bool		was_removed = source == PGC_S_DEFAULT && *kept_source == PGC_S_FILE;
+
+	if (source <= PGC_S_DATABASE && (source >= *kept_source || was_removed))
+	{
+		*kept = value;
+		*kept_source = source;
+	}
+	return true;
+}
+
+static bool
+check_timeout(int *value, void **extra, GucSource source)
+{
+	static GucSource kept_source = PGC_S_DEFAULT;
+
+	(void) extra;
+	return keep_for_delivery(*value, source, &settings_delivery_timeout, &kept_source);
+}
+
+static bool
+check_connect_timeout(int *value, void **extra, GucSource source)
+{
+	static GucSource kept_source = PGC_S_DEFAULT;
+
+	(void) extra;
+	return keep_for_delivery(*value, source, &settings_delivery_connect_timeout, &kept_source);
+}
 
 static void
 define_delivery_settings(void)
@@ -58,11 +99,11 @@ define_request_settings(void)
 							"How long one message's cancel may take, retries and waits included.",
 							"OneSignal recommends 60 s; its server answers within 100 s.",
 							&settings_timeout,
-							60000, 1, 60 * 60 * 1000, PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+							60000, 1, 60 * 60 * 1000, PGC_USERSET, GUC_UNIT_MS, check_timeout, NULL, NULL);
 	DefineCustomIntVariable("onesignal_cancel.connect_timeout",
 							"How long resolving, connecting and the TLS handshake may take together.",
 							NULL, &settings_connect_timeout,
-							10000, 1, 60 * 60 * 1000, PGC_USERSET, GUC_UNIT_MS, NULL, NULL, NULL);
+							10000, 1, 60 * 60 * 1000, PGC_USERSET, GUC_UNIT_MS, check_connect_timeout, NULL, NULL);
 	DefineCustomIntVariable("onesignal_cancel.max_retries",
 							"How often a direct call tries again after 408, 429, 5xx or no answer.",
 							NULL, &settings_max_retries,

@@ -14,6 +14,13 @@ extern int	settings_timeout;	/* ms */
 extern int	settings_connect_timeout;	/* ms */
 extern int	settings_max_retries;
 
+/*
+ * The timeouts that delivery uses, in CALL too: as postgresql.conf and ALTER
+ * DATABASE have it, whatever the role or the session has set.
+ */
+extern int	settings_delivery_timeout;	/* ms */
+extern int	settings_delivery_connect_timeout;	/* ms */
+
 extern void settings_define(void);
 
 /* Raises 55000 when onesignal_cancel.enabled is off. */

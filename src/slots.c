@@ -36,7 +36,7 @@
 #include "slots.h"
 
 /* The number grows with each change of the layout: a library of another version may be loaded beside. */
-#define SLOTS_NAME		"onesignal_cancel slots 1"
+#define SLOTS_NAME		"onesignal_cancel slots 2"
 
 /*
  * Databases that can have a worker, a retry that is due, or one that died, at
@@ -71,6 +71,7 @@ typedef struct Slot
 	int			deaths;			/* in a row */
 	TimestampTz since;			/* when it entered this state */
 	TimestampTz next_due;		/* of a free slot: start a worker then; 0: no need */
+	TimestampTz prepared_at;	/* the last PREPARE TRANSACTION with requests; 0: all have ended */
 } Slot;
 
 typedef struct Slots
@@ -78,6 +79,7 @@ typedef struct Slots
 	slock_t		lock;
 	int			launcher;
 	TimestampTz sweep_due;		/* when a slot was lost to another database */
+	TimestampTz doubt;			/* requests older than this may have been sent without a record */
 	Slot		slots[SLOTS_COUNT];
 } Slots;
 
@@ -96,6 +98,12 @@ initialize(void *memory)
 	SpinLockInit(&slots->lock);
 	slots->launcher = NO_PROC;
 	slots->sweep_due = DT_NOEND;
+
+	/*
+	 * The crash that made new memory necessary ended all processes, so it came
+	 * before this one began.
+	 */
+	slots->doubt = MyStartTimestamp;
 	for (int i = 0; i < SLOTS_COUNT; i++)
 		slots->slots[i].proc = NO_PROC;
 }
@@ -217,7 +225,7 @@ begin_start(Slot *slot, TimestampTz now)
 }
 
 SlotsAnswer
-slots_wake(Oid database, bool may_start)
+slots_wake(Oid database, bool may_start, bool prepared)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Slot	   *slot;
@@ -229,6 +237,8 @@ slots_wake(Oid database, bool may_start)
 	if (slot != NULL)
 	{
 		slot->wake = true;
+		if (prepared)
+			slot->prepared_at = now;
 		proc = slot->proc;
 		starts = may_start && begin_start(slot, now);
 	}
@@ -397,6 +407,52 @@ slots_died(void)
 
 	mine = NULL;
 	wake_proc(launcher);
+}
+
+TimestampTz
+slots_prepared_at(void)
+{
+	TimestampTz prepared_at;
+
+	SpinLockAcquire(&shared->lock);
+	prepared_at = mine->prepared_at;
+	SpinLockRelease(&shared->lock);
+	return prepared_at;
+}
+
+/* A PREPARE since the question makes another time, and so another question. */
+void
+slots_note_prepared(TimestampTz prepared_at, bool still)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	SpinLockAcquire(&shared->lock);
+	if (mine->prepared_at == prepared_at && !(still && prepared_at != 0))
+		mine->prepared_at = still ? now : 0;
+	SpinLockRelease(&shared->lock);
+}
+
+TimestampTz
+slots_doubt(void)
+{
+	TimestampTz doubt;
+
+	SpinLockAcquire(&shared->lock);
+	doubt = shared->doubt;
+	SpinLockRelease(&shared->lock);
+	return doubt;
+}
+
+void
+slots_raise_doubt(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (shared == NULL)
+		return;
+	SpinLockAcquire(&shared->lock);
+	shared->doubt = Max(shared->doubt, now);
+	SpinLockRelease(&shared->lock);
 }
 
 void

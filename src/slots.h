@@ -20,8 +20,11 @@ extern void slots_reserve(void);
 /* Where an error may be thrown, before any of the following, which throw none. */
 extern void slots_attach(void);
 
-/* After a commit: wakes the database's worker, or claims the start of one if may_start. */
-extern SlotsAnswer slots_wake(Oid database, bool may_start);
+/*
+ * After a commit: wakes the database's worker, or claims the start of one if
+ * may_start.  prepared: the transaction is only prepared so far.
+ */
+extern SlotsAnswer slots_wake(Oid database, bool may_start, bool prepared);
 
 /* Like slots_wake() for the launcher. look: slots_looks_until() will tell when it has looked. */
 extern SlotsAnswer slots_launch(Oid database, bool look);
@@ -42,6 +45,22 @@ extern bool slots_leave(TimestampTz next_due);
 extern void slots_hand_over(void);	/* to a successor that the caller registers, ... */
 extern void slots_take_back(void);	/* ... or cannot */
 extern void slots_died(void);
+
+/*
+ * When a transaction with requests was last prepared in the worker's database,
+ * as far as is known; 0: none is.  slots_note_prepared(): whether there is
+ * still one, asked after slots_prepared_at() returned that time.
+ */
+extern TimestampTz slots_prepared_at(void);
+extern void slots_note_prepared(TimestampTz prepared_at, bool still);
+
+/*
+ * Requests that are older than this (requested_at) may have been sent by a
+ * deliverer that could not record it.  Whoever loses requests that are on the
+ * wire raises it to now, once it sends no more.
+ */
+extern TimestampTz slots_doubt(void);
+extern void slots_raise_doubt(void);
 
 /*
  * The launcher's view.  slots_due(): when it has to start a worker, and for

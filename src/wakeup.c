@@ -10,6 +10,12 @@
  * latch, or hands a struct on its stack to the postmaster.  If no worker can
  * start it warns: the rows are there, and the next commit, the launcher or a
  * CALL takes them.
+ *
+ * COMMIT PREPARED runs no callback of ours, and may come from anywhere, years
+ * later.  So PREPARE wakes the worker and says that it is only a PREPARE; the
+ * worker asks again and again, until no prepared transaction holds a lock on
+ * onesignal_message any more (worker.c).  Whoever requested has that lock
+ * already; who only changed a server takes it before PREPARE.
  */
 #include "postgres.h"
 
@@ -18,10 +24,12 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "storage/lmgr.h"
 #include "utils/guc.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "owner.h"
 #include "settings.h"
 #include "slots.h"
 #include "wakeup.h"
@@ -95,6 +103,16 @@ act_on(SlotsAnswer answer, Oid database)
 	return false;
 }
 
+/* For the worker to find, as long as the transaction is prepared. */
+static void
+lock_table_for_prepare(void)
+{
+	Installation installation;
+
+	if (owner_find(&installation))
+		LockRelationOid(installation.message_table, RowExclusiveLock);
+}
+
 static void
 on_transaction_end(XactEvent event, void *arg)
 {
@@ -104,22 +122,19 @@ on_transaction_end(XactEvent event, void *arg)
 	switch (event)
 	{
 		case XACT_EVENT_PRE_PREPARE:
-			/* COMMIT PREPARED runs no callback of ours: nobody would deliver. */
-			if (request_level > 0)
-				ereport(ERROR,
-						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-						 errmsg("cannot PREPARE a transaction that has requested cancels"),
-						 errhint("Request them in a transaction of their own, after COMMIT PREPARED.")));
+			if (wake)
+				lock_table_for_prepare();
 			break;
 		case XACT_EVENT_COMMIT:
+		case XACT_EVENT_PREPARE:
 			request_level = 0;
 			poked = false;
 			if (wake)
-				act_on(slots_wake(MyDatabaseId, settings_enabled && settings_background_delivery),
+				act_on(slots_wake(MyDatabaseId, settings_enabled && settings_background_delivery,
+								  event == XACT_EVENT_PREPARE),
 					   MyDatabaseId);
 			break;
 		case XACT_EVENT_ABORT:
-		case XACT_EVENT_PREPARE:
 			request_level = 0;
 			poked = false;
 			break;

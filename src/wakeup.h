@@ -10,15 +10,11 @@
 /*
  * This transaction requested a cancel: at its commit the database's worker is
  * woken or started, and the commit is a synchronous one.  All that can fail
- * fails here, not at commit.  PREPARE TRANSACTION is refused (0A000).  Cheap
- * when called again and again.
+ * fails here, not at commit.  Cheap when called again and again.
  */
 extern void wakeup_request(void);
 
-/*
- * Like wakeup_request(), for a changed server, mapping or resumed app: the
- * commit needs no force, and PREPARE is fine (and then wakes nobody).
- */
+/* Like wakeup_request(), for a changed server, mapping or resumed app: the commit needs no force. */
 extern void wakeup_poke(void);
 
 /* The launcher's start of a worker, and a worker's of its successor; false: there is no room for one. */

@@ -42,14 +42,29 @@
  * after, the commit finds FREE and starts a successor.
  *
  * A retry outlives the worker only where a launcher notes when it falls due;
- * without one the worker stays.  That must not keep anybody from dropping,
- * renaming or copying the database, which waits for five seconds at most for
- * all sessions to leave: an idle worker looks now and then whether somebody
- * locks the database, and if so hands over to a successor, which waits for
- * that lock while it connects and so does not count as a session.
+ * without one the worker stays.
+ *
+ * PREPARE TRANSACTION (wakeup.c) sets "wake", too, and notes the time, but
+ * COMMIT PREPARED wakes nobody.  While a prepared transaction holds a lock on
+ * onesignal_message the worker looks for rows again and again: at first after
+ * 10 ms, then when as much time has passed as since the PREPARE, but after a
+ * second at most, later after a sixtieth of that time, but after a minute at
+ * most.  It asks about the lock before it looks for rows, and locks go after
+ * rows are visible: once there is no such lock, the look sees all rows.  Shared
+ * memory forgets in a crash, and so a worker that starts asks as well.
+ *
+ * Whoever drops, renames or copies the database waits for five seconds at most
+ * for all sessions to leave.  The worker looks now and then whether somebody
+ * has locked the database, and if so hands over to a successor, which waits
+ * for that lock before it connects and so is not a session of the database.
+ *
+ * SIGTERM ends the worker at once, but for requests on the wire: their answers
+ * would be lost.  So while it delivers, it is only told to stop, and has
+ * STOP_MS for it.
  */
 #include "postgres.h"
 
+#include "access/twophase.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
 #include "miscadmin.h"
@@ -58,9 +73,11 @@
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
 #include "storage/lock.h"
+#include "storage/proc.h"
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -74,8 +91,25 @@
 #include "wakeup.h"
 #include "worker.h"
 
-/* How often an idle worker looks at the database's lock: others wait 5 s for it to leave. */
-#define PROBE_MS		3000
+/*
+ * How often the worker looks at the database's lock.  Others wait 5 s for it to
+ * leave, of which delivery needs one to come to an end.
+ */
+#define LOOK_IDLE_MS	2000
+#define LOOK_BUSY_MS	500
+
+/* How often a new worker looks whether the lock is gone. */
+#define LOOK_NEW_MS		100
+
+/* How long delivery may take to come to an end after SIGTERM, in ticks of so many ms. */
+#define STOP_MS			2000
+#define STOP_TICK_MS	500
+
+/* How soon it looks for what a prepared transaction requested; see above. */
+#define PREPARED_MIN	INT64CONST(10000)
+#define PREPARED_MAX	USECS_PER_SEC
+#define PREPARED_SHARE	60
+#define PREPARED_LONGEST	(60 * USECS_PER_SEC)
 
 /* Between a run that found something due and the next, should delivery err about it. */
 #define TURN_MS			10
@@ -92,6 +126,14 @@ static char last_failure[256] = "";
 
 /* Does it know that something is pending? */
 static bool looked = false;
+
+/* When it last asked whether there are prepared transactions; 0: never. */
+static TimestampTz asked_at = 0;
+
+/* Is delivery_run() at work, and has SIGTERM come meanwhile? */
+static volatile sig_atomic_t delivering = false;
+static volatile sig_atomic_t told_to_stop = false;
+static TimeoutId stop_timeout;
 
 static void
 on_shmem_request(void)
@@ -123,8 +165,58 @@ worker_exit(int code, Datum arg)
 {
 	(void) code;
 	(void) arg;
+	if (delivering)
+		slots_raise_doubt();
 	slots_died();
 	deliverer_unlock();
+}
+
+/* ---- stopping ---- */
+
+/* As die() does; the next CHECK_FOR_INTERRUPTS() ends the process. */
+static void
+die_soon(void)
+{
+	InterruptPending = true;
+	ProcDiePending = true;
+}
+
+/* SIGTERM.  A lock may be waited for for hours: such a wait ends at once. */
+static void
+on_sigterm(SIGNAL_ARGS)
+{
+	int			save_errno = errno;
+
+	if (!delivering || told_to_stop || MyProc->waitStatus == PROC_WAIT_STATUS_WAITING)
+		die_soon();
+	/* Also when nothing else does: the transport then leaves a peer that floods. */
+	InterruptPending = true;
+	told_to_stop = true;
+	SetLatch(MyLatch);
+	errno = save_errno;
+}
+
+/* SIGALRM, every STOP_TICK_MS while it delivers. */
+static void
+on_stop_tick(void)
+{
+	static int	ticks = 0;
+
+	if (told_to_stop && ++ticks >= STOP_MS / STOP_TICK_MS)
+	{
+		die_soon();
+		SetLatch(MyLatch);
+	}
+}
+
+/* Delivery has come to an end, if with an error: nothing of it needs time any more. */
+static void
+end_of_delivery(void)
+{
+	disable_timeout(stop_timeout, false);
+	delivering = false;
+	if (told_to_stop)
+		die_soon();
 }
 
 static void
@@ -143,43 +235,110 @@ is_wanted(void)
 	return settings_enabled && settings_background_delivery;
 }
 
-/* Is somebody about to drop, rename, move or copy this database? */
+/* ---- making way ---- */
+
+/* Is somebody about to drop, rename, move or copy the database? Needs no transaction. */
 static bool
-database_is_locked(void)
+is_locked(Oid database)
 {
 	LOCKTAG		tag;
-	bool		locked;
+	int			count;
 
-	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, MyDatabaseId, 0);
-	StartTransactionCommand();
+	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, database, 0);
 	/* The lock that connecting takes. */
-	locked = LockAcquire(&tag, RowExclusiveLock, false, true) == LOCKACQUIRE_NOT_AVAIL;
-	CommitTransactionCommand();
+	pfree(GetLockConflicts(&tag, RowExclusiveLock, &count));
+	return count > 0;
+}
+
+/* The same for the worker's database, and at most every so often. */
+static bool
+must_make_way(int every_ms)
+{
+	static TimestampTz looked_at = 0;
+	static bool locked = false;
+	TimestampTz now = GetCurrentTimestamp();
+
+	if (now < looked_at || TimestampDifferenceExceeds(looked_at, now, every_ms))
+	{
+		looked_at = now;
+		locked = is_locked(MyDatabaseId);
+	}
 	return locked;
 }
 
-/*
- * Waits, and makes way for somebody who needs the database.  False: a
- * successor is on its way.
- */
+/* True: a successor is on its way. */
 static bool
-idle(TimestampTz until)
+makes_way(void)
+{
+	return must_make_way(LOOK_IDLE_MS) && wakeup_hand_over(MyDatabaseId);
+}
+
+static void
+worker_idle(TimestampTz until)
 {
 	static uint32 wait_event = 0;
-	static TimestampTz probed_at = 0;
-	TimestampTz now = GetCurrentTimestamp();
 
-	if (TimestampDifferenceExceeds(probed_at, now, PROBE_MS))
-	{
-		probed_at = now;
-		if (database_is_locked() && wakeup_hand_over(MyDatabaseId))
-			return false;
-	}
-	wakeup_wait(Min(until, TimestampTzPlusMilliseconds(now, PROBE_MS)),
-				wait_event_named(&wait_event, "OnesignalCancelWorkerIdle"));
+	until = Min(until, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_IDLE_MS));
+	wakeup_wait(until, wait_event_named(&wait_event, "OnesignalCancelWorkerIdle"));
 	wakeup_serve_signals();
+}
+
+/* ---- prepared transactions ---- */
+
+/* Does a prepared transaction hold a lock that changing the table takes? */
+static bool
+is_prepared(Oid table)
+{
+	LOCKTAG		tag;
+	VirtualTransactionId *holder;
+	bool		more;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, table);
+	holder = GetLockConflicts(&tag, ShareLock, NULL);
+	for (; VirtualTransactionIdIsValid(*holder); holder++)
+	{
+		/* Prepared before the last start of the server, or since. */
+		if (VirtualTransactionIdIsRecoveredPreparedXact(*holder) ||
+			TransactionIdIsValid(TwoPhaseGetXidByVirtualXID(*holder, &more)))
+			return true;
+	}
+	return false;
+}
+
+/* When it has to look again for what a prepared transaction requested; DT_NOEND: there is none. */
+static TimestampTz
+prepared_due(void)
+{
+	TimestampTz prepared_at = slots_prepared_at();
+	TimestampTz passed = asked_at - prepared_at;
+
+	if (prepared_at == 0)
+		return DT_NOEND;
+	if (passed > PREPARED_MAX)
+		passed = Min(Max(passed / PREPARED_SHARE, PREPARED_MAX), PREPARED_LONGEST);
+	return asked_at + Max(passed, PREPARED_MIN);
+}
+
+/* Called before rows are looked for.  True: they have to be. */
+static bool
+ask_about_prepared(void)
+{
+	MemoryContext context = CurrentMemoryContext;
+	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz prepared_at = slots_prepared_at();
+	Installation installation;
+
+	if (max_prepared_xacts == 0 || (asked_at != 0 && now < prepared_due()))
+		return false;
+	asked_at = now;
+	StartTransactionCommand();
+	slots_note_prepared(prepared_at, owner_find(&installation) && is_prepared(installation.message_table));
+	CommitTransactionCommand();
+	MemoryContextSwitchTo(context);
 	return true;
 }
+
+/* ---- waiting ---- */
 
 /* False: it left. */
 static bool
@@ -189,15 +348,17 @@ wait_for_work(TimestampTz due)
 	TimestampTz idle_end = TimestampTzPlusMilliseconds(now, settings_worker_idle_timeout);
 
 	due = Max(due, TimestampTzPlusMilliseconds(now, TURN_MS));
+	due = Min(due, prepared_due());
 	pgstat_report_activity(STATE_IDLE, NULL);
 	for (;;)
 	{
+		if (makes_way())
+			return false;
 		if (slots_take_wake() || now >= due || !is_wanted())
 			return true;
 		if (now >= idle_end && slots_leave(due == DT_NOEND ? 0 : due))
 			return false;
-		if (!idle(now >= idle_end ? due : Min(due, idle_end)))
-			return false;
+		worker_idle(now >= idle_end ? due : Min(due, idle_end));
 		now = GetCurrentTimestamp();
 	}
 }
@@ -212,8 +373,9 @@ wait_after_failure(void)
 	pgstat_report_activity(STATE_IDLE, NULL);
 	while (GetCurrentTimestamp() < until && is_wanted())
 	{
-		if (!idle(until))
+		if (makes_way())
 			return false;
+		worker_idle(until);
 	}
 	return true;
 }
@@ -234,22 +396,38 @@ something_is_pending(void)
 static bool
 was_woken(void)
 {
+	bool		woken;
+
 	wakeup_serve_signals();
-	return slots_take_wake();
+	woken = slots_take_wake();
+	return ask_about_prepared() || woken;
+}
+
+static bool
+must_stop(void)
+{
+	return told_to_stop || !is_wanted() || must_make_way(LOOK_BUSY_MS);
 }
 
 static TimestampTz
-deliver(void)
+worker_deliver(void)
 {
-	const DeliveryOptions options = {.in_procedure = false, .woken = was_woken};
+	const DeliveryOptions options = {.in_procedure = false, .woken = was_woken, .must_stop = must_stop};
 	DelivererLock lock;
+	TimestampTz due;
 
 	StartTransactionCommand();
 	lock = deliverer_lock(true);
 	CommitTransactionCommand();
 	if (lock == DELIVERER_NO_EXTENSION)
 		return DT_NOBEGIN;
-	return delivery_run(&options);
+
+	enable_timeout_every(stop_timeout, GetCurrentTimestamp(), STOP_TICK_MS);
+	delivering = true;
+	due = delivery_run(&options);
+	end_of_delivery();
+	CHECK_FOR_INTERRUPTS();
+	return due;
 }
 
 /* Step 3 to 5 once. False: it left. */
@@ -265,16 +443,17 @@ take_turn(void)
 	if (!is_wanted())
 		return !slots_leave(0);
 	pgstat_report_activity(STATE_RUNNING, "delivering requested cancels");
+	ask_about_prepared();
 	if (!looked)
 	{
 		bool		pending = something_is_pending();
 
 		looked = true;
 		slots_looked();
-		if (!pending)
+		if (!pending && slots_prepared_at() == 0)
 			return !slots_leave(0);
 	}
-	due = deliver();
+	due = worker_deliver();
 	failures = 0;
 	last_failure[0] = '\0';
 	return due == DT_NOBEGIN ? !slots_leave(0) : wait_for_work(due);
@@ -296,6 +475,7 @@ recover(MemoryContext context)
 		EmitErrorReport();
 	strlcpy(last_failure, error->message, sizeof(last_failure));
 	deliverer_abandon();
+	end_of_delivery();
 	AbortCurrentTransaction();
 	MemoryContextSwitchTo(context);
 	FlushErrorState();
@@ -329,6 +509,39 @@ work(void)
 	}
 }
 
+static emit_log_hook_type previous_log_hook = NULL;
+
+/* DROP DATABASE is no fault of the worker that comes too late. */
+static void
+hide_missing_database(ErrorData *error)
+{
+	if (error->sqlerrcode == ERRCODE_UNDEFINED_DATABASE)
+		error->output_to_server = false;
+	else if (previous_log_hook)
+		previous_log_hook(error);
+}
+
+/*
+ * Once the database is not locked any more: PostgreSQL 15 looks its name up
+ * before it waits for that lock, and gives up when it has changed.
+ */
+static void
+connect_to(Oid database)
+{
+	static uint32 wait_event = 0;
+
+	while (is_locked(database))
+	{
+		wakeup_wait(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_NEW_MS),
+					wait_event_named(&wait_event, "OnesignalCancelWorkerStart"));
+		CHECK_FOR_INTERRUPTS();
+	}
+	previous_log_hook = emit_log_hook;
+	emit_log_hook = hide_missing_database;
+	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
+	emit_log_hook = previous_log_hook;
+}
+
 void
 worker_main(Datum arg)
 {
@@ -336,13 +549,14 @@ worker_main(Datum arg)
 
 	before_shmem_exit(worker_exit, 0);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
+	pqsignal(SIGTERM, on_sigterm);
+	stop_timeout = RegisterTimeout(USER_TIMEOUT, on_stop_tick);
 	BackgroundWorkerUnblockSignals();
 
 	slots_attach();
 	if (!slots_enter(database))
 		proc_exit(0);
-	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
+	connect_to(database);
 	pgstat_report_appname(MyBgworkerEntry->bgw_name);
 	override_settings();
 	work();
