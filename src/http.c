@@ -883,6 +883,23 @@ http_release(HttpExchange *exchange)
 }
 
 /*
+ * Ends all that is in flight without an answer, in the words given; http_next()
+ * returns it.
+ */
+void
+http_give_up(const char *words)
+{
+	while (engine.multi != NULL && !dlist_is_empty(&engine.flying))
+	{
+		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.flying);
+
+		land(exchange, &engine.finished);
+		strlcpy(exchange->transfer.error, words, HTTP_ERROR_SIZE);
+		conclude(exchange, CURLE_OPERATION_TIMEDOUT);
+	}
+}
+
+/*
  * Drops whatever is in flight, finished, or returned and not released.  For
  * the error path of http_wait()'s caller; does nothing when there is nothing,
  * never throws.

@@ -82,6 +82,7 @@ extern const HttpAnswer *http_answer(const HttpExchange *exchange);
 extern void *http_owner(const HttpExchange *exchange);
 extern int64 http_begun_us(const HttpExchange *exchange);
 extern void http_release(HttpExchange *exchange);
+extern void http_give_up(const char *words);
 extern void http_abandon(void);
 extern void http_tidy(void);
 
