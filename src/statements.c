@@ -91,7 +91,7 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		" ORDER BY m.app_id, m.requested_by LIMIT 1) AS next WHERE lane.number" LT "$3)"
 		" SELECT lane.app_id, lane.requested_by, a.app_id IS NOT NULL, a.paused_until, a.resumed_at,"
 		" CASE WHEN a.circuit_role IS NULL THEN a.circuit_until END, a.circuit_until IS NOT NULL,"
-		" CASE WHEN a.pace_at" GT "pg_catalog.now()" MINUS "'10 minutes'::pg_catalog.interval"
+		" CASE WHEN a.pace_at" GT "(pg_catalog.now()" MINUS "'10 minutes'::pg_catalog.interval)"
 		" THEN a.pace END"
 		" FROM lane LEFT JOIN @onesignal_app AS a ON a.app_id" EQ "lane.app_id",
 		3, {UUIDOID, NAMEOID, INT4OID}
