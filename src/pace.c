@@ -76,9 +76,12 @@
 #define TRUST_PAUSE_MIN (USECS_PER_SEC / 10)
 #define TRUST_PAUSE_MAX (15 * USECS_PER_SEC)
 
-/* Of the wire: apps that are not proven share so much, and leave so much to those that are. */
+/*
+ * Apps that are not proven share one part in so many of what the others leave,
+ * and of the wire they leave one in so many to those.
+ */
 #define UNPROVEN_PART 2
-#define PROVEN_RESERVE 8
+#define PROVEN_RESERVE 32
 
 /*
  * Only a pace that was in use may grow: a few requests at once are refused for
@@ -365,7 +368,7 @@ allowance_permits(const Allowance *allowance, const Wire *wire)
 		return true;
 	if (allowance->in_flight == 0)
 		return left > wire->max / PROVEN_RESERVE;
-	return wire->unproven < wire->max / UNPROVEN_PART;
+	return wire->unproven < (left + wire->unproven) / UNPROVEN_PART;
 }
 
 void

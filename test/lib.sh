@@ -188,11 +188,11 @@ prepare() {
 # build [VARIABLE=VALUE...]: builds and installs with these for make.
 build() {
     say "Building for $("$PG_CONFIG" --version)"
-    as_user make -s PG_CONFIG="$PG_CONFIG" "$@"
+    as_user make -s with_llvm=no PG_CONFIG="$PG_CONFIG" "$@"
     if [ -w "$("$PG_CONFIG" --pkglibdir)" ]; then
-        make -s install PG_CONFIG="$PG_CONFIG" "$@"
+        make -s install with_llvm=no PG_CONFIG="$PG_CONFIG" "$@"
     else
-        as_root make -s install PG_CONFIG="$PG_CONFIG" "$@"
+        as_root make -s install with_llvm=no PG_CONFIG="$PG_CONFIG" "$@"
     fi
 }
 

@@ -56,8 +56,8 @@ $api->start_again;
 ok(all_canceled(), 'everything goes out when it is reachable again');
 
 my $log = slurp_file($node->logfile);
-my @pauses = $log =~ /onesignal_cancel: pausing app/g;
-my @resumes = $log =~ /onesignal_cancel: resuming app/g;
+my @pauses = $log =~ /onesignal_cancel: pausing server "clinic" \(app/g;
+my @resumes = $log =~ /onesignal_cancel: resuming server "clinic" \(app/g;
 is(scalar(@pauses), 2, 'one line in the log for each pause');
 is(scalar(@resumes), 2, 'and one for each end of it');
 $node->stop;

@@ -101,7 +101,7 @@ $node->reload;
 Workers::wait_for_no_worker($node);
 $api->rotate;
 request_as('doctor', 200);
-sub resumed { my @found = slurp_file($node->logfile) =~ /resuming app/g; return scalar @found }
+sub resumed { my @found = slurp_file($node->logfile) =~ /resuming server "clinic" \(app/g; return scalar @found }
 my $resumed = resumed();
 $node->safe_psql('postgres', "CALL onesignal_cancel_deliver('5 s')");
 is($node->safe_psql('postgres', 'SELECT circuit_role FROM onesignal_app'), 'doctor', 'a rejected key pauses a CALL');

@@ -32,14 +32,5 @@ is($api->received(message => $hung), 1, 'it still hangs');
 ok(Workers::wait_for($node, 'postgres', $hung, 'canceled'), 'after its timeout it is tried again');
 is($api->received(message => $hung), 2, 'once');
 is($node->safe_psql('postgres', "SELECT attempts, unanswered FROM onesignal_message WHERE message_id = '$hung'"), '2|t', 'and the row tells');
-
-# A refusal after an attempt that had no answer may be our own doing.
-my $lost = $api->schedule;
-$api->fault(message => $lost, kind => 'hang', times => 1);
-$api->fault(message => $lost, status => 400, body => '{"errors":["Notification has already been sent to all recipients"]}');
-Workers::request($node, 'postgres', $api, $lost);
-ok(Workers::wait_for($node, 'postgres', $lost, 'refused'), 'refused after an attempt without answer');
-is($node->safe_psql('postgres', "SELECT errors[array_upper(errors, 1)] FROM onesignal_message WHERE message_id = '$lost'"),
-    'an earlier attempt had no answer and may have canceled it', 'the errors end with that');
 $node->stop;
 done_testing();

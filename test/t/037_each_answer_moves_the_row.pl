@@ -82,7 +82,7 @@ ok(Workers::wait_for($node, 'postgres', $hopeless, 'failed'), 'without a usable 
 is(column('finished_at IS NOT NULL AND attempts >= 2', $hopeless), 't', 'after more than one attempt');
 ok($node->poll_query_until('postgres', "SELECT attempts >= 3 FROM onesignal_message WHERE message_id = '$patient'"), 'send_after counts when it is later');
 is(Workers::state($node, 'postgres', $patient), 'pending', 'so that one stays');
-like(slurp_file($node->logfile), qr/LOG:  onesignal_cancel: giving up message $hopeless/, 'the log has a line for it');
+like(slurp_file($node->logfile), qr/LOG:  onesignal_cancel: giving up on message $hopeless of server "clinic" .*after \d+ attempts in \d+ s: /, 'the log has a line for it');
 $api->clear_faults;
 $node->safe_psql('postgres', "UPDATE onesignal_message SET cancel = true WHERE message_id = '$hopeless'");
 ok(Workers::wait_for($node, 'postgres', [ $hopeless, $patient ], 'canceled'), 'asked for again, a failed one is delivered');

@@ -803,9 +803,117 @@ test_backoff(void)
 	check(backoff_direct(6, 0, 3 * S) == 30 * S, "direct: nor sooner for it");
 }
 
+static int
+begin_all(Allowance *app, Wire *wire, int most)
+{
+	int			begun = 0;
+
+	for (; begun < most && allowance_permits(app, wire); begun++)
+		allowance_begin(app, wire);
+	return begun;
+}
+
+static void
+test_allowance(void)
+{
+	Wire		wire = {.max = 800};
+	Allowance	apps[100];
+	int			begun = 0;
+
+	for (size_t i = 0; i < lengthof(apps); i++)
+		allowance_init(&apps[i]);
+	check(begin_all(&apps[0], &wire, 1000) == ALLOWANCE_FIRST, "allowance: an app begins with 20");
+	check(allowance_is_full(&apps[0]), "allowance: and has no more");
+	allowance_end(&apps[0], &wire, false);
+	check(!allowance_permits(&apps[0], &wire), "allowance: nothing begins in place of what had no answer");
+	while (apps[0].in_flight > 0)
+		allowance_end(&apps[0], &wire, false);
+	check(wire.in_flight == 0 && wire.unproven == 0, "allowance: all have ended");
+	check(begin_all(&apps[0], &wire, 1000) == 1, "allowance: after all have failed, one begins");
+	allowance_end(&apps[0], &wire, true);
+	check(begin_all(&apps[0], &wire, 1000) == ALLOWANCE_FIRST, "allowance: after an answer, 20 again");
+	for (int i = 0; i < 10; i++)
+		allowance_end(&apps[0], &wire, true);
+	check(begin_all(&apps[0], &wire, 1000) == 20, "allowance: each answer makes room for itself and one more");
+
+	while (apps[0].limit < 800)
+	{
+		allowance_end(&apps[0], &wire, true);
+		(void) begin_all(&apps[0], &wire, 1);
+	}
+	(void) begin_all(&apps[0], &wire, 1000);
+	check_number(apps[0].in_flight, 600, 680, "allowance: an app that is alone has four fifths of the wire");
+
+	/* It hangs; so do others; one that is answered comes. */
+	for (int i = 1; i < 41; i++)
+		begun += begin_all(&apps[i], &wire, 1000);
+	check_number(begun, 40, 150, "allowance: forty that hang beside it leave some room");
+	check(allowance_permits(&apps[50], &wire), "allowance: and a new one begins");
+	apps[51].proven = true;
+	check(allowance_permits(&apps[51], &wire), "allowance: as does one that is proven");
+}
+
+static void
+test_allowance_of_many(void)
+{
+	Wire		wire = {.max = 800};
+	static Allowance apps[10000];
+	Allowance	proven;
+
+	allowance_init(&proven);
+	proven.proven = true;
+	for (size_t i = 0; i < lengthof(apps); i++)
+		allowance_init(&apps[i]);
+	for (int i = 0; i < 40; i++)
+		(void) begin_all(&apps[i], &wire, 1000);
+	check(apps[39].in_flight > 0 && wire.unproven < 450, "allowance: forty new ones share half of the wire");
+	for (size_t i = 40; i < lengthof(apps); i++)
+		(void) begin_all(&apps[i], &wire, 1000);
+	check(allowance_permits(&proven, &wire), "allowance: ten thousand that hang keep no proven one from the wire");
+	wire = (Wire) {.max = 1};
+	allowance_init(&apps[0]);
+	check(begin_all(&apps[0], &wire, 10) == 1, "allowance: with room for one, one begins");
+}
+
+static void
+test_trust(void)
+{
+	Trust		trust;
+	int64		now = T0;
+	int			sent = 0;
+
+	trust_init(&trust, 32, 4096);
+	trust.unrecorded = 31;
+	check(trust_permits(&trust, now), "trust: some begin before the first are recorded");
+	trust.unrecorded = 32;
+	check(!trust_permits(&trust, now), "trust: no more");
+	trust_grow(&trust);
+	check(trust.limit == 64 && trust_permits(&trust, now), "trust: a commit doubles it");
+
+	/* Half a minute in which nothing can be recorded. */
+	for (int i = 0; i < 30000; i++, now += MS)
+	{
+		if (!trust_permits(&trust, now))
+			continue;
+		trust.unrecorded++;
+		sent++;
+		trust_lose(&trust, now);
+	}
+	check_number(sent, 5, 50, "trust: in half a minute without records few requests begin");
+	trust.unrecorded = 0;
+	trust_grow(&trust);
+	check(trust_permits(&trust, now), "trust: a commit ends the pause");
+	for (int i = 0; i < 20; i++)
+		trust_grow(&trust);
+	check(trust.limit == 4096, "trust: up to its bound");
+}
+
 int
 main(void)
 {
+	test_allowance();
+	test_allowance_of_many();
+	test_trust();
 	test_backoff();
 	test_pace_start();
 	test_pace_burst();

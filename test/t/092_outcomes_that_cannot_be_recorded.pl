@@ -1,0 +1,62 @@
+# While outcomes cannot be recorded, few requests are sent, the status and the log say why, and other apps go on;
+# when they can be recorded again, everything is.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StandIn;
+use Test::More;
+use Workers;
+
+my $api = StandIn->new(accept_any => 1);
+my $node = Workers::start('main', conf => "log_statement = none\n");
+Workers::add_app($node, 'postgres', $api);
+my $app = $api->app_id;
+my $other = $api->add_app(accept_any => 1);
+$node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '0');" . $api->setup_sql('other', app => $other->{app_id}, key => $other->{api_key}));
+
+# As a full disk does, and for one app alone.
+$node->safe_psql('postgres', <<SQL);
+CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS \$\$
+BEGIN
+    IF NEW.app_id = '$app' AND NEW.state <> 'pending' THEN
+        RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100';
+    END IF;
+    RETURN NEW;
+END \$\$;
+CREATE TRIGGER aa_full_disk BEFORE UPDATE ON onesignal_message FOR EACH ROW EXECUTE FUNCTION full_disk();
+ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER aa_full_disk;
+INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '$app', true FROM generate_series(1, 3000);
+SQL
+ok($node->poll_query_until('postgres', "SELECT last_error ~ 'could not record outcomes: could not extend file' FROM onesignal_cancel_status WHERE app_id = '$app'"), 'the status says why');
+$node->wait_for_log(qr/LOG:  onesignal_cancel: could not record outcomes: could not extend file.* of server "clinic"/);
+
+my $id = $node->safe_psql('postgres', 'SELECT gen_random_uuid()');
+$node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES ('$id', '$other->{app_id}', true)");
+ok(Workers::wait_for($node, 'postgres', $id, 'canceled'), 'another app is not held up');
+# Each pause is twice as long as the one before: a few of them pass.
+my $sent = $api->received;
+$api->wait_for_requests($sent + 3);
+cmp_ok($api->received, '<=', 100, 'few requests are sent meanwhile');
+my @lines = slurp_file($node->logfile) =~ /could not record outcomes/g;
+is(scalar(@lines), 1, 'and the log does not repeat itself');
+is($node->safe_psql('postgres', "SELECT count(*) FROM onesignal_message WHERE app_id = '$app' AND state = 'pending'"), '3000', 'no row is lost');
+
+$node->safe_psql('postgres', 'DROP TRIGGER aa_full_disk ON onesignal_message');
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state <> 'canceled'", '0'), 'when they can be recorded, all are');
+is($node->safe_psql('postgres', 'SELECT max(attempts) FROM onesignal_message'), '1', 'nothing was sent twice for it');
+
+# Nothing at all can be written: the run fails, and the next one begins with one request.
+$node->safe_psql('postgres', "ALTER TABLE onesignal_message ADD CONSTRAINT none CHECK (state <> 'canceled') NOT VALID; ALTER TABLE onesignal_app ADD CONSTRAINT none CHECK (canceled_total < 0) NOT VALID");
+$sent = $api->received;
+$node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '$app', true FROM generate_series(1, 3000)");
+$node->wait_for_log(qr/ERROR: .*violates check constraint "none".*?CONTEXT: .*?onesignal_cancel/s);
+$api->wait_for_requests($sent + 2);
+cmp_ok($api->received - $sent, '<=', 100, 'few requests are sent then, too');
+$node->safe_psql('postgres', 'ALTER TABLE onesignal_message DROP CONSTRAINT none; ALTER TABLE onesignal_app DROP CONSTRAINT none');
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state <> 'canceled'", '0'), 'afterwards all is delivered');
+$node->stop;
+done_testing();

@@ -1,0 +1,75 @@
+# A refusal after an attempt without an answer is checked by View message: what that attempt canceled is recorded as
+# canceled, what it did not as refused, and what cannot be checked as refused with a hint.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StandIn;
+use Test::More;
+use Workers;
+
+my $HINT = 'an earlier attempt had no answer and may have canceled it';
+my $SENT = '{"errors":["Notification has already been sent to all recipients"]}';
+my $api = StandIn->new;
+my $node = Workers::start('main', conf => "log_statement = none\n");
+Workers::add_app($node, 'postgres', $api);
+
+sub row { my ($id, $columns) = @_; return $node->safe_psql('postgres', "SELECT $columns FROM onesignal_message WHERE message_id = '$id'") }
+
+# The first DELETE takes effect, but its answer is lost; from then on OneSignal refuses.
+sub lose_answer
+{
+    my ($id, %opts) = @_;
+    $api->fault(message => $id, method => 'DELETE', kind => 'reset', effect => $opts{effect}, times => 1);
+    $api->fault(message => $id, method => 'DELETE', status => $opts{status} // 400, body => $opts{body} // $SENT);
+}
+
+my ($confirmed, $refused, $soft) = map { $api->schedule } 1 .. 3;
+lose_answer($confirmed, effect => 1);
+lose_answer($refused);
+lose_answer($soft, effect => 1, status => 200, body => '{"success":false,"errors":["too late"]}');
+Workers::request($node, 'postgres', $api, $confirmed, $refused, $soft);
+ok(Workers::wait_for($node, 'postgres', [ $confirmed, $soft ], 'canceled'), 'what the first attempt canceled is canceled');
+ok(Workers::wait_for($node, 'postgres', $refused, 'refused'), 'what it did not is refused');
+is(row($confirmed, 'attempts, unanswered, errors'), '2|t|{}', 'the row of the first tells how it went');
+unlike(row($refused, 'errors'), qr/\Q$HINT\E/, 'a refusal that was checked needs no hint');
+is(scalar($api->requests(method => 'GET', message_id => $confirmed)), 1, 'one look was enough');
+
+# An answer that is not lost is believed.
+my $plain = $api->schedule;
+$api->fault(message => $plain, method => 'DELETE', status => 400, body => $SENT);
+Workers::request($node, 'postgres', $api, $plain);
+ok(Workers::wait_for($node, 'postgres', $plain, 'refused'), 'a plain refusal is a refusal');
+is(scalar($api->requests(method => 'GET', message_id => $plain)), 0, 'and nobody looks');
+
+# View message says no more than "later", and then how it is.
+my $later = $api->schedule;
+lose_answer($later, effect => 1);
+$api->fault(message => $later, method => 'GET', status => 429, headers => { 'Retry-After' => 1 }, times => 1);
+$api->fault(message => $later, method => 'GET', status => 503, times => 1);
+Workers::request($node, 'postgres', $api, $later);
+ok(Workers::wait_for($node, 'postgres', $later, 'canceled'), 'it is asked again after 429 and 503');
+is($node->safe_psql('postgres', 'SELECT circuit_until IS NULL FROM onesignal_app'), 't', 'which pauses nothing else');
+
+# A connection that was refused did not leave this machine.
+my $unreached = $api->schedule;
+$api->fault(message => $unreached, method => 'DELETE', status => 400, body => $SENT);
+$api->stop;
+Workers::request($node, 'postgres', $api, $unreached);
+ok($node->poll_query_until('postgres', "SELECT attempts > 0 FROM onesignal_message WHERE message_id = '$unreached'"), 'nobody is there');
+$api->start_again;
+ok(Workers::wait_for($node, 'postgres', $unreached, 'refused'), 'then it is refused');
+is(row($unreached, 'unanswered'), 'f', 'no attempt before had left this machine');
+is(scalar($api->requests(method => 'GET', message_id => $unreached)), 0, 'so nobody looks');
+
+# A 404 with an unknown send_after is tried for a minute first: OneSignal may not know the message yet.
+my $early = $node->safe_psql('postgres', 'SELECT gen_random_uuid()');
+Workers::request($node, 'postgres', $api, $early);
+ok($node->poll_query_until('postgres', "SELECT http_status = 404 AND state = 'pending' FROM onesignal_message WHERE message_id = '$early'"), 'a 404 is tried again');
+$api->preset([ $early ], send_after => time + 3600);
+ok(Workers::wait_for($node, 'postgres', $early, 'canceled'), 'until OneSignal knows the message');
+$node->stop;
+done_testing();

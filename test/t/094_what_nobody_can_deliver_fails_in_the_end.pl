@@ -1,0 +1,57 @@
+# A pending row never stays for ever: when retry_window has passed and it can still not be attempted, it is failed,
+# with the reason; no worker stays for it.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StandIn;
+use Test::More;
+use Workers;
+
+my $api = StandIn->new(accept_any => 1);
+my $node = Workers::start('main', conf => "log_statement = none\nonesignal_cancel.worker_idle_timeout = '100ms'\n");
+Workers::add_app($node, 'postgres', $api);
+my $app = $api->app_id;
+$node->safe_psql('postgres', <<SQL);
+CREATE ROLE gone;
+CREATE ROLE nurse;
+GRANT USAGE ON FOREIGN SERVER clinic TO gone, nurse;
+GRANT SELECT, INSERT, UPDATE ON onesignal_message TO gone, nurse;
+SQL
+
+sub request_as
+{
+    my ($role, $send_after) = @_;
+    my $id = $node->safe_psql('postgres', 'SELECT gen_random_uuid()');
+    $node->safe_psql('postgres', "SET ROLE $role; INSERT INTO onesignal_message (message_id, app_id, send_after, cancel) VALUES ('$id', '$app', $send_after, true)");
+    return $id;
+}
+
+# Nothing is delivered until there is no way to deliver it.
+Workers::set($node, 'onesignal_cancel.background_delivery', 'off');
+my $row = request_as('gone', 'NULL');
+my $ahead = request_as('gone', "now() + interval '1 hour'");
+$node->safe_psql('postgres', 'REVOKE ALL ON onesignal_message FROM gone; REVOKE USAGE ON FOREIGN SERVER clinic FROM gone; DROP ROLE gone');
+Workers::set($node, 'onesignal_cancel.background_delivery', 'on');
+
+my $id = request_as('nurse', 'NULL');
+ok(Workers::wait_for($node, 'postgres', $id, 'canceled'), 'others are delivered');
+ok($node->poll_query_until('postgres', "SELECT paused_role = 'gone' AND paused_reason ~ 'does not exist' FROM onesignal_cancel_status"), 'the status says what is missing');
+ok(Workers::wait_for_no_worker($node), 'no worker stays for what nobody can deliver');
+is(Workers::state($node, 'postgres', $row), 'pending', 'it is pending');
+
+Workers::set($node, 'onesignal_cancel.retry_window', "'1s'");
+$node->poll_query_until('postgres', "SELECT clock_timestamp() > requested_at + interval '2 s' FROM onesignal_message WHERE message_id = '$row'");
+$id = request_as('nurse', 'NULL');
+ok(Workers::wait_for($node, 'postgres', $row, 'failed'), 'when its time is over, it is failed');
+like($node->safe_psql('postgres', "SELECT errors FROM onesignal_message WHERE message_id = '$row'"), qr/role \\"gone\\" does not exist/, 'the row says why');
+is($node->safe_psql('postgres', "SELECT finished_at IS NOT NULL, attempts FROM onesignal_message WHERE message_id = '$row'"), 't|0', 'and that it never was attempted');
+is(Workers::state($node, 'postgres', $ahead), 'pending', 'one that is sent later has time');
+ok(Workers::wait_for($node, 'postgres', $id, 'canceled'), 'others are delivered beside it');
+is($node->safe_psql('postgres', 'SELECT failed_total FROM onesignal_app'), '1', 'it is counted');
+is($api->received(message => $row), 0, 'and was never sent');
+$node->stop;
+done_testing();
