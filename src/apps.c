@@ -157,7 +157,9 @@ log_circuit(DeliveryApp *app, DeliveryLane *lane, const char *what, const char *
 {
 	char	   *role = lane == NULL ? "" : psprintf(" for role \"%s\"", NameStr(lane->key.requested_by));
 
-	ereport(LOG, (errmsg("onesignal_cancel: %s %s%s%s", what, apps_label(app), role, more)));
+	ereport(LOG,
+			(errmsg("onesignal_cancel: %s %s%s%s", what, apps_label(app), role, more),
+			 errhidecontext(true)));
 }
 
 static void
@@ -514,7 +516,8 @@ apps_note_recording(DeliveryApp *app, const char *error)
 
 		ereport(LOG,
 				(errmsg("onesignal_cancel: %s of %s", reason, apps_label(app)),
-				 errdetail("Few requests are sent until outcomes can be recorded.")));
+				 errdetail("Few requests are sent until outcomes can be recorded."),
+				 errhidecontext(true)));
 		note_error(app, reason);
 	}
 	set_text(&app->unrecordable, error);

@@ -444,7 +444,8 @@ log_given_up(const DeliveryItem *item, const QueueOutcome *outcome)
 			(errmsg("onesignal_cancel: giving up on message %s of %s after %d attempts in %d s: %s",
 					message_id, apps_label(item->lane->app), item->row.attempts + 1,
 					(int) ((GetCurrentTimestamp() - first_attempt(item)) / USECS_PER_SEC),
-					outcome->http_status != 0 ? psprintf("HTTP %d (%s)", outcome->http_status, error) : error)));
+					outcome->http_status != 0 ? psprintf("HTTP %d (%s)", outcome->http_status, error) : error),
+			 errhidecontext(true)));
 }
 
 static void

@@ -93,7 +93,7 @@ static int	compare_lanes(const pairingheap_node *a, const pairingheap_node *b, v
 
 static pairingheap timers = {.ph_compare = compare_timers};
 
-/* Of lanes whose key is missing: no worker stays for these. */
+/* Of lanes whose key was missing when it was last looked for: no worker stays for these. */
 static pairingheap keyless = {.ph_compare = compare_timers};
 
 static bool scan_wanted;
@@ -360,7 +360,7 @@ lane_place(DeliveryLane *lane, Moment now)
 		drop_buffer(lane);
 		apps_drop_key(lane);
 		if (lane->key_missing)
-			timer_set(&lane->timer, &keyless, apps_next_key_check(lane));
+			timer_set(&lane->timer, lane->checks == 0 ? &timers : &keyless, apps_next_key_check(lane));
 		else if (!lane->circuit.probing)
 			timer_set(&lane->timer, &timers, Min(probe_at, apps_next_key_check(lane)));
 		return;
@@ -498,6 +498,7 @@ scan_lanes(Moment now)
 
 		apps_update(app, &entry->app, now);
 		lane->rewind_wanted = true;
+		lane->checks = 0;		/* the key may be there by now */
 		lane_place(lane, now);
 		app_place(app, now);
 		scanned = entry->lane;
@@ -610,7 +611,8 @@ expire_rows(DeliveryLane *lane, Moment now)
 	apps_count(app, QUEUE_FAILED, count);
 	ereport(LOG,
 			(errmsg("onesignal_cancel: giving up on %d messages of %s for role \"%s\": %s",
-					count, apps_label(app), NameStr(lane->key.requested_by), reason)));
+					count, apps_label(app), NameStr(lane->key.requested_by), reason),
+			 errhidecontext(true)));
 }
 
 /* Is there anything wrong with the table, so that nothing of it may be delivered?  Logged once. */
@@ -621,7 +623,7 @@ find_problem(void)
 	const char *problem = queue_problem();
 
 	if (problem != NULL && strncmp(logged, problem, sizeof(logged) - 1) != 0)
-		ereport(LOG, (errmsg("onesignal_cancel: nothing is delivered: %s", problem)));
+		ereport(LOG, (errmsg("onesignal_cancel: nothing is delivered: %s", problem), errhidecontext(true)));
 	strlcpy(logged, problem != NULL ? problem : "", sizeof(logged));
 	return problem;
 }

@@ -71,7 +71,8 @@ unlink $key_file;
 request_as('nurse', 5);
 ok($node->poll_query_until('postgres', "SELECT circuit_role = 'nurse' AND circuit_reason ~ 'key file' FROM onesignal_app"), 'a missing key file pauses, too');
 write_key($new);
-ok($node->poll_query_until('postgres', left('nurse'), '0'), 'until it is there');
+request_as('nurse', 1);
+ok($node->poll_query_until('postgres', left('nurse'), '0'), 'until it is there when somebody requests more');
 $node->safe_psql('postgres', "SELECT onesignal_cancel_pause('$app')");
 request_as('nurse', 5);
 $node->safe_psql('postgres', "DROP USER MAPPING FOR PUBLIC SERVER clinic; SELECT onesignal_cancel_resume('$app')");
@@ -108,7 +109,7 @@ is($node->safe_psql('postgres', 'SELECT circuit_role FROM onesignal_app'), 'doct
 my $sent = $api->received;
 $node->safe_psql('postgres', "CALL onesignal_cancel_deliver('3 s')");
 is(resumed(), $resumed, 'the same key does not resume it');
-is($api->received, $sent, 'nor does it in the next session');
+cmp_ok($api->received, '<=', $sent + 1, 'and the next session sends no more than a probe');
 
 # Resumed by hand it goes on, also in a session that has forgotten the key in between.
 my $session = $node->background_psql('postgres');
