@@ -236,13 +236,23 @@ wire_tidy(void)
 
 /* ---- in a signal handler ---- */
 
+/* Linux resets the connection and drops what is unread; elsewhere that has to be read first. */
+static void
+cut_off(int fd)
+{
+	struct sockaddr nobody = {.sa_family = AF_UNSPEC};
+
+	(void) connect(fd, &nobody, sizeof(nobody));
+	(void) shutdown(fd, SHUT_RDWR);
+}
+
 void
 wire_shut_all(void)
 {
 	for (int i = 0; i < socket_count; i++)
 	{
 		if (sockets[i].ours && sockets[i].wanted != 0)
-			(void) shutdown(sockets[i].fd, SHUT_RDWR);
+			cut_off(sockets[i].fd);
 	}
 }
 
@@ -280,7 +290,7 @@ wire_shut_flooding(void)
 		return;
 	worst->shut = true;
 	note_flooded_port(worst->fd);
-	(void) shutdown(worst->fd, SHUT_RDWR);
+	cut_off(worst->fd);
 }
 
 bool

@@ -39,12 +39,13 @@ subtest 'a first header that begins with a blank' => sub {
     unlike(slurp_file($node->logfile), qr/terminated by signal/, 'no process was ended');
 };
 
-# The last one is whole.
+# The last one is whole. (Of chunks libcurl does without the last byte.)
 sub cut_everywhere
 {
     my ($protocol, $answer, $after, $name) = @_;
     my $length = length $answer;
-    my @cuts = map { substr $answer, 0, $_ } 0 .. $length;
+    my @cuts = map { substr $answer, 0, $_ } grep { $name ne 'chunks' || $_ != $length - 1 } 0 .. $length;
+    $length = $#cuts;
     my $app = app($protocol, map { (length $_ ? write_word($_) : 's:0') . $after } @cuts);
     my @rows = $clinic->cancel([ map { $clinic->uuid } @cuts ], app => $app, %soon);
     my @wrong = grep { "$rows[$_]{status} $rows[$_]{success}" ne ($_ < $length ? 'NULL false' : '200 true') } 0 .. $length;

@@ -1,5 +1,5 @@
-# A peer that sends without end holds up nobody: the call ends by itself, with words, and before that at once when
-# it is interrupted. A worker goes on with other apps' messages.
+# A peer that sends without end holds up nobody: the call ends in time, with words, and at once when it is
+# interrupted. A worker goes on with other apps' messages.
 #
 # By the server's own clock it takes 150 to 350 ms; the bounds here leave room for a machine that is busy.
 
@@ -61,7 +61,7 @@ sub took
     my ($name, $what, $ms) = @_;
     push @{ $took{$what} }, $ms;
     note("$name, $what: $ms ms");
-    return $ms < 5000;
+    return $ms < 10_000;
 }
 
 my $memory = q{SELECT (regexp_match(pg_read_file('/proc/self/status'), 'VmHWM:\s+(\d+) kB'))[1]};
@@ -69,9 +69,9 @@ for my $name (map { $_->[0] } @floods)
 {
     my @said = $clinic->sql("$memory;\nSELECT clock_timestamp() AS begun \\gset\n"
           . "SELECT format('%s %s', coalesce(status::text, 'NULL'), errors[1]) FROM onesignal_cancel('$app{$name}', gen_random_uuid());\n"
-          . "SELECT round(extract(epoch FROM clock_timestamp() - :'begun'::timestamptz) * 1000);\n$memory;", timeout => '60s');
+          . "SELECT round(extract(epoch FROM clock_timestamp() - :'begun'::timestamptz) * 1000);\n$memory;", timeout => '3s');
     like($said[1], qr/^NULL \w/, "$name: ends") and note($said[1]);
-    ok(took($name, 'by itself', $said[2]), "$name: soon");
+    ok(took($name, 'by itself', $said[2]), "$name: in time");
     cmp_ok($said[3] - $said[0], '<', 20_000, "$name: kB that it takes") if !$ENV{SANITIZE};
 
     my ($ms) = $clinic->sql("SET statement_timeout = 300;\nSELECT clock_timestamp() AS begun \\gset\n\\set ON_ERROR_STOP 0\n"
