@@ -14,7 +14,7 @@ my $api = StandIn->new(accept_any => 1);
 my $node = Workers::start('main');
 Workers::add_app($node, 'postgres', $api);
 my $healthy = $api->app_id;
-my @hanging = map { Frames->new($api, 'plain', 'h') } 1 .. 9;
+my @hanging = map { Frames->new($api, 'h1', 'h') } 1 .. 9;
 my @apps = map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } @hanging;
 $node->safe_psql('postgres', join '', map { $api->setup_sql("hangs_$_", app => $apps[$_], key => $api->api_key, url => $hanging[$_]->url) } 0 .. $#hanging);
 
@@ -24,7 +24,7 @@ sub connections
     return scalar grep { /^\s*\d+: \S+ 0100007F:@{[ sprintf '%04X', $port ]} 01 / } split /\n/, slurp_file('/proc/net/tcp');
 }
 
-# One at a time, so that none of them waits for another's connection.
+# Over TLS, for without it libcurl waits for the first answer before it opens a second connection. One at a time, so that none of them waits for another's connection.
 for my $n (0 .. $#hanging)
 {
     $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '$apps[$n]', true FROM generate_series(1, 8)");
