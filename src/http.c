@@ -15,8 +15,9 @@
  *
  * libcurl's callbacks only record: what they could throw or palloc would leave
  * through C frames that do not expect it.  For the same reason all memory in
- * here is malloc'd and hangs on the static engine, from which http_abandon()
- * and the exit callback free it, whatever happened in between.
+ * here is malloc'd and hangs on the static engine, so that no error loses it.
+ * When the process exits, the kernel closes what is open: libcurl could wait
+ * for a resolver there.
  */
 #include "postgres.h"
 
@@ -33,7 +34,6 @@
 #include "portability/instr_time.h"
 #include "postmaster/interrupt.h"
 #include "storage/fd.h"
-#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
@@ -85,6 +85,9 @@ StaticAssertDecl(4 * HTTP_CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets 
 #define HTTP_LOOK_MS			50
 #define HTTP_FLOOD_CPU_US		INT64CONST(100000)
 
+/* What fails so soon after a flood was cut off was part of it: all streams of a connection do. */
+#define HTTP_FLOOD_MEMORY_US	INT64CONST(500000)
+
 struct HttpExchange
 {
 	dlist_node	node;			/* in engine.idle, .flying, .finished or .returned */
@@ -116,7 +119,6 @@ typedef struct HttpEngine
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
 	bool		disconnected;	/* a connection has ended since the last look */
-	bool		left_unsent;	/* one was dropped that may have a resolver at work */
 	bool		signals_blocked;
 	sigset_t	saved_signals;	/* while signals_blocked */
 } HttpEngine;
@@ -127,6 +129,7 @@ typedef struct HttpCall
 	volatile sig_atomic_t going_on;
 	volatile sig_atomic_t looks;
 	int64		cpu_us;			/* of this thread, at the first look */
+	volatile int64 flooded_us;	/* when the last one was cut short */
 } HttpCall;
 
 volatile sig_atomic_t http_interrupted = false;
@@ -135,7 +138,6 @@ static HttpEngine engine;
 static HttpCall call;
 static TimeoutId look_timeout = MAX_TIMEOUTS;	/* until it is registered */
 static int	fds_reserved = 0;
-static bool exit_armed = false;
 
 int64
 http_clock_us(void)
@@ -340,9 +342,12 @@ look_at_call(void)
 		call.cpu_us = cpu_us;
 	call.looks = 1;
 	if (is_interrupted())
-		wire_shut_all();
+		wire_cut_off(true);
 	else if (cpu_us - call.cpu_us >= HTTP_FLOOD_CPU_US)
-		wire_shut_flooding();
+	{
+		call.flooded_us = http_clock_us();
+		wire_cut_off(false);
+	}
 }
 
 /* A call into libcurl that reads: of a socket, or of whatever its timer is for. */
@@ -361,44 +366,6 @@ act(curl_socket_t fd, int what)
 }
 
 /* ---- opening and closing ---- */
-
-static void
-free_exchanges(dlist_head *list)
-{
-	while (!dlist_is_empty(list))
-	{
-		HttpExchange *exchange = dlist_container(HttpExchange, node, dlist_pop_head_node(list));
-
-		transfer_free(&exchange->transfer);
-		free(exchange);
-	}
-}
-
-static void
-close_at_exit(int code, Datum arg)
-{
-	(void) code;
-	(void) arg;
-
-	if (engine.multi == NULL)
-		return;
-	http_abandon();
-
-	/*
-	 * Newer libcurls would wait for a resolver that is still at work for an
-	 * exchange that is long gone.  The kernel closes all there is as well.
-	 */
-	if (!engine.left_unsent)
-	{
-		block_signals();
-		free_exchanges(&engine.idle);
-		curl_multi_cleanup(engine.multi);
-		curl_global_cleanup();
-		restore_signals();
-		engine.multi = NULL;
-	}
-	wire_end();
-}
 
 /* One step more, or nothing. */
 static bool
@@ -451,10 +418,6 @@ open_engine(void)
 		return;
 	if (look_timeout == MAX_TIMEOUTS)
 		look_timeout = RegisterTimeout(USER_TIMEOUT, look_at_call);
-	if (!exit_armed)
-		before_shmem_exit(close_at_exit, (Datum) 0);
-	exit_armed = true;
-
 	block_signals();
 	multi = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK ? curl_multi_init() : NULL;
 	restore_signals();
@@ -553,7 +516,6 @@ land(HttpExchange *exchange, dlist_head *list)
 	dlist_delete(&exchange->node);
 	dlist_push_tail(list, &exchange->node);
 	engine.in_flight--;
-	engine.left_unsent |= exchange->unsent;
 	set_unsent(exchange, false);
 }
 
@@ -609,19 +571,11 @@ conclude(HttpExchange *exchange, CURLcode result)
 		exchange->group->answered_us = http_clock_us();
 }
 
-static bool
-was_flooded(HttpExchange *exchange)
-{
-	long		local_port = 0;
-
-	curl_easy_getinfo(exchange->transfer.easy, CURLINFO_LOCAL_PORT, &local_port);
-	return wire_flooded((int) local_port);
-}
-
 static void
 finish(HttpExchange *exchange, CURLcode result)
 {
-	bool		flooded = result != CURLE_OK && !exchange->transfer.oversized && was_flooded(exchange);
+	bool		flooded = result != CURLE_OK && !exchange->transfer.oversized &&
+		call.flooded_us != 0 && http_clock_us() - call.flooded_us < HTTP_FLOOD_MEMORY_US;
 
 	if (!flooded && may_resubmit(exchange, result))
 	{

@@ -181,20 +181,6 @@ transfer_make(Transfer *transfer, void *owner)
 	return true;
 }
 
-static void
-free_easy(Transfer *transfer)
-{
-	curl_easy_cleanup(transfer->easy);
-	transfer->easy = NULL;
-}
-
-void
-transfer_free(Transfer *transfer)
-{
-	free_easy(transfer);
-	free(transfer->body);
-}
-
 /*
  * With a bundle named and no directory, libcurl parses the CA store once and
  * keeps it in the multi handle: 1.2 ms instead of 17 ms a connection.
@@ -345,7 +331,10 @@ transfer_release(Transfer *transfer)
 		transfer->body_room = 0;
 	}
 	if (!reuses_handles)
-		free_easy(transfer);
+	{
+		curl_easy_cleanup(transfer->easy);
+		transfer->easy = NULL;
+	}
 }
 
 /* ---- URLs ---- */

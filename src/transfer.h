@@ -27,7 +27,6 @@ typedef struct Transfer
 
 /* Of one without a handle; owner: CURLOPT_PRIVATE.  False: out of memory. */
 extern bool transfer_make(Transfer *transfer, void *owner);
-extern void transfer_free(Transfer *transfer);
 
 /* What is special to this request.  False: out of memory. */
 extern bool transfer_prepare(Transfer *transfer, const HttpRequest *request);

@@ -12,7 +12,6 @@
 #include "postgres.h"
 
 #include <fcntl.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -28,9 +27,6 @@
 #ifndef POLLRDHUP
 #define POLLRDHUP	0
 #endif
-
-/* The last sockets that were shut because of a flood. */
-#define FLOODED_PORTS	8
 
 typedef struct WatchedSocket
 {
@@ -55,9 +51,6 @@ static WatchedSocket sockets[WIRE_SOCKETS_MAX];
 /* By its number, the place of a socket in the array, plus one. */
 static int16 *places = NULL;
 static int	place_count = 0;
-
-static volatile int flooded_ports[FLOODED_PORTS];
-static volatile int flooded_next = 0;
 
 /* ---- which sockets ---- */
 
@@ -234,64 +227,40 @@ wire_tidy(void)
 	}
 }
 
-/* ---- in a signal handler ---- */
-
-void
-wire_shut_all(void)
-{
-	for (int i = 0; i < socket_count; i++)
-	{
-		if (sockets[i].ours && sockets[i].wanted != 0)
-			(void) shutdown(sockets[i].fd, SHUT_RDWR);
-	}
-}
-
+/* Linux resets the connection and drops what is unread; elsewhere that has to be read first. */
 static void
-note_flooded_port(int fd)
+cut_off(WatchedSocket *watched)
 {
-	struct sockaddr_storage address = {0};
-	socklen_t	length = sizeof(address);
+	struct sockaddr nobody = {.sa_family = AF_UNSPEC};
 
-	(void) getsockname(fd, (struct sockaddr *) &address, &length);
-	flooded_ports[flooded_next] = ntohs(address.ss_family == AF_INET6 ?
-										((struct sockaddr_in6 *) &address)->sin6_port :
-										((struct sockaddr_in *) &address)->sin_port);
-	flooded_next = (flooded_next + 1) % FLOODED_PORTS;
+	(void) connect(watched->fd, &nobody, sizeof(nobody));
+	(void) shutdown(watched->fd, SHUT_RDWR);
+	watched->shut = true;
 }
 
-/* A peer that never stops sending is ahead of us; an honest answer is short. */
 void
-wire_shut_flooding(void)
+wire_cut_off(bool all)
 {
 	WatchedSocket *worst = NULL;
 	int			most = -1;
 
 	for (int i = 0; i < socket_count; i++)
 	{
+		WatchedSocket *watched = &sockets[i];
 		int			unread = 0;
 
-		if (!sockets[i].ours || sockets[i].wanted == 0 || sockets[i].shut ||
-			ioctl(sockets[i].fd, FIONREAD, &unread) != 0 || unread <= most)
+		if (!watched->ours || watched->wanted == 0 || watched->shut)
 			continue;
-		worst = &sockets[i];
-		most = unread;
+		if (all)
+			cut_off(watched);
+		else if (ioctl(watched->fd, FIONREAD, &unread) == 0 && unread > most)
+		{
+			worst = watched;
+			most = unread;
+		}
 	}
-	if (worst == NULL)
-		return;
-	worst->shut = true;
-	note_flooded_port(worst->fd);
-	(void) shutdown(worst->fd, SHUT_RDWR);
-}
-
-bool
-wire_flooded(int local_port)
-{
-	for (int i = 0; i < FLOODED_PORTS; i++)
-	{
-		if (local_port > 0 && flooded_ports[i] == local_port)
-			return true;
-	}
-	return false;
+	if (worst != NULL)
+		cut_off(worst);
 }
 
 /* ---- waiting ---- */
@@ -380,14 +349,4 @@ wire_wait(long timeout_ms, WireEvent *event)
 	}
 	event->fd = occurred.fd;
 	event->ready = occurred.events & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE);
-}
-
-void
-wire_end(void)
-{
-	if (set != NULL)
-		FreeWaitEventSet(set);
-	set = NULL;
-	while (socket_count > 0)
-		forget_socket(&sockets[socket_count - 1]);
 }

@@ -28,14 +28,11 @@ extern void wire_watch(int fd, uint32 wanted);
 extern void wire_tidy(void);
 
 /*
- * For a signal handler: these shut down what is watched.  The first shuts every
- * socket, the second the one with the most unread input.
+ * For a signal handler: cuts off all that is watched, or the connection with
+ * the most unread input.  A peer that never stops sending is ahead of us; an
+ * honest answer is short.
  */
-extern void wire_shut_all(void);
-extern void wire_shut_flooding(void);
-
-/* Did wire_shut_flooding() shut the socket that has, or had, this local port? */
-extern bool wire_flooded(int local_port);
+extern void wire_cut_off(bool all);
 
 typedef struct WireEvent
 {
@@ -47,8 +44,5 @@ typedef struct WireEvent
 
 /* Waits for at most timeout_ms, -1: no limit.  May return early with no event. */
 extern void wire_wait(long timeout_ms, WireEvent *event);
-
-/* Forgets all sockets when the process ends. */
-extern void wire_end(void);
 
 #endif

@@ -94,6 +94,12 @@ read_request(void)
 	}
 }
 
+static int
+digit(char c)
+{
+	return c <= '9' ? c - '0' : c - 'a' + 10;
+}
+
 static size_t
 from_hex(const char *hex, unsigned char **bytes)
 {
@@ -101,7 +107,7 @@ from_hex(const char *hex, unsigned char **bytes)
 
 	*bytes = malloc(length + 1);
 	for (size_t i = 0; i < length; i++)
-		sscanf(hex + 2 * i, "%2hhx", *bytes + i);
+		(*bytes)[i] = digit(hex[2 * i]) << 4 | digit(hex[2 * i + 1]);
 	return length;
 }
 

@@ -28,7 +28,7 @@ for ([ 'HTTP/2, together', 'h2', map { 'w:' . hex_of(answer(1, $_)) } @bodies ],
     my (@wrong, @slow);
     # A session each: a new connection, which takes the next line.
     my @rows = $clinic->rows({ %{ $clinic->_start(join('', map { "SELECT clock_timestamp() AS begun \\gset\n"
-          . "SELECT format('%s %s %s %s', round(extract(epoch FROM clock_timestamp() - :'begun'::timestamptz) * 1000), coalesce(status::text, 'NULL'), success, to_json(errors))"
+          . "SELECT format('%s %s %s %s', round(extract(epoch FROM clock_timestamp() - :'begun'::timestamptz) * 1000), coalesce(status::text, 'NULL'), success::text, to_json(errors))"
           . " FROM onesignal_cancel('$apps[0]', gen_random_uuid());\n\\connect\nSET onesignal_cancel.timeout = '15s';\n" } @sizes), timeout => '15s') }, first => 'ms' });
     for my $n (0 .. $#sizes)
     {
