@@ -63,7 +63,6 @@ typedef struct CancelItem
 	int64		started_us;		/* when it was decided to send this one */
 	int64		begun_us;		/* when its first request was sent */
 	int64		retry_us;		/* while it waits: when it is tried again */
-	CancelResult last;			/* what is reported if nothing better comes; no errors: none */
 	ArrayType  *refusal;		/* while checking: OneSignal's own errors */
 } CancelItem;
 
@@ -71,7 +70,7 @@ typedef struct CancelRun
 {
 	const pg_uuid_t *message_ids;
 	int			count;
-	CancelResult *results;
+	CancelResult *results;		/* of an unfinished message: what it is if nothing better comes */
 	int			next;			/* the first message not begun */
 	int			done;
 
@@ -95,22 +94,6 @@ typedef struct CancelRun
 	MemoryContext scratch;		/* one answer */
 	ArrayType  *no_errors;
 } CancelRun;
-
-/* The array alone is in the context given. */
-static ArrayType *
-errors_array(const CancelOutcome *outcome, MemoryContext context)
-{
-	Datum	   *elements = palloc(sizeof(Datum) * (outcome->error_count + 1));
-	MemoryContext old;
-	ArrayType  *array;
-
-	for (int i = 0; i < outcome->error_count; i++)
-		elements[i] = CStringGetTextDatum(outcome->errors[i]);
-	old = MemoryContextSwitchTo(context);
-	array = construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
-	MemoryContextSwitchTo(old);
-	return array;
-}
 
 static void
 run_begin(CancelRun *run, const pg_uuid_t *app_id, const Credentials *credentials,
@@ -138,10 +121,39 @@ run_begin(CancelRun *run, const pg_uuid_t *app_id, const Credentials *credential
 
 /* ---- reporting ---- */
 
-static void
-report(CancelRun *run, CancelItem *item, const CancelResult *result)
+/* The array alone is in the results' context. */
+static ArrayType *
+errors_array(CancelRun *run, const CancelOutcome *outcome)
 {
-	run->results[item->index] = *result;
+	Datum	   *elements = palloc(sizeof(Datum) * (outcome->error_count + 1));
+	MemoryContext old;
+	ArrayType  *array;
+
+	if (outcome->error_count == 0)
+		return run->no_errors;
+	for (int i = 0; i < outcome->error_count; i++)
+		elements[i] = CStringGetTextDatum(outcome->errors[i]);
+	old = MemoryContextSwitchTo(run->context);
+	array = construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
+	MemoryContextSwitchTo(old);
+	return array;
+}
+
+static void
+set_result(CancelRun *run, CancelItem *item, const CancelOutcome *outcome)
+{
+	CancelResult *result = &run->results[item->index];
+
+	if (item->attempts > 1 && result->errors != run->no_errors)
+		pfree(result->errors);
+	result->status = outcome->status;
+	result->success = outcome->verdict == CANCEL_DONE;
+	result->errors = errors_array(run, outcome);
+}
+
+static void
+report(CancelRun *run, CancelItem *item)
+{
 	run->done++;
 	dlist_push_head(&run->unused, &item->node);
 }
@@ -168,19 +180,11 @@ report_late(CancelRun *run, int64 now)
 		if (is_in_time(item, Max(now, Max(item->retry_us, run->not_before_us))))
 			continue;
 		dlist_delete(&item->node);
-		report(run, item, &item->last);
+		report(run, item);
 	}
 }
 
 /* ---- starting ---- */
-
-static void
-forget_last(CancelRun *run, CancelItem *item)
-{
-	if (item->last.errors != NULL && item->last.errors != run->no_errors)
-		pfree(item->last.errors);
-	item->last.errors = NULL;
-}
 
 static void
 submit(CancelRun *run, CancelItem *item, HttpRequest *request, int64 now)
@@ -215,7 +219,6 @@ startable_item(CancelRun *run, int64 now)
 	item->index = run->next;
 	item->attempts = 0;
 	item->unanswered = item->checking = false;
-	item->last.errors = NULL;
 	return item;
 }
 
@@ -240,7 +243,6 @@ start_requests(CancelRun *run)
 		dlist_delete(&item->node);
 		if (item->index == run->next)
 			run->next++;
-		forget_last(run, item);
 		submit(run, item, onesignal_request(&run->request, &run->message_ids[item->index]), now);
 		item->attempts++;
 	}
@@ -271,7 +273,7 @@ start_checks(CancelRun *run)
 		if (!is_in_time(item, due))
 		{
 			dlist_delete(&item->node);
-			report(run, item, &item->last);
+			report(run, item);
 		}
 		else if (due > now || !has_room(run))
 			others++;
@@ -309,24 +311,20 @@ next_start_us(CancelRun *run)
 
 /* No further request: whatever was not begun or waits reports the same, and what was refused, that. */
 static void
-stop(CancelRun *run, const CancelResult *result)
+stop(CancelRun *run, CancelResult result)
 {
 	run->stopped = true;
 	while (!dlist_is_empty(&run->waiting))
 	{
 		CancelItem *item = dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting));
 
-		forget_last(run, item);
-		report(run, item, result);
+		run->results[item->index] = result;
+		report(run, item);
 	}
 	while (!dlist_is_empty(&run->unchecked))
-	{
-		CancelItem *item = dlist_container(CancelItem, node, dlist_pop_head_node(&run->unchecked));
-
-		report(run, item, &item->last);
-	}
+		report(run, dlist_container(CancelItem, node, dlist_pop_head_node(&run->unchecked)));
 	for (; run->next < run->count; run->next++, run->done++)
-		run->results[run->next] = *result;
+		run->results[run->next] = result;
 }
 
 static bool
@@ -335,16 +333,6 @@ may_retry(const CancelItem *item, const CancelOutcome *outcome, int64 retry_us)
 	return (outcome->verdict == CANCEL_THROTTLED || outcome->verdict == CANCEL_UNAVAILABLE ||
 			outcome->verdict == CANCEL_UNANSWERED) &&
 		item->attempts <= settings_max_retries && is_in_time(item, retry_us);
-}
-
-static CancelResult
-make_result(CancelRun *run, const CancelOutcome *outcome)
-{
-	return (CancelResult) {
-		.status = outcome->status,
-		.success = outcome->verdict == CANCEL_DONE,
-		.errors = outcome->error_count == 0 ? run->no_errors : errors_array(outcome, run->context)
-	};
 }
 
 static void
@@ -356,28 +344,16 @@ learn(CancelRun *run, const CancelOutcome *outcome, int64 started_us, int64 now)
 		pace_answered(&run->pace, now);
 }
 
-/* This message is through; and with some answers so is the batch. */
-static void
-settle(CancelRun *run, CancelItem *item, const CancelOutcome *outcome, int64 wait_us)
-{
-	CancelResult result = make_result(run, outcome);
-
-	report(run, item, &result);
-	if (outcome->verdict == CANCEL_UNAUTHORIZED ||
-		(outcome->verdict == CANCEL_THROTTLED && wait_us >= settings_timeout * INT64CONST(1000)))
-		stop(run, &result);
-}
-
 /* It was refused, maybe since an attempt had canceled it before: View message knows. */
 static void
 check_later(CancelRun *run, CancelItem *item, CancelOutcome *outcome)
 {
-	item->refusal = make_result(run, outcome).errors;
+	item->refusal = errors_array(run, outcome);
 	onesignal_hint_unanswered(outcome);
-	item->last = make_result(run, outcome);
+	set_result(run, item, outcome);
 	item->checking = true;
 	if (run->stopped)
-		report(run, item, &item->last);
+		report(run, item);
 	else
 		dlist_push_tail(&run->unchecked, &item->node);
 }
@@ -385,6 +361,7 @@ check_later(CancelRun *run, CancelItem *item, CancelOutcome *outcome)
 static void
 finish_check(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 {
+	CancelResult *result = &run->results[item->index];
 	int			retry_after;
 	ViewVerdict verdict = onesignal_judge_view(answer, &retry_after);
 
@@ -394,14 +371,12 @@ finish_check(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 		dlist_push_head(&run->unchecked, &item->node);
 		return;
 	}
+	result->success = verdict == VIEW_CANCELED;
 	if (verdict == VIEW_CANCELED)
-	{
-		item->last.success = true;
-		item->last.errors = run->no_errors;
-	}
+		result->errors = run->no_errors;
 	else if (verdict == VIEW_NOT_CANCELED)
-		item->last.errors = item->refusal;
-	report(run, item, &item->last);
+		result->errors = item->refusal;
+	report(run, item);
 }
 
 static void
@@ -425,13 +400,16 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 	item->retry_us = now + wait_us;
 	if (outcome.verdict == CANCEL_THROTTLED)
 		run->not_before_us = Max(run->not_before_us, item->retry_us);
+	set_result(run, item, &outcome);
 	if (!run->stopped && may_retry(item, &outcome, Max(item->retry_us, run->not_before_us)))
-	{
-		item->last = make_result(run, &outcome);
 		dlist_push_tail(&run->waiting, &item->node);
-	}
 	else
-		settle(run, item, &outcome, wait_us);
+	{
+		report(run, item);
+		if (outcome.verdict == CANCEL_UNAUTHORIZED ||
+			(outcome.verdict == CANCEL_THROTTLED && wait_us >= settings_timeout * INT64CONST(1000)))
+			stop(run, run->results[item->index]);
+	}
 	if (outcome.verdict == CANCEL_THROTTLED)
 		report_late(run, now);
 }
