@@ -76,6 +76,6 @@ for (@apps)
 }
 
 my ($view) = $api->requests(method => 'GET');
-is("$view->{key} $view->{uri}", "right /notifications/$view->{message_id}", 'asked with the key, for the message');
+is("$view->{key} $view->{uri}", "right /notifications/$view->{message_id}?app_id=$view->{app_id}", 'asked with the key, for the message');
 
 done_testing();
