@@ -415,7 +415,7 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 }
 
 static void
-finish(CancelRun *run, HttpExchange *exchange)
+finish_exchange(CancelRun *run, HttpExchange *exchange)
 {
 	CancelItem *item = http_owner(exchange);
 	MemoryContext old = MemoryContextSwitchTo(run->scratch);
@@ -458,7 +458,7 @@ run_to_end(CancelRun *run)
 			break;
 		exchange = http_wait(Min(next_start_us(run), run->show_us));
 		if (exchange != NULL)
-			finish(run, exchange);
+			finish_exchange(run, exchange);
 		show_progress(run);
 	}
 	if (run->count > 1)
