@@ -36,14 +36,14 @@ CREATE TYPE onesignal_cancel_result AS (
 COMMENT ON TYPE onesignal_cancel_result IS
 'what one cancel came to';
 COMMENT ON COLUMN onesignal_cancel_result.status IS
-'HTTP status of OneSignal''s answer; NULL: no answer';
+'HTTP status of OneSignal''s answer to the last attempt; NULL: no answer';
 COMMENT ON COLUMN onesignal_cancel_result.success IS
 'true: the message is canceled and will not be sent; never NULL';
 COMMENT ON COLUMN onesignal_cancel_result.errors IS
 'OneSignal''s own words, or one line that says what went wrong; usually empty on success, never NULL';
 
 -- Not strict: a NULL argument is a mistake of the caller and raises an error.
--- Not parallel: it uses subtransactions.  The cost is beyond that of other
+-- Not parallel: each process has connections of its own.  The cost is beyond that of other
 -- functions, so that a query which has conditions tries those first, but not
 -- the true one: forty calls in a statement would have it compiled by JIT, which
 -- takes longer than a thousand of them.
@@ -54,7 +54,7 @@ COST 1000
 AS 'MODULE_PATHNAME', 'onesignal_cancel';
 
 COMMENT ON FUNCTION onesignal_cancel(uuid, uuid) IS
-'cancels a scheduled message now: one DELETE to OneSignal, which a rollback does not undo; use it in FROM; raises 22004 (NULL argument), 42704 (no server, user mapping or key), 42501 (no USAGE), 42710 (more than one server), 58P01 (key file), 55000 (onesignal_cancel.enabled is off)';
+'cancels a scheduled message now: one DELETE to OneSignal, which a rollback does not undo; use it in FROM; after an attempt without answer a refusal is checked: success is true with the status of the refusal if the message turns out to be canceled; raises 22004 (NULL argument), 42704 (no server, user mapping or key), 42501 (no USAGE), 42710 (more than one server), 58P01 (key file), 55000 (onesignal_cancel.enabled is off)';
 
 CREATE FUNCTION onesignal_cancel_batch(app_id uuid, message_ids uuid[])
 RETURNS TABLE (message_id uuid, status integer, success boolean, errors text[])

@@ -14,7 +14,10 @@
  */
 #include "postgres.h"
 
+#include <ctype.h>
+
 #include "catalog/namespace.h"
+#include "fmgr.h"
 #include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "utils/fmgrprotos.h"
@@ -328,7 +331,7 @@ end_of_string(const char *json)
 static bool
 is_long_number(const char *number, size_t length)
 {
-	size_t		exponent = strcspn(number, "eE");
+	size_t		exponent = strspn(number, "+-.0123456789");
 
 	return length > JSON_NUMBER_LENGTH_MAX ||
 		(exponent < length && strspn(number + exponent + 1, "+-") + 2 < length - exponent - 1);
@@ -340,19 +343,22 @@ is_modest(const char *json)
 {
 	int			depth = 0;
 
-	while (*json != '\0')
+	for (; *json != '\0'; json++)
 	{
-		size_t		number = strspn(json, "+-.0123456789eE");
-
-		if (number > 0 && is_long_number(json, number))
-			return false;
 		if ((*json == '[' || *json == '{') && ++depth > JSON_DEPTH_MAX)
 			return false;
 		if (*json == ']' || *json == '}')
 			depth--;
-		if (*json == '"')
-			json = end_of_string(json);
-		json += number > 0 ? number : *json != '\0';
+		if (isdigit((unsigned char) *json) || *json == '-')
+		{
+			size_t		length = strspn(json, "+-.0123456789eE");
+
+			if (is_long_number(json, length))
+				return false;
+			json += length - 1;
+		}
+		if (*json == '"' && *(json = end_of_string(json)) == '\0')
+			break;
 	}
 	return true;
 }

@@ -6,6 +6,10 @@
  * room, takes whichever has finished, and tries those again that may succeed
  * later.  Nothing is written to any table, and a rollback takes nothing back.
  *
+ * A message may be refused because an earlier attempt, whose answer was lost,
+ * has canceled it.  Then OneSignal is asked (View message) whether it is
+ * canceled, at the pace that it allows, while the message's time lasts.
+ *
  * A message's time runs from its first request.  Waiting for its turn in the
  * batch costs it nothing; waiting to be tried again does.
  */
@@ -33,8 +37,12 @@ PG_FUNCTION_INFO_V1(onesignal_cancel);
 PG_FUNCTION_INFO_V1(onesignal_cancel_batch);
 PG_FUNCTION_INFO_V1(onesignal_cancel_version);
 
-/* Every few seconds is enough to know that it goes on. */
-#define BATCH_NOTICE_SECONDS 5
+/* View message may be asked so often within so long; half a second more, since requests do not travel evenly. */
+#define VIEWS_MAX			10
+#define VIEWS_WINDOW_US		INT64CONST(10500000)
+
+/* How often a batch shows how far it is. */
+#define SHOW_US				INT64CONST(1000000)
 
 /* What is handed back for one message. */
 typedef struct CancelResult
@@ -44,30 +52,25 @@ typedef struct CancelResult
 	ArrayType  *errors;
 } CancelResult;
 
-/* A message that is on the wire or waits to be tried again. */
+/* A message that is on the wire, waits to be tried again, or was refused and is to be checked. */
 typedef struct CancelItem
 {
-	dlist_node	node;			/* in run.waiting or run.unused, or on the wire */
+	dlist_node	node;			/* in run.waiting, .unchecked or .unused, or on the wire */
 	int			index;			/* of the message */
 	int			attempts;
+	bool		unanswered;		/* an attempt left this machine and had no answer */
+	bool		checking;		/* View message is asked whether that attempt canceled it */
 	int64		started_us;		/* when it was decided to send this one */
 	int64		begun_us;		/* when its first request was sent */
-	int64		retry_us;		/* while it waits: when it is tried again, ... */
-	CancelResult last;			/* ... and what is reported if it no longer can be; no errors: none */
+	int64		retry_us;		/* while it waits: when it is tried again */
+	ArrayType  *refusal;		/* while checking: OneSignal's own errors */
 } CancelItem;
-
-typedef struct BatchProgress
-{
-	int64		begun_us;
-	int64		next_us;		/* when it is shown again */
-	int			shown;			/* times */
-} BatchProgress;
 
 typedef struct CancelRun
 {
 	const pg_uuid_t *message_ids;
 	int			count;
-	CancelResult *results;
+	CancelResult *results;		/* of an unfinished message: what it is if nothing better comes */
 	int			next;			/* the first message not begun */
 	int			done;
 
@@ -77,31 +80,20 @@ typedef struct CancelRun
 	Pace		pace;
 	int64		not_before_us;	/* OneSignal asked us to wait until then (429) */
 	bool		stopped;		/* the rest is reported, unsent */
-	BatchProgress *progress;	/* NULL: a single call */
+	int64		show_us;		/* when progress is shown next */
+
+	int			views;			/* how often View message was asked, ... */
+	int64		viewed_us[VIEWS_MAX];	/* ... when, the last times, ... */
+	int64		view_not_before_us; /* ... and when it may be again, after a 429 */
 
 	CancelItem *items;
 	dlist_head	unused;
 	dlist_head	waiting;
+	dlist_head	unchecked;
 	MemoryContext context;		/* results */
 	MemoryContext scratch;		/* one answer */
 	ArrayType  *no_errors;
 } CancelRun;
-
-/* The array alone is in the context given. */
-static ArrayType *
-errors_array(const CancelOutcome *outcome, MemoryContext context)
-{
-	Datum	   *elements = palloc(sizeof(Datum) * (outcome->error_count + 1));
-	MemoryContext old;
-	ArrayType  *array;
-
-	for (int i = 0; i < outcome->error_count; i++)
-		elements[i] = CStringGetTextDatum(outcome->errors[i]);
-	old = MemoryContextSwitchTo(context);
-	array = construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
-	MemoryContextSwitchTo(old);
-	return array;
-}
 
 static void
 run_begin(CancelRun *run, const pg_uuid_t *app_id, const Credentials *credentials,
@@ -119,6 +111,8 @@ run_begin(CancelRun *run, const pg_uuid_t *app_id, const Credentials *credential
 	run->items = palloc(sizeof(CancelItem) * Max(item_count, 1));
 	dlist_init(&run->unused);
 	dlist_init(&run->waiting);
+	dlist_init(&run->unchecked);
+	run->show_us = count > 1 ? http_clock_us() + SHOW_US : PG_INT64_MAX;
 	for (int i = 0; i < item_count; i++)
 		dlist_push_tail(&run->unused, &run->items[i].node);
 	pace_init(&run->pace, count == 1 ? 0 : credentials->rate_limit);
@@ -127,10 +121,39 @@ run_begin(CancelRun *run, const pg_uuid_t *app_id, const Credentials *credential
 
 /* ---- reporting ---- */
 
-static void
-report(CancelRun *run, CancelItem *item, const CancelResult *result)
+/* The array alone is in the results' context. */
+static ArrayType *
+errors_array(CancelRun *run, const CancelOutcome *outcome)
 {
-	run->results[item->index] = *result;
+	Datum	   *elements = palloc(sizeof(Datum) * (outcome->error_count + 1));
+	MemoryContext old;
+	ArrayType  *array;
+
+	if (outcome->error_count == 0)
+		return run->no_errors;
+	for (int i = 0; i < outcome->error_count; i++)
+		elements[i] = CStringGetTextDatum(outcome->errors[i]);
+	old = MemoryContextSwitchTo(run->context);
+	array = construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
+	MemoryContextSwitchTo(old);
+	return array;
+}
+
+static void
+set_result(CancelRun *run, CancelItem *item, const CancelOutcome *outcome)
+{
+	CancelResult *result = &run->results[item->index];
+
+	if (item->attempts > 1 && result->errors != run->no_errors)
+		pfree(result->errors);
+	result->status = outcome->status;
+	result->success = outcome->verdict == CANCEL_DONE;
+	result->errors = errors_array(run, outcome);
+}
+
+static void
+report(CancelRun *run, CancelItem *item)
+{
 	run->done++;
 	dlist_push_head(&run->unused, &item->node);
 }
@@ -157,24 +180,15 @@ report_late(CancelRun *run, int64 now)
 		if (is_in_time(item, Max(now, Max(item->retry_us, run->not_before_us))))
 			continue;
 		dlist_delete(&item->node);
-		report(run, item, &item->last);
+		report(run, item);
 	}
 }
 
 /* ---- starting ---- */
 
 static void
-forget_last(CancelRun *run, CancelItem *item)
+submit(CancelRun *run, CancelItem *item, HttpRequest *request, int64 now)
 {
-	if (item->last.errors != NULL && item->last.errors != run->no_errors)
-		pfree(item->last.errors);
-	item->last.errors = NULL;
-}
-
-static void
-submit(CancelRun *run, CancelItem *item, int64 now)
-{
-	HttpRequest *request = onesignal_request(&run->request, &run->message_ids[item->index]);
 	int64		left_ms = settings_timeout;
 
 	if (item->attempts > 0)
@@ -182,8 +196,6 @@ submit(CancelRun *run, CancelItem *item, int64 now)
 	request->group = &run->group;
 	request->timeout_ms = (int) Max(left_ms, 1);
 	request->connect_timeout_ms = settings_connect_timeout;
-	forget_last(run, item);
-	item->attempts++;
 	item->started_us = now;
 	http_submit(request, item);
 }
@@ -206,7 +218,7 @@ startable_item(CancelRun *run, int64 now)
 	item = dlist_head_element(CancelItem, node, &run->unused);
 	item->index = run->next;
 	item->attempts = 0;
-	item->last.errors = NULL;
+	item->unanswered = item->checking = false;
 	return item;
 }
 
@@ -231,7 +243,46 @@ start_requests(CancelRun *run)
 		dlist_delete(&item->node);
 		if (item->index == run->next)
 			run->next++;
-		submit(run, item, now);
+		submit(run, item, onesignal_request(&run->request, &run->message_ids[item->index]), now);
+		item->attempts++;
+	}
+}
+
+/* When View message may be asked, once others have been asked that come before. */
+static int64
+view_due_us(const CancelRun *run, int others, int64 now)
+{
+	int64		due = run->viewed_us[(run->views + others) % VIEWS_MAX] + VIEWS_WINDOW_US;
+
+	return Max(due, Max(now, run->view_not_before_us)) + others / VIEWS_MAX * VIEWS_WINDOW_US;
+}
+
+/* Those that cannot be had in time are reported at once. */
+static void
+start_checks(CancelRun *run)
+{
+	int64		now = http_clock_us();
+	int			others = 0;
+	dlist_mutable_iter iter;
+
+	dlist_foreach_modify(iter, &run->unchecked)
+	{
+		CancelItem *item = dlist_container(CancelItem, node, iter.cur);
+		int64		due = view_due_us(run, others, now);
+
+		if (!is_in_time(item, due))
+		{
+			dlist_delete(&item->node);
+			report(run, item);
+		}
+		else if (due > now || !has_room(run))
+			others++;
+		else
+		{
+			dlist_delete(&item->node);
+			run->viewed_us[run->views++ % VIEWS_MAX] = now;
+			submit(run, item, onesignal_view_request(&run->request, &run->message_ids[item->index]), now);
+		}
 	}
 }
 
@@ -239,36 +290,41 @@ start_requests(CancelRun *run)
 static int64
 next_start_us(CancelRun *run)
 {
+	int64		now = http_clock_us();
 	int64		next = PG_INT64_MAX;
 	dlist_iter	iter;
 
-	if (run->stopped || !has_room(run))
+	if (!has_room(run))
 		return PG_INT64_MAX;
 	dlist_foreach(iter, &run->waiting)
 		next = Min(next, dlist_container(CancelItem, node, iter.cur)->retry_us);
 	if (run->next < run->count && !dlist_is_empty(&run->unused))
 		next = 0;
-	if (next == PG_INT64_MAX)
-		return next;
-	return Max(next, Max(run->not_before_us, pace_next(&run->pace, http_clock_us())));
+	if (next != PG_INT64_MAX)
+		next = Max(next, Max(run->not_before_us, pace_next(&run->pace, now)));
+	if (!dlist_is_empty(&run->unchecked))
+		next = Min(next, view_due_us(run, 0, now));
+	return next;
 }
 
 /* ---- finishing ---- */
 
-/* No further request: whatever was not begun or waits reports the same. */
+/* No further request: whatever was not begun or waits reports the same, and what was refused, that. */
 static void
-stop(CancelRun *run, const CancelResult *result)
+stop(CancelRun *run, CancelResult result)
 {
 	run->stopped = true;
 	while (!dlist_is_empty(&run->waiting))
 	{
 		CancelItem *item = dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting));
 
-		forget_last(run, item);
-		report(run, item, result);
+		run->results[item->index] = result;
+		report(run, item);
 	}
+	while (!dlist_is_empty(&run->unchecked))
+		report(run, dlist_container(CancelItem, node, dlist_pop_head_node(&run->unchecked)));
 	for (; run->next < run->count; run->next++, run->done++)
-		run->results[run->next] = *result;
+		run->results[run->next] = result;
 }
 
 static bool
@@ -277,16 +333,6 @@ may_retry(const CancelItem *item, const CancelOutcome *outcome, int64 retry_us)
 	return (outcome->verdict == CANCEL_THROTTLED || outcome->verdict == CANCEL_UNAVAILABLE ||
 			outcome->verdict == CANCEL_UNANSWERED) &&
 		item->attempts <= settings_max_retries && is_in_time(item, retry_us);
-}
-
-static CancelResult
-make_result(CancelRun *run, const CancelOutcome *outcome)
-{
-	return (CancelResult) {
-		.status = outcome->status,
-		.success = outcome->verdict == CANCEL_DONE,
-		.errors = outcome->error_count == 0 ? run->no_errors : errors_array(outcome, run->context)
-	};
 }
 
 static void
@@ -298,75 +344,105 @@ learn(CancelRun *run, const CancelOutcome *outcome, int64 started_us, int64 now)
 		pace_answered(&run->pace, now);
 }
 
-/* This message is through; and with some answers so is the batch. */
+/* It was refused, maybe since an attempt had canceled it before: View message knows. */
 static void
-settle(CancelRun *run, CancelItem *item, const CancelOutcome *outcome, int64 wait_us)
+check_later(CancelRun *run, CancelItem *item, CancelOutcome *outcome)
 {
-	CancelResult result = make_result(run, outcome);
-
-	report(run, item, &result);
-	if (outcome->verdict == CANCEL_UNAUTHORIZED ||
-		(outcome->verdict == CANCEL_THROTTLED && wait_us >= settings_timeout * INT64CONST(1000)))
-		stop(run, &result);
+	item->refusal = errors_array(run, outcome);
+	onesignal_hint_unanswered(outcome);
+	set_result(run, item, outcome);
+	item->checking = true;
+	if (run->stopped)
+		report(run, item);
+	else
+		dlist_push_tail(&run->unchecked, &item->node);
 }
 
 static void
-finish(CancelRun *run, HttpExchange *exchange)
+finish_check(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 {
-	CancelItem *item = http_owner(exchange);
-	int64		begun_us = http_begun_us(exchange);
+	CancelResult *result = &run->results[item->index];
+	int			retry_after;
+	ViewVerdict verdict = onesignal_judge_view(answer, &retry_after);
+
+	if (verdict == VIEW_UNAVAILABLE && !run->stopped)
+	{
+		run->view_not_before_us = http_clock_us() + Max(retry_after, 1) * INT64CONST(1000000);
+		dlist_push_head(&run->unchecked, &item->node);
+		return;
+	}
+	result->success = verdict == VIEW_CANCELED;
+	if (verdict == VIEW_CANCELED)
+		result->errors = run->no_errors;
+	else if (verdict == VIEW_NOT_CANCELED)
+		result->errors = item->refusal;
+	report(run, item);
+}
+
+static void
+finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
+{
 	int64		now = http_clock_us();
 	int64		wait_us;
 	CancelOutcome outcome;
-	MemoryContext old = MemoryContextSwitchTo(run->scratch);
 
-	onesignal_judge(&outcome, http_answer(exchange), run->credentials->api_key);
-	http_release(exchange);
+	onesignal_judge(&outcome, answer, run->credentials->api_key);
 	learn(run, &outcome, item->started_us, now);
-	if (item->attempts == 1)
-		item->begun_us = begun_us;
+	item->unanswered |= answer->sent_before || (outcome.verdict == CANCEL_UNANSWERED && answer->sent);
+	if (item->unanswered && (outcome.verdict == CANCEL_REFUSED || outcome.verdict == CANCEL_NOT_FOUND))
+	{
+		check_later(run, item, &outcome);
+		return;
+	}
 
 	wait_us = backoff_direct(item->attempts, pg_prng_double(&pg_global_prng_state),
 							 outcome.retry_after * INT64CONST(1000000));
 	item->retry_us = now + wait_us;
 	if (outcome.verdict == CANCEL_THROTTLED)
 		run->not_before_us = Max(run->not_before_us, item->retry_us);
+	set_result(run, item, &outcome);
 	if (!run->stopped && may_retry(item, &outcome, Max(item->retry_us, run->not_before_us)))
-	{
-		item->last = make_result(run, &outcome);
 		dlist_push_tail(&run->waiting, &item->node);
-	}
 	else
-		settle(run, item, &outcome, wait_us);
+	{
+		report(run, item);
+		if (outcome.verdict == CANCEL_UNAUTHORIZED ||
+			(outcome.verdict == CANCEL_THROTTLED && wait_us >= settings_timeout * INT64CONST(1000)))
+			stop(run, run->results[item->index]);
+	}
 	if (outcome.verdict == CANCEL_THROTTLED)
 		report_late(run, now);
+}
+
+static void
+finish_exchange(CancelRun *run, HttpExchange *exchange)
+{
+	CancelItem *item = http_owner(exchange);
+	MemoryContext old = MemoryContextSwitchTo(run->scratch);
+
+	if (item->attempts == 1 && !item->checking)
+		item->begun_us = http_begun_us(exchange);
+	if (item->checking)
+		finish_check(run, item, http_answer(exchange));
+	else
+		finish_cancel(run, item, http_answer(exchange));
+	http_release(exchange);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(run->scratch);
 }
 
-/* ---- showing how far it is ---- */
-
-/* "n of m" in pg_stat_activity each second, and a NOTICE every few. */
+/* "n of m" in pg_stat_activity. */
 static void
 show_progress(CancelRun *run)
 {
-	BatchProgress *progress = run->progress;
 	int64		now = http_clock_us();
-	double		seconds = (now - progress->begun_us) / 1e6;
-	double		rate = run->done / Max(seconds, 1e-3);
 	char		activity[128];
 
-	if (now < progress->next_us)
+	if (now < run->show_us)
 		return;
-	progress->next_us = now + INT64CONST(1000000);
+	run->show_us = now + SHOW_US;
 	snprintf(activity, sizeof(activity), "onesignal_cancel_batch: %d of %d", run->done, run->count);
 	pgstat_report_activity(STATE_RUNNING, activity);
-
-	if (++progress->shown % BATCH_NOTICE_SECONDS == 0 && run->done < run->count)
-		ereport(NOTICE,
-				(errmsg("%d of %d messages answered, %.0f a second, %s", run->done, run->count, rate,
-						rate >= 1 ? psprintf("%.0f seconds left", (run->count - run->done) / rate) :
-						"time left unknown")));
 }
 
 static void
@@ -375,20 +451,18 @@ run_to_end(CancelRun *run)
 	for (;;)
 	{
 		HttpExchange *exchange;
-		int64		until_us;
 
+		start_checks(run);
 		start_requests(run);
 		if (run->done == run->count)
 			break;
-		until_us = next_start_us(run);
-		if (run->progress != NULL)
-			until_us = Min(until_us, run->progress->next_us);
-		exchange = http_wait(until_us);
+		exchange = http_wait(Min(next_start_us(run), run->show_us));
 		if (exchange != NULL)
-			finish(run, exchange);
-		if (run->progress != NULL)
-			show_progress(run);
+			finish_exchange(run, exchange);
+		show_progress(run);
 	}
+	if (run->count > 1)
+		pgstat_report_activity(STATE_RUNNING, debug_query_string);
 }
 
 /*
@@ -397,7 +471,7 @@ run_to_end(CancelRun *run)
  * flight and no key in memory.
  */
 static CancelResult *
-cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count, BatchProgress *progress)
+cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count)
 {
 	CancelRun	run = {0};
 	Credentials credentials = {0};
@@ -412,7 +486,6 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 	PG_TRY();
 	{
 		run_begin(&run, app_id, &credentials, message_ids, count);
-		run.progress = progress;
 		run_to_end(&run);
 		http_tidy();
 	}
@@ -430,13 +503,13 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 /* ---- the SQL functions ---- */
 
 static void
-require_argument(FunctionCallInfo fcinfo, int number, const char *name)
+require_argument(FunctionCallInfo fcinfo, int number, const char *name, const char *hint)
 {
 	if (PG_ARGISNULL(number))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("%s must not be null", name),
-				 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", name)));
+				 errhint("%s", hint)));
 }
 
 static TupleDesc
@@ -480,9 +553,9 @@ onesignal_cancel(PG_FUNCTION_ARGS)
 	bool		nulls[3];
 	CancelResult *result;
 
-	require_argument(fcinfo, 0, "app_id");
-	require_argument(fcinfo, 1, "message_id");
-	result = cancel_messages(PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1), 1, NULL);
+	require_argument(fcinfo, 0, "app_id", "Where a row may lack it, filter: WHERE app_id IS NOT NULL.");
+	require_argument(fcinfo, 1, "message_id", "Where a row may lack it, filter: WHERE message_id IS NOT NULL.");
+	result = cancel_messages(PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1), 1);
 	result_values(result, values, nulls);
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(result_descriptor(fcinfo), values, nulls)));
 }
@@ -492,7 +565,8 @@ message_ids_argument(FunctionCallInfo fcinfo, int number)
 {
 	ArrayType  *array;
 
-	require_argument(fcinfo, number, "message_ids");
+	require_argument(fcinfo, number, "message_ids",
+					 "array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.");
 	array = PG_GETARG_ARRAYTYPE_P(number);
 	if (array_contains_nulls(array))
 		ereport(ERROR,
@@ -513,23 +587,19 @@ Datum
 onesignal_cancel_batch(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	BatchProgress progress = {.begun_us = http_clock_us()};
 	const pg_uuid_t *message_ids;
 	ArrayType  *array;
 	CancelResult *results;
 	int			count;
 
-	require_argument(fcinfo, 0, "app_id");
+	require_argument(fcinfo, 0, "app_id", "Where a row may lack it, filter: WHERE app_id IS NOT NULL.");
 	array = message_ids_argument(fcinfo, 1);
 	count = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	/* Without nulls the elements, 16 bytes each and unaligned, stand side by side. */
 	message_ids = (const pg_uuid_t *) ARR_DATA_PTR(array);
 	InitMaterializedSRF(fcinfo, 0);
 
-	progress.next_us = progress.begun_us + INT64CONST(1000000);
-	results = cancel_messages(PG_GETARG_UUID_P(0), message_ids, count, &progress);
-	if (progress.shown > 0)
-		pgstat_report_activity(STATE_RUNNING, debug_query_string);
+	results = cancel_messages(PG_GETARG_UUID_P(0), message_ids, count);
 	for (int i = 0; i < count; i++)
 	{
 		Datum		values[4];

@@ -190,6 +190,14 @@ onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *ap
 		outcome->response = answer_without_key(text, api_key);
 }
 
+/* For a refusal that could not be checked by View message: its errors end with the hint. */
+void
+onesignal_hint_unanswered(CancelOutcome *outcome)
+{
+	outcome->error_count = Min(outcome->error_count, ERRORS_MAX - 1);
+	add_error(outcome, "an earlier attempt had no answer and may have canceled it", NULL);
+}
+
 /*
  * What View message says of a message; *retry_after: in so many seconds, 0:
  * it did not say.  Raises no error on account of the answer, keeps nothing; a

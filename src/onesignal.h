@@ -63,6 +63,7 @@ extern void onesignal_request_end(CancelRequest *request);
 
 extern CancelVerdict onesignal_glance(const HttpAnswer *answer);
 extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);
+extern void onesignal_hint_unanswered(CancelOutcome *outcome);
 extern ViewVerdict onesignal_judge_view(const HttpAnswer *answer, int *retry_after);
 
 #endif

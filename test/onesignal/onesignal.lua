@@ -261,6 +261,18 @@ local function over_limit(app)
     return n and n > app.rate_limit
 end
 
+-- More than 10 views of the app in the last 10 seconds? Returns how long until there may be another.
+local function view_wait(app)
+    if app.view_limit == false then return nil end
+    local key, now, times = "rate view " .. app.id, clock(), {}
+    for _, time in ipairs(cjson.decode(state:get(key) or "[]")) do
+        if now - time < 10 then times[#times + 1] = time end
+    end
+    if #times >= 10 then return math.ceil(10 - (now - times[1])) end
+    times[#times + 1] = now
+    state:set(key, cjson.encode(times))
+end
+
 -- The first fault for this request that has not been used up: the message's, else the app's, else everybody's.
 local function next_fault(conf, method, app_id, id)
     for _, target in ipairs({ "message " .. (id or ""), "app " .. (app_id or ""), "*" }) do
@@ -423,6 +435,11 @@ function M.api()
         header.retry_after = app.retry_after or 1
         return answer(method, 429, BODY[429])
     end
+    local wait = app and id and method == "GET" and view_wait(app)
+    if wait then
+        header.retry_after = wait
+        return answer(method, 429, BODY[429])
+    end
     if conf.any_fault then
         local fault = next_fault(conf, method, app and app.id, id)
         if fault then return misbehave(fault, request) end
@@ -550,6 +567,13 @@ CONTROL["POST rate_limit"] = function(_, body)
         local app = known_app(conf, body.app_id)
         app.rate_limit = tonumber(body.rate_limit)
         app.retry_after = body.retry_after
+        return { ok = true }
+    end)
+end
+
+CONTROL["POST view_limit"] = function(_, body)
+    return change_config(function(conf)
+        known_app(conf, body.app_id).view_limit = body.view_limit ~= false
         return { ok = true }
     end)
 end

@@ -65,6 +65,8 @@ subtest 'arrays of every kind' => sub {
       [ "'$app', NULL", 'no array' ], [ "NULL, ARRAY['$ids[0]']::uuid[]", 'no app' ];
     my (undef, $said) = $clinic->failure("SELECT * FROM onesignal_cancel_batch('$app', ARRAY['$ids[0]',NULL]::uuid[]);");
     like($said, qr/DETAIL:  Nothing was sent\.\s+HINT:  .*array_remove/, 'and what to do about it');
+    (undef, $said) = $clinic->failure("SELECT * FROM onesignal_cancel_batch('$app', NULL);");
+    like($said, qr/message_ids must not be null\s+HINT:  .*ARRAY\(SELECT/, 'and about no array');
     is($api->received, $before, 'nothing was sent');
 };
 

@@ -20,7 +20,7 @@ Workers::add_app($node, 'postgres', $api);
 $node->safe_psql('postgres', 'CREATE TABLE seen (n integer, what text)');
 
 # What a process may have in addition to what it has. The numbers of bytes depend on the machine: so many are tried.
-my @headrooms = map { $_ * 64 } 0 .. 20;
+my @headrooms = ((map { $_ * 96 } 0 .. 11), 32_768);
 
 sub limit
 {

@@ -37,6 +37,7 @@
 #   set_key($key, app => ...)    the only valid key from now on
 #   rotate(app => ...)           the same with a new random key, which it returns
 #   rate_limit($n, app => ..., retry_after => 1)     undef: no limit
+#   view_limit($on, app => ...)  the limit of GET: 10 in 10 seconds; on unless switched off
 #
 # Faults, for the next requests:
 #   fault(message => $id | [ids], app => ..., method => 'DELETE', times => N, one_in => N, ...)
@@ -227,6 +228,12 @@ sub rate_limit
 {
     my ($self, $n, %opts) = @_;
     $self->_control(POST => 'rate_limit', { app_id => $self->_app(%opts), rate_limit => $n, retry_after => $opts{retry_after} });
+}
+
+sub view_limit
+{
+    my ($self, $on, %opts) = @_;
+    $self->_control(POST => 'view_limit', { app_id => $self->_app(%opts), view_limit => $on ? JSON::PP::true : JSON::PP::false });
 }
 
 sub fault
