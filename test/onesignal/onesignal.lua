@@ -212,7 +212,10 @@ local function cancel(app, id)
         return 200, SUCCESS
     end
     -- What a second cancel answers is not documented; success is what an idempotent DELETE would say.
-    if send_after < 0 then return 200, SUCCESS end
+    if send_after < 0 then
+        local status = app.repeat_status or 200
+        return status, status < 300 and SUCCESS or BODY[status] or ""
+    end
     if send_after <= ngx.now() then return 400, BODY[400] end
     messages:replace(id, -send_after, 0, app.number)
     return 200, SUCCESS
@@ -550,6 +553,13 @@ CONTROL["POST rate_limit"] = function(_, body)
         local app = known_app(conf, body.app_id)
         app.rate_limit = tonumber(body.rate_limit)
         app.retry_after = body.retry_after
+        return { ok = true }
+    end)
+end
+
+CONTROL["POST repeat"] = function(_, body)
+    return change_config(function(conf)
+        known_app(conf, body.app_id).repeat_status = tonumber(body.status)
         return { ok = true }
     end)
 end
