@@ -422,7 +422,7 @@ worker_deliver(void)
 	if (lock == DELIVERER_NO_EXTENSION)
 		return DT_NOBEGIN;
 
-	enable_timeout_every(stop_timeout, GetCurrentTimestamp(), STOP_TICK_MS);
+	enable_timeout_every(stop_timeout, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STOP_TICK_MS), STOP_TICK_MS);
 	delivering = true;
 	due = delivery_run(&options);
 	end_of_delivery();
@@ -436,9 +436,9 @@ take_turn(void)
 {
 	TimestampTz due;
 
+	wakeup_serve_signals();
 	if (failures > 0 && !wait_after_failure())
 		return false;
-	wakeup_serve_signals();
 	slots_take_wake();
 	if (!is_wanted())
 		return !slots_leave(0);
