@@ -58,9 +58,9 @@
  * has locked the database, and if so hands over to a successor, which waits
  * for that lock before it connects and so is not a session of the database.
  *
- * SIGTERM ends the worker at once, but for requests on the wire: their answers
- * would be lost.  So while it delivers, it is only told to stop, and has
- * STOP_MS for it.
+ * SIGTERM ends the worker at once, but not while it delivers: answers to what
+ * is on the wire would be lost.  Then it is only told to stop, and ends with the
+ * next SIGTERM or when STOP_MS have passed.
  */
 #include "postgres.h"
 
@@ -189,8 +189,6 @@ on_sigterm(SIGNAL_ARGS)
 
 	if (!delivering || told_to_stop || MyProc->waitStatus == PROC_WAIT_STATUS_WAITING)
 		die_soon();
-	/* Also when nothing else does: the transport then leaves a peer that floods. */
-	InterruptPending = true;
 	told_to_stop = true;
 	SetLatch(MyLatch);
 	errno = save_errno;
