@@ -203,14 +203,30 @@ call_deliver(TimestampTz until)
 				(errmsg("nothing to do: session %d is already delivering in this database", holder)));
 }
 
-/* Also when the session is terminated, which is no error that PG_CATCH() would see. */
+static bool in_call = false;
+
+/* A session that is terminated raises no error that PG_CATCH() would see. */
 static void
-call_failed(int code, Datum arg)
+call_exit(int code, Datum arg)
 {
 	(void) code;
 	(void) arg;
-	deliverer_abandon();
-	delivery_end();
+	if (in_call)
+		slots_raise_doubt();
+}
+
+/* What can fail fails before anything is sent. */
+static void
+call_begin(FunctionCallInfo fcinfo)
+{
+	static bool registered = false;
+
+	slots_attach();
+	if (!registered)
+		before_shmem_exit(call_exit, 0);
+	registered = true;
+	queue_call_begin(fcinfo);
+	in_call = true;
 }
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_deliver);
@@ -223,14 +239,20 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 	settings_require_enabled();
 	PreventCommandDuringRecovery("CALL onesignal_cancel_deliver()");
 	until = end_of_duration(fcinfo);
-	slots_attach();
-
-	queue_call_begin(fcinfo);
-	PG_ENSURE_ERROR_CLEANUP(call_failed, (Datum) 0);
+	call_begin(fcinfo);
+	PG_TRY();
 	{
 		call_deliver(until);
 	}
-	PG_END_ENSURE_ERROR_CLEANUP(call_failed, (Datum) 0);
+	PG_CATCH();
+	{
+		in_call = false;
+		deliverer_abandon();
+		delivery_end();
+		PG_RE_THROW();
+	}
+	PG_END_TRY();
+	in_call = false;
 	deliverer_unlock();
 	delivery_end();
 	queue_call_end();

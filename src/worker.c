@@ -58,9 +58,9 @@
  * has locked the database, and if so hands over to a successor, which waits
  * for that lock before it connects and so is not a session of the database.
  *
- * SIGTERM ends the worker at once, but for requests on the wire: their answers
- * would be lost.  So while it delivers, it is only told to stop, and has
- * STOP_MS for it.
+ * SIGTERM ends the worker at once, but not while it delivers: answers to what
+ * is on the wire would be lost.  Then it is only told to stop, and ends with the
+ * next SIGTERM or when STOP_MS have passed.
  */
 #include "postgres.h"
 
@@ -189,8 +189,6 @@ on_sigterm(SIGNAL_ARGS)
 
 	if (!delivering || told_to_stop || MyProc->waitStatus == PROC_WAIT_STATUS_WAITING)
 		die_soon();
-	/* Also when nothing else does: the transport then leaves a peer that floods. */
-	InterruptPending = true;
 	told_to_stop = true;
 	SetLatch(MyLatch);
 	errno = save_errno;
@@ -422,7 +420,7 @@ worker_deliver(void)
 	if (lock == DELIVERER_NO_EXTENSION)
 		return DT_NOBEGIN;
 
-	enable_timeout_every(stop_timeout, GetCurrentTimestamp(), STOP_TICK_MS);
+	enable_timeout_every(stop_timeout, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STOP_TICK_MS), STOP_TICK_MS);
 	delivering = true;
 	due = delivery_run(&options);
 	end_of_delivery();
@@ -436,9 +434,9 @@ take_turn(void)
 {
 	TimestampTz due;
 
+	wakeup_serve_signals();
 	if (failures > 0 && !wait_after_failure())
 		return false;
-	wakeup_serve_signals();
 	slots_take_wake();
 	if (!is_wanted())
 		return !slots_leave(0);

@@ -212,7 +212,10 @@ local function cancel(app, id)
         return 200, SUCCESS
     end
     -- What a second cancel answers is not documented; success is what an idempotent DELETE would say.
-    if send_after < 0 then return 200, SUCCESS end
+    if send_after < 0 then
+        local status = app.repeat_status or 200
+        return status, status < 300 and SUCCESS or BODY[status] or ""
+    end
     if send_after <= ngx.now() then return 400, BODY[400] end
     messages:replace(id, -send_after, 0, app.number)
     return 200, SUCCESS
@@ -574,6 +577,13 @@ end
 CONTROL["POST view_limit"] = function(_, body)
     return change_config(function(conf)
         known_app(conf, body.app_id).view_limit = body.view_limit ~= false
+        return { ok = true }
+    end)
+end
+
+CONTROL["POST repeat"] = function(_, body)
+    return change_config(function(conf)
+        known_app(conf, body.app_id).repeat_status = tonumber(body.status)
         return { ok = true }
     end)
 end

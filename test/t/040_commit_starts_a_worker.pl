@@ -88,17 +88,6 @@ is(started(), 0, 'a session with background_delivery off starts no worker');
 $node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '100')");
 ok(Workers::wait_for($node, 'postgres', $ids[6], 'canceled'), 'changing the server gets delivered what waits');
 
-# ---- two-phase commit ----
-
-my ($ret, $out, $err) = $node->psql('postgres', 'BEGIN; ' . insert($ids[7]) . " PREPARE TRANSACTION 'a';", extra_params => [ '-v', 'VERBOSITY=verbose' ]);
-isnt($ret, 0, 'a transaction with requests cannot be prepared');
-like($err, qr/ERROR:  0A000: .*HINT:  /s, 'and the error says so, with a hint');
-is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_prepared_xacts'), '0', 'it is not prepared');
-$node->safe_psql('postgres', 'BEGIN; SAVEPOINT a; ' . insert($ids[7]) . " ROLLBACK TO a; CREATE TABLE t (); PREPARE TRANSACTION 'b'; COMMIT PREPARED 'b';");
-pass('one whose requests were rolled back can');
-$node->safe_psql('postgres', "BEGIN; ALTER SERVER clinic OPTIONS (SET rate_limit '50'); PREPARE TRANSACTION 'c'; COMMIT PREPARED 'c';");
-pass('and one that changed a server can');
-
 ok(Workers::wait_for_no_worker($node), 'nothing stays');
 unlike(slurp_file($node->logfile), qr/PANIC|FATAL/, 'nothing but what was expected is in the log');
 $node->stop;

@@ -34,6 +34,7 @@
 #   state($id)                   'scheduled', 'canceled', 'sent' or 'unknown'
 #   add_app(%opts)               -> { app_id, api_key }; app_id, api_key, rate_limit, retry_after, accept_any
 #   accept_any($on, app => ...)  switches it at run time
+#   repeat_status(400, app => ...)   what canceling a canceled message answers; 200 unless set
 #   set_key($key, app => ...)    the only valid key from now on
 #   rotate(app => ...)           the same with a new random key, which it returns
 #   rate_limit($n, app => ..., retry_after => 1)     undef: no limit
@@ -207,6 +208,12 @@ sub accept_any
 {
     my ($self, $on, %opts) = @_;
     $self->_control(POST => 'accept_any', { app_id => $self->_app(%opts), accept_any => $on ? JSON::PP::true : JSON::PP::false });
+}
+
+sub repeat_status
+{
+    my ($self, $status, %opts) = @_;
+    $self->_control(POST => 'repeat', { app_id => $self->_app(%opts), status => $status });
 }
 
 sub set_key

@@ -1,0 +1,99 @@
+# A deliverer that is told to stop records what it has sent: after it nobody has to cancel a message
+# again whose cancel OneSignal has confirmed, and which it would then refuse.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StandIn;
+use Test::More;
+use Time::HiRes qw(time);
+use Workers;
+
+my $COUNT = 3000;
+my $api = StandIn->new(accept_any => 1);
+$api->repeat_status(400);
+
+my $node = Workers::start('main', preload => 1);
+Workers::add_app($node, 'postgres', $api);
+$node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '600')");
+
+sub count { my ($where) = @_; return $node->safe_psql('postgres', "SELECT count(*) FROM onesignal_message WHERE $where") }
+
+# Requests $COUNT cancels, and returns in the middle of their delivery.
+sub begin_to_drain
+{
+    ok(Workers::wait_for_no_worker($node), 'no worker is there');
+    $node->safe_psql('postgres', 'TRUNCATE onesignal_message');
+    $api->fault(method => 'DELETE', delay => 200);
+    $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '"
+          . $api->app_id . "', true FROM generate_series(1, $COUNT)");
+    ok($node->poll_query_until('postgres', "SELECT count(*) > 10 FROM onesignal_message WHERE state = 'canceled'"), 'a drain is on its way');
+}
+
+sub all_is_canceled
+{
+    my ($how) = @_;
+    $api->clear_faults;
+    ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'pending'", '0'), "$how: everything is delivered");
+    is(count("state = 'refused'"), '0', "$how: nothing confirmed is recorded as refused");
+    is(count("state = 'canceled'"), $COUNT, "$how: all are canceled");
+}
+
+begin_to_drain();
+my $began = time;
+$node->stop('fast');
+cmp_ok(time - $began, '<', 6, 'fast stop: the server does not wait');
+$node->start;
+all_is_canceled('fast stop');
+
+begin_to_drain();
+my $worker = Workers::worker($node, 'postgres');
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($worker)");
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM pg_stat_activity WHERE pid = $worker", '0'), 'pg_terminate_backend: the worker ends');
+cmp_ok(count("state = 'pending'"), '>', 0, 'pg_terminate_backend: before it is through');
+all_is_canceled('pg_terminate_backend');
+
+begin_to_drain();
+Workers::set($node, 'onesignal_cancel.enabled', 'off');
+ok(Workers::wait_for_no_worker($node), 'reload: the worker leaves');
+cmp_ok(count("state = 'pending'"), '>', 0, 'reload: before it is through');
+Workers::set($node, 'onesignal_cancel.enabled', 'on');
+all_is_canceled('reload');
+
+# ---- what does not answer is recorded as an attempt without answer, and does not hold up the end ----
+
+$api->accept_any(0);
+my @ids = map { $api->schedule } 1 .. 3;
+$api->fault(method => 'DELETE', kind => 'hang', effect => 1);
+$node->safe_psql('postgres', 'TRUNCATE onesignal_message');
+Workers::request($node, 'postgres', $api, @ids);
+$api->wait_for_requests(1, message => $_) for @ids;
+$worker = Workers::worker($node, 'postgres');
+$began = time;
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($worker)");
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM pg_stat_activity WHERE pid = $worker", '0'), 'with hanging requests the worker ends');
+cmp_ok(time - $began, '<', 5, 'soon');
+is(count('unanswered AND attempts = 1'), '3', 'and records them as attempts without answer');
+$api->clear_faults;
+ok(Workers::wait_for($node, 'postgres', \@ids, 'canceled'), 'they are canceled in the end, though OneSignal refuses to do it again');
+
+# ---- a worker that waits for a lock ends at once ----
+
+Workers::wait_for_no_worker($node);
+my $locker = $node->background_psql('postgres');
+$locker->query_safe('BEGIN; LOCK onesignal_message IN SHARE ROW EXCLUSIVE MODE');
+$node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (SET rate_limit '100')");
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel worker' AND wait_event_type = 'Lock'", '1'),
+    'a worker waits for the lock of the table');
+$worker = Workers::worker($node, 'postgres');
+$began = time;
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($worker, 10000)");
+cmp_ok(time - $began, '<', 3, 'and ends at once');
+$locker->quit;
+
+unlike(slurp_file($node->logfile), qr/PANIC|server process .* was terminated/, 'nothing crashed');
+$node->stop;
+done_testing();
