@@ -363,7 +363,7 @@ end
 local function misbehave(fault, request)
     local method = request.method
     -- Until somebody clears it: a test that needs an answer to wait for something does not guess a time.
-    while fault.hold and current_config().present[fault.number] do sleep(0.01) end
+    while fault.hold and current_config().present[fault.number] do sleep(0.02) end
     if fault.delay and not fault.effect then sleep(fault.delay / 1000) end
     if fault.kind == "delay" then
         local status, body = carry_out(request)
