@@ -25,6 +25,7 @@ sub start
     $node->append_conf('postgresql.conf', "shared_preload_libraries = '" . ($opts{preload} ? 'onesignal_cancel' : '') . "'\n"
           . "log_min_messages = debug1\n" . ($opts{conf} // ''));
     $node->start;
+    wait_for_launcher($node) if $opts{preload};
     return $node;
 }
 
@@ -100,7 +101,8 @@ sub wait_for_no_worker
     my $until = time + $PostgreSQL::Test::Utils::timeout_default;
     while (time < $until)
     {
-        my ($failed, $count) = $node->psql('postgres', $COUNT);
+        # Neither may the launcher be about to start one.
+        my ($failed, $count) = $node->psql('postgres', "$COUNT OR backend_type = 'onesignal_cancel launcher' AND (state IS DISTINCT FROM 'idle' OR wait_event_type IS DISTINCT FROM 'Extension')");
         if (!$failed && $count eq '0')
         {
             my $log = _log($node);
