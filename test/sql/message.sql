@@ -1,11 +1,14 @@
 -- The companion table: what setting cancel does, and who may set what.
-SET client_min_messages = warning;
+-- CREATE EXTENSION warns where the library is not preloaded.
+SET client_min_messages = error;
 -- a superuser whose name is known
 CREATE ROLE regress_onesignal_admin SUPERUSER;
 SET SESSION AUTHORIZATION regress_onesignal_admin;
 CREATE EXTENSION onesignal_cancel;
--- Nothing is to be delivered here.
+SET client_min_messages = warning;
+-- Nothing is to be delivered here, by this session or a worker.
 SET onesignal_cancel.background_delivery = off;
+DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET onesignal_cancel.background_delivery = off', current_database()); END $$;
 \pset format unaligned
 \pset footer off
 \pset null null
@@ -319,7 +322,9 @@ DROP VIEW rows;
 DROP PROCEDURE delivered;
 DROP EXTENSION onesignal_cancel CASCADE;
 CREATE SCHEMA "else Where@";
+SET client_min_messages = error;
 CREATE EXTENSION onesignal_cancel SCHEMA "else Where@";
+SET client_min_messages = warning;
 CREATE SERVER clinic FOREIGN DATA WRAPPER onesignal OPTIONS (app_id :'app');
 CREATE USER MAPPING FOR PUBLIC SERVER clinic OPTIONS (api_key 'os_v2_app_secret');
 SELECT "else Where@".onesignal_cancel_enqueue(:'app', m(70));

@@ -1,6 +1,8 @@
 -- What the options of servers and user mappings may say, and who may set them.
-SET client_min_messages = warning;
+-- CREATE EXTENSION warns where the library is not preloaded.
+SET client_min_messages = error;
 CREATE EXTENSION onesignal_cancel;
+SET client_min_messages = warning;
 -- Nothing leaves this machine on account of a test.
 SET onesignal_cancel.background_delivery = off;
 \pset format unaligned

@@ -1,14 +1,18 @@
 -- Pausing, purging and watching the queue, and who may.
-SET client_min_messages = warning;
+-- CREATE EXTENSION warns where the library is not preloaded.
+SET client_min_messages = error;
 -- a superuser whose name is known
 CREATE ROLE regress_onesignal_admin SUPERUSER;
 SET SESSION AUTHORIZATION regress_onesignal_admin;
 CREATE EXTENSION onesignal_cancel;
--- Nothing is to be delivered here.
+SET client_min_messages = warning;
+-- Nothing is to be delivered here, by this session or a worker.
 SET onesignal_cancel.background_delivery = off;
+DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET onesignal_cancel.background_delivery = off', current_database()); END $$;
 \pset format unaligned
 \pset footer off
 \pset null null
+SELECT current_setting('shared_preload_libraries') ~ 'onesignal_cancel' AS preloaded \gset
 \set app '5e605fcd-de88-4b0a-a5eb-5c18b84d52f3'
 \set other '00000000-0000-4000-8000-0000000000ff'
 
@@ -45,7 +49,7 @@ SELECT told(format('SELECT onesignal_cancel_pause(%L)', :'app'));
 SELECT told(format('SELECT onesignal_cancel_resume(%L)', :'app'));
 CALL onesignal_cancel_purge('1 day');
 CALL onesignal_cancel_deliver();
-SELECT onesignal_cancel_preloaded();
+SELECT onesignal_cancel_preloaded() = :'preloaded' AS preloaded_is_right;
 RESET ROLE;
 
 -- ---- pause and resume ----
@@ -115,7 +119,9 @@ SELECT told(format('SELECT onesignal_cancel_pause(%L)', :'app'));
 ROLLBACK;
 
 -- ---- status ----
-SELECT * FROM onesignal_cancel_status;
+SELECT app_id, server, pending, oldest_request, next_send_after, paused_until, paused_reason, paused_role, pace,
+    eta, last_error, last_error_at, canceled_total, refused_total, failed_total
+FROM onesignal_cancel_status;
 BEGIN;
 CREATE SERVER clinic_2 FOREIGN DATA WRAPPER onesignal OPTIONS (app_id :'app');
 CREATE USER MAPPING FOR PUBLIC SERVER clinic_2 OPTIONS (api_key 'os_v2_app_secret');
@@ -141,7 +147,8 @@ SET LOCAL ROLE regress_onesignal_monitor;
 SET LOCAL timezone = 'UTC';
 SELECT right(app_id::text, 3) AS app, server, pending, oldest_request, next_send_after FROM onesignal_cancel_status ORDER BY 1;
 SELECT right(app_id::text, 3) AS app, paused_until, paused_reason, paused_role, pace, eta FROM onesignal_cancel_status ORDER BY 1;
-SELECT right(app_id::text, 3) AS app, last_error, last_error_at, canceled_total, refused_total, failed_total, preloaded
+SELECT right(app_id::text, 3) AS app, last_error, last_error_at, canceled_total, refused_total, failed_total,
+    preloaded = :'preloaded' AS preloaded_is_right
     FROM onesignal_cancel_status ORDER BY 1;
 RESET ROLE;
 -- a server whose option no validator has seen

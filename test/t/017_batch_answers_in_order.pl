@@ -106,7 +106,7 @@ for my $status (401, 403)
 
 {
     my @ids = ids(3);
-    $api->fault(message => $ids[0], status => 503);
+    $api->fault(message => $ids[0], status => 503, headers => { 'Retry-After' => 10 });
     $api->fault(message => $ids[1], delay => 700);
     $api->fault(message => $ids[2], status => 403, delay => 200);
     while_others_run 'the end of those that wait or are on their way', \@ids, { max_in_flight => 3, max_retries => 5 }, sub {

@@ -69,6 +69,8 @@ for ([ 'HTTP/2', $api->url ], [ 'HTTP/1.1', $api->http1_url ], [ 'plain', $api->
         $session->query("SET statement_timeout = 200; $one; RESET statement_timeout");
         like($session->{stderr}, qr/canceling statement/, "$version: an interrupted call");
         $session->{stderr} = '';
+        # On a slow machine it may not even have been sent.
+        $api->clear_faults;
         is($session->query_safe($one), 200, "$version: and the next");
     }
     $session->quit;

@@ -33,10 +33,10 @@ is($api->received(message => $queued), 0, 'and never sent');
 
 # Taken back, deleted, or requested once more while the request is on the wire.
 my ($success, $refused, $deleted, $again) = ids(4);
-$api->fault(message => $success, delay => 3000);
-$api->fault(message => $refused, delay => 3000, status => 400, body => '{"errors":["Notification has already been sent to all recipients"]}');
-$api->fault(message => $deleted, delay => 3000);
-$api->fault(message => $again, delay => 3000, status => 400, body => '{"errors":["too late"]}', times => 1);
+$api->fault(message => $success, hold => 1);
+$api->fault(message => $refused, hold => 1, status => 400, body => '{"errors":["Notification has already been sent to all recipients"]}');
+$api->fault(message => $deleted, hold => 1);
+$api->fault(message => $again, hold => 1, status => 400, body => '{"errors":["too late"]}', times => 1);
 Workers::request($node, 'postgres', $api, $success, $refused, $deleted, $again);
 $api->wait_for_requests(1, message => $_) for $success, $refused, $deleted, $again;
 take_back($_) for $success, $refused;
@@ -44,20 +44,25 @@ $node->safe_psql('postgres', "DELETE FROM onesignal_message WHERE message_id = '
 take_back($again);
 Workers::request($node, 'postgres', $api, ids(1));
 $node->safe_psql('postgres', "UPDATE onesignal_message SET cancel = true WHERE message_id = '$again'");
+$api->clear_faults;
 ok(Workers::wait_for($node, 'postgres', $success, 'canceled'), 'a success after the take-back is recorded');
 ok(Workers::wait_for($node, 'postgres', $again, 'canceled'), 'a refusal of an earlier request does not count for the present one');
 is($api->received(message => $again), 2, 'which is sent by itself');
+($done) = ids(1);
+Workers::request($node, 'postgres', $api, $done);
+Workers::wait_for($node, 'postgres', $done, 'canceled');
 is(Workers::state($node, 'postgres', $refused), 'scheduled', 'any other answer after the take-back is dropped');
 is($node->safe_psql('postgres', "SELECT count(*) FROM onesignal_message WHERE message_id = '$deleted'"), '0', 'and a deleted row stays deleted');
 
 # Requested once more by another role, and so in another lane; and no other commit asks for a look.
 $node->safe_psql('postgres', 'CREATE ROLE nurse; GRANT USAGE ON FOREIGN SERVER clinic TO nurse; GRANT SELECT, UPDATE (cancel) ON onesignal_message TO nurse');
 my ($other) = ids(1);
-$api->fault(message => $other, delay => 3000, status => 400, body => '{"errors":["too late"]}', times => 1);
+$api->fault(message => $other, hold => 1, status => 400, body => '{"errors":["too late"]}', times => 1);
 Workers::request($node, 'postgres', $api, $other);
 $api->wait_for_requests(1, message => $other);
 $node->safe_psql('postgres', "SET ROLE nurse; BEGIN; UPDATE onesignal_message SET cancel = false WHERE message_id = '$other';
     UPDATE onesignal_message SET cancel = true WHERE message_id = '$other'; COMMIT");
+$api->clear_faults;
 ok(Workers::wait_for($node, 'postgres', $other, 'canceled'), "another role's request of the same message is sent, too");
 is($node->safe_psql('postgres', "SELECT requested_by FROM onesignal_message WHERE message_id = '$other'"), 'nurse', 'as its own');
 unlike(slurp_file($node->logfile), qr/ERROR|WARNING|PANIC/, 'nobody complains');

@@ -36,10 +36,11 @@ for my $case (sort keys %statistics)
     my $offset = -s $node->logfile;
     $node->restart;
     my $locker = $node->background_psql('postgres');
-    $api->fault(message => $ids[0], delay => 2000);
+    $api->fault(message => $ids[0], hold => 1);
     Workers::request($node, 'postgres', $api, @ids[ 0 .. 49 ]);
     $api->wait_for_requests(1, message => $ids[0]);
     $locker->query_safe("BEGIN; SELECT FROM onesignal_message WHERE message_id = '$ids[0]' FOR UPDATE");
+    $api->clear_faults;
     ok(Workers::wait_for($node, 'postgres', [ @ids[ 1 .. 99 ] ], 'canceled'), "$case: all but a locked row");
     $node->wait_for_log(qr/FOR NO KEY UPDATE SKIP LOCKED/, $offset);
     $locker->query_safe('COMMIT');

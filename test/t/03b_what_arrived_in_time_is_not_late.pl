@@ -11,20 +11,20 @@ use StandIn;
 use Test::More;
 use Workers;
 
-my $COUNT = 500;
-my $api = StandIn->new(accept_any => 1);
-my $node = Workers::start('main', conf => "log_statement = none\nonesignal_cancel.timeout = '4s'\n");
+my $COUNT = 100;
+my $api = StandIn->new(accept_any => 1, http2_max_concurrent_streams => 20);
+my $node = Workers::start('main', conf => "log_statement = none\nonesignal_cancel.timeout = '10s'\n");
 $node->safe_psql('postgres', "CREATE EXTENSION onesignal_cancel;\n" . $api->setup_sql('clinic', server_options => { rate_limit => 0 }));
 
 # All are sent before the first is answered; then the worker wants to record it, and is kept from it.
 my ($first, @others) = split /\n/, $node->safe_psql('postgres', "SELECT gen_random_uuid() FROM generate_series(1, $COUNT)");
-$api->fault(delay => 2500);
-$api->fault(message => $first, delay => 1500);
+$api->fault(hold => 1);
 my $locker = $node->background_psql('postgres');
 Workers::request($node, 'postgres', $api, $first, @others);
 $api->wait_for_requests($COUNT);
 $locker->query_safe('BEGIN; LOCK TABLE onesignal_message IN ACCESS EXCLUSIVE MODE');
-ok($node->poll_query_until('postgres', "SELECT clock_timestamp() > query_start + interval '6 s' FROM pg_stat_activity WHERE query LIKE '%LOCK TABLE%' AND state = 'idle in transaction'"),
+$api->clear_faults;
+ok($node->poll_query_until('postgres', "SELECT clock_timestamp() > query_start + interval '11 s' FROM pg_stat_activity WHERE query LIKE '%LOCK TABLE%' AND state = 'idle in transaction'"),
     'the table is locked for longer than a request may take');
 $locker->query_safe('COMMIT');
 $locker->quit;

@@ -12,26 +12,23 @@ use Test::More;
 use Workers;
 
 my $api = StandIn->new;
-my $node = Workers::start('main', conf => "max_prepared_transactions = 5\n");
+my $node = Workers::start('main', conf => "max_prepared_transactions = 5\nonesignal_cancel.worker_idle_timeout = '1h'\n");
 Workers::add_app($node, 'postgres', $api);
 Workers::wait_for_no_worker($node);
 
 sub insert { return Workers::insert_sql($api, @_) }
 
-# Which workers were started is in the log for certain; a short-lived one might be missed in pg_stat_activity.
+# How many workers were started since the last call.
 my $seen = 0;
 
 sub started
 {
-    my $log = slurp_file($node->logfile);
-    my $count = () = $log =~ /starting background worker process "onesignal_cancel worker/g;
+    my $count = Workers::starts($node);
     my $new = $count - $seen;
     $seen = $count;
     return $new;
 }
 
-Workers::set($node, 'log_min_messages', 'debug1');
-$node->poll_query_until('postgres', q{SELECT current_setting('log_min_messages') = 'debug1'});
 started();
 
 # ---- rollback ----
@@ -43,7 +40,6 @@ $node->safe_psql('postgres', 'BEGIN; SAVEPOINT a; ' . insert($ids[0]) . ' ROLLBA
 $node->safe_psql('postgres', 'BEGIN; SAVEPOINT a; SAVEPOINT b; ' . insert($ids[0]) . ' RELEASE b; ROLLBACK TO a; COMMIT;');
 $node->safe_psql('postgres', 'DO $$ BEGIN BEGIN ' . insert($ids[0]) . ' RAISE division_by_zero; EXCEPTION WHEN division_by_zero THEN NULL; END; END $$;');
 $node->psql('postgres', 'BEGIN; ' . insert($ids[0]) . ' SELECT 1/0; COMMIT;');
-$node->safe_psql('postgres', 'SELECT 1');
 is(started(), 0, 'a rolled back request, transaction or savepoint, starts no worker');
 is($api->received, scalar(@ids), 'and sends nothing');
 
@@ -56,8 +52,8 @@ is(started(), 1, 'by one worker');
 
 my $worker = Workers::worker($node, 'postgres');
 like($worker, qr/^\d+$/, 'which is still there');
-is($node->safe_psql('postgres', "SELECT application_name LIKE 'onesignal_cancel worker%', state, xact_start IS NULL, backend_xmin IS NULL, wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $worker"),
-    't|idle|t|t|t', 'and reports itself: idle, with no transaction and no snapshot');
+ok($node->poll_query_until('postgres', "SELECT application_name LIKE 'onesignal_cancel worker%', state, xact_start IS NULL, backend_xmin IS NULL, wait_event_type = 'Extension' FROM pg_stat_activity WHERE pid = $worker",
+    't|idle|t|t|t'), 'and reports itself: idle, with no transaction and no snapshot');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM pg_locks WHERE pid = ' . $worker . " AND NOT (locktype = 'object' AND objsubid = 1)"),
     '0', 'holding no lock but the deliverer\'s');
 
@@ -72,7 +68,11 @@ is($api->state($ids[3]), 'scheduled', 'what was rolled back is not sent');
 
 # ---- idle ----
 
+Workers::set($node, 'onesignal_cancel.worker_idle_timeout', "'200ms'");
+Workers::request($node, 'postgres', $api, $ids[8]);    # wakes it, to wait for no longer than that
+ok(Workers::wait_for($node, 'postgres', $ids[8], 'canceled'), 'it delivers once more');
 ok(Workers::wait_for_no_worker($node), 'an idle worker leaves');
+is(started(), 0, 'without another one');
 Workers::request($node, 'postgres', $api, $ids[5]);
 ok(Workers::wait_for($node, 'postgres', $ids[5], 'canceled'), 'and the next commit starts another one');
 is(started(), 1, 'only one');

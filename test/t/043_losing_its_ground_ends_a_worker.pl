@@ -18,8 +18,7 @@ for my $preload (0, 1)
 {
     my $how = $preload ? 'preloaded' : 'not preloaded';
     my $node = Workers::start($preload ? 'preloaded' : 'plain', preload => $preload,
-        conf => "onesignal_cancel.worker_idle_timeout = '2s'\nlog_min_messages = debug1\n");
-    my $starts = sub { my $n = () = slurp_file($node->logfile) =~ /starting background worker process "onesignal_cancel worker/g; return $n };
+        conf => "onesignal_cancel.worker_idle_timeout = '2s'\n");
     my $set_up = sub {
         my ($database) = @_;
         Workers::add_app($node, $database, $api);
@@ -31,7 +30,6 @@ for my $preload (0, 1)
     # ---- DROP EXTENSION under an idle worker ----
 
     $set_up->('postgres');
-    my $worker = Workers::worker($node, 'postgres');
     $node->safe_psql('postgres', 'DROP EXTENSION onesignal_cancel CASCADE');
     ok(Workers::wait_for_no_worker($node), "$how: the worker leaves after DROP EXTENSION");
     $set_up->('postgres');
@@ -61,15 +59,24 @@ for my $preload (0, 1)
 
     $node->safe_psql('postgres', 'CREATE DATABASE doomed');
     $set_up->('doomed');
+    my $doomed = $node->safe_psql('postgres', "SELECT oid FROM pg_database WHERE datname = 'doomed'");
+    my $starts = sub { return scalar(() = slurp_file($node->logfile) =~ /starting background worker process "onesignal_cancel worker for database $doomed"/g) };
     $node->safe_psql('doomed', "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '"
           . $api->app_id . "', true FROM generate_series(1, 600)");
     $node->poll_query_until('doomed', "SELECT count(*) > 20 FROM onesignal_message WHERE state = 'canceled'");
     $node->safe_psql('postgres', 'DROP DATABASE doomed WITH (FORCE)');
     ok(Workers::wait_for_no_worker($node), "$how: DROP DATABASE with FORCE ends the worker");
 
-    # A launcher waits one, two, four ... seconds before it tries again: were it to, it had by now.
+    # A launcher starts what died first before what died later: another worker that is back shows that it would have.
     my $before = $starts->();
-    sleep 4;
+    $api->fault(method => 'DELETE', hold => 1);
+    my ($held, $next) = map { $api->schedule } 1 .. 2;
+    Workers::request($node, 'postgres', $api, $held);
+    $api->wait_for_requests(1, message => $held);
+    $node->safe_psql('postgres', 'SELECT pg_terminate_backend(' . Workers::worker($node, 'postgres') . ')');
+    $api->clear_faults;
+    Workers::wait_for_no_worker($node) && Workers::request($node, 'postgres', $api, $next) if !$preload;
+    ok(Workers::wait_for($node, 'postgres', $held, 'canceled'), "$how: another database's worker comes back");
     is($starts->(), $before, "$how: nobody starts it again");
     my $log = slurp_file($node->logfile);
     unlike($log, qr/PANIC|ERROR|database .* does not exist/, "$how: nothing of it is an error");

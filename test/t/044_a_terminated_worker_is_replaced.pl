@@ -31,8 +31,10 @@ sub wait_for_all
 sub interrupt_by
 {
     my ($node, $function) = @_;
-    $api->fault(method => 'DELETE', delay => 200);
+    my $received = $api->received;
+    $api->fault(method => 'DELETE', hold => 1);
     request_many($node);
+    $api->wait_for_requests($received + 1);
     ok(Workers::wait_for_worker($node, 'postgres'), 'a worker is at work');
     my $worker = Workers::worker($node, 'postgres');
     is($node->safe_psql('postgres', "SELECT $function($worker)"), 't', $function);
@@ -41,7 +43,10 @@ sub interrupt_by
 
 # ---- preloaded ----
 
-my $node = Workers::start('preloaded', preload => 1);
+# What is replaced or goes on is there when it is looked for.
+my $PATIENT = "onesignal_cancel.worker_idle_timeout = '1h'\n";
+
+my $node = Workers::start('preloaded', preload => 1, conf => $PATIENT);
 Workers::add_app($node, 'postgres', $api);
 my $worker = interrupt_by($node, 'pg_terminate_backend');
 $api->clear_faults;
@@ -66,7 +71,7 @@ $node->stop;
 
 # ---- not preloaded ----
 
-$node = Workers::start('plain');
+$node = Workers::start('plain', conf => $PATIENT);
 Workers::add_app($node, 'postgres', $api);
 interrupt_by($node, 'pg_terminate_backend');
 $api->clear_faults;
@@ -82,7 +87,7 @@ is(Workers::worker($node, 'postgres'), $worker, 'and is the same process');
 
 # An idle one as well: it has to be there for the retry.
 $id = $api->schedule;
-$api->fault(message => $id, status => 429, headers => { 'Retry-After' => 5 }, times => 1);
+$api->fault(message => $id, status => 429, headers => { 'Retry-After' => 6 }, times => 1);
 Workers::request($node, 'postgres', $api, $id);
 $node->poll_query_until('postgres', "SELECT http_status = 429 FROM onesignal_message WHERE message_id = '$id'");
 Workers::wait_for_idle($node, 'postgres');

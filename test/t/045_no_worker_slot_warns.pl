@@ -35,17 +35,18 @@ $node->stop;
 
 # ---- preloaded: a third slot, taken by one database, then free for the other ----
 
-$node = Workers::start('preloaded', preload => 1, conf => "max_worker_processes = 3\n");
+$node = Workers::start('preloaded', preload => 1, conf => "max_worker_processes = 3\nonesignal_cancel.worker_idle_timeout = '500ms'\n");
 Workers::wait_for_no_worker($node);
 $node->safe_psql('postgres', "CREATE DATABASE busy");
 Workers::add_app($node, $_, $api) for 'busy', 'postgres';
 Workers::wait_for_no_worker($node);
-$api->fault(message => $ids[3], delay => 3000, times => 1);
+$api->fault(message => $ids[3], hold => 1);
 Workers::request($node, 'busy', $api, $ids[3]);
 ok(Workers::wait_for_worker($node, 'busy'), 'one database has the only worker slot');
 ($ret, $out, $err) = $node->psql('postgres', $insert->($ids[4]));
 is($ret, 0, 'a commit in another one succeeds');
 like($err, qr/WARNING: .*background worker/, 'with the warning');
+$api->clear_faults;
 ok(Workers::wait_for($node, 'postgres', $ids[4], 'canceled'), 'and the launcher has it delivered once there is a slot');
 $node->stop;
 done_testing();

@@ -20,10 +20,10 @@ $standby->init_from_backup($primary, 'backup', has_streaming => 1);
 $standby->start;
 
 # Requested, but kept by the primary until it is gone.
-$primary->safe_psql('postgres', 'ALTER DATABASE postgres SET onesignal_cancel.background_delivery = off');
+Workers::set($primary, 'onesignal_cancel.background_delivery', 'off');
+Workers::wait_for_no_worker($primary);
 my @ids = map { $api->schedule } 1 .. 20;
 Workers::request($primary, 'postgres', $api, @ids);
-$primary->safe_psql('postgres', 'ALTER DATABASE postgres RESET onesignal_cancel.background_delivery');
 $primary->wait_for_catchup($standby);
 
 is($standby->safe_psql('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'pending'"), '20', 'the standby has the requests');

@@ -23,10 +23,12 @@ Workers::add_app($node, $_, $api) for @databases;
 ok(Workers::wait_for_no_worker($node), 'no worker in an idle server');
 like(Workers::launcher($node), qr/^\d+$/, 'but a launcher');
 
-# Written to a table by a superuser who keeps the worker away.
+# Written to a table by a superuser who keeps the worker away. One that is still there, or on its way, would
+# deliver it at once.
 sub request_for_later
 {
     my ($database) = @_;
+    Workers::wait_for_no_worker($node) or die 'a worker stays';
     $id{$database} = $api->schedule;
     $node->safe_psql($database, "SET onesignal_cancel.background_delivery = off;\n" . Workers::insert_sql($api, $id{$database}));
 }
@@ -56,7 +58,7 @@ ok(Workers::wait_for($node, 'two', $id{two}, 'canceled'), 'after which it is del
 # ---- a retry ----
 
 my $retried = $api->schedule;
-$api->fault(message => $retried, status => 429, headers => { 'Retry-After' => 5 }, times => 1);
+$api->fault(message => $retried, status => 429, headers => { 'Retry-After' => 8 }, times => 1);
 Workers::request($node, 'one', $api, $retried);
 ok($node->poll_query_until('one', "SELECT http_status = 429 FROM onesignal_message WHERE message_id = '$retried'"), 'a first attempt is throttled');
 ok(Workers::wait_for_no_worker($node), 'the worker does not wait for the retry');

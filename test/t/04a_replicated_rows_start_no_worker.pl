@@ -12,11 +12,10 @@ use Workers;
 
 my $api = StandIn->new;
 my $publisher = Workers::start('publisher', init => { allows_streaming => 'logical' });
-my $subscriber = Workers::start('subscriber', conf => "log_min_messages = debug1\n");
+my $subscriber = Workers::start('subscriber');
 Workers::add_app($_, 'postgres', $api) for $publisher, $subscriber;
 Workers::wait_for_no_worker($_) for $publisher, $subscriber;
-my $starts = sub { my $n = () = slurp_file($subscriber->logfile) =~ /starting background worker process "onesignal_cancel worker/g; return $n };
-my $before = $starts->();
+my $before = Workers::starts($subscriber);
 
 $publisher->safe_psql('postgres', 'CREATE PUBLICATION messages FOR TABLE onesignal_message');
 $subscriber->safe_psql('postgres', "CREATE SUBSCRIPTION messages CONNECTION '" . $publisher->connstr . " dbname=postgres' PUBLICATION messages");
@@ -26,7 +25,7 @@ my @ids = map { $api->schedule } 1 .. 10;
 Workers::request($publisher, 'postgres', $api, @ids);
 ok(Workers::wait_for($publisher, 'postgres', \@ids, 'canceled'), 'the publisher delivers');
 ok(Workers::wait_for($subscriber, 'postgres', \@ids, 'canceled'), 'the subscriber sees it');
-is($starts->(), $before, 'and has started no worker');
+is(Workers::starts($subscriber), $before, 'and has started no worker');
 is(scalar(grep { $api->received(message => $_) != 1 } @ids), 0, 'each was sent once');
 $subscriber->safe_psql('postgres', 'DROP SUBSCRIPTION messages');
 $_->stop for $subscriber, $publisher;

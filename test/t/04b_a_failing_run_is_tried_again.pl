@@ -12,7 +12,7 @@ use Test::More;
 use Workers;
 
 my $api = StandIn->new;
-my $node = Workers::start('main', conf => "log_min_messages = debug1\nlog_statement = none\n");
+my $node = Workers::start('main', conf => "log_statement = none\n");
 Workers::add_app($node, 'postgres', $api);
 ok(Workers::wait_for_no_worker($node), 'no worker yet');
 my $in_log = sub { my ($what) = @_; my $n = () = slurp_file($node->logfile) =~ /$what/g; return $n };
@@ -25,10 +25,12 @@ $node->safe_psql('postgres', 'ALTER TABLE onesignal_app RENAME COLUMN pace TO br
 my @ids = map { $api->schedule } 1 .. 5;
 $node->safe_psql('postgres', Workers::insert_sql($api, $ids[0]));
 ok($node->wait_for_log($FAILED), 'the run fails');
-for my $id (@ids[ 1 .. 4 ])
+my $CHANGE = "FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel worker'";
+for my $try (1 .. 2)
 {
-    sleep 1;
-    $node->safe_psql('postgres', Workers::insert_sql($api, $id));
+    my $since = $node->safe_psql('postgres', "SELECT state_change $CHANGE");
+    $node->safe_psql('postgres', Workers::insert_sql($api, $_)) for @ids[ 2 * $try - 1, 2 * $try ];
+    ok($node->poll_query_until('postgres', "SELECT state = 'idle' AND state_change > '$since' $CHANGE"), "it has tried again, $try");
 }
 is($in_log->($FAILED), 1, 'which is logged once, for all tries and commits');
 is($in_log->($STARTED) - $started, 1, 'by one worker');

@@ -30,12 +30,13 @@ Workers::add_app($node, 'postgres', $api);
 my $app = $api->app_id;
 my ($direct, $queued) = map { $api->schedule } 1 .. 2;
 
-# Each minute is pg_cron's shortest interval before 1.5.
-$node->safe_psql('postgres', "SELECT cron.schedule('direct', '* * * * *', \$\$SELECT onesignal_cancel('$app', '$direct')\$\$);"
-      . "SELECT cron.schedule('deliver', '* * * * *', 'CALL onesignal_cancel_deliver()')");
 Workers::request($node, 'postgres', $api, $queued);
 is(Workers::workers($node), '0', 'with background_delivery off there is no worker');
 is(Workers::state($node, 'postgres', $queued), 'pending', 'and the request waits');
+
+# Each minute is pg_cron's shortest interval before 1.5.
+$node->safe_psql('postgres', "SELECT cron.schedule('direct', '* * * * *', \$\$SELECT onesignal_cancel('$app', '$direct')\$\$);"
+      . "SELECT cron.schedule('deliver', '* * * * *', 'CALL onesignal_cancel_deliver()')");
 ok(Workers::wait_for($node, 'postgres', $queued, 'canceled'), 'CALL onesignal_cancel_deliver() by pg_cron delivers it');
 is($api->state($queued), 'canceled', 'at OneSignal, too');
 ok($node->poll_query_until('postgres', "SELECT count(*) > 0 FROM cron.job_run_details d JOIN cron.job j USING (jobid) WHERE j.jobname = 'direct' AND d.status = 'succeeded'"), 'SELECT onesignal_cancel() by pg_cron');

@@ -46,6 +46,7 @@
 #       status => 503, body => '...', content_type => '...', headers => { Name => value or [values] }
 #       body_bytes => "\xff"     a body that is not text
 #       delay => ms              alone, or before any of the others
+#       hold => 1                the same, but for as long as the fault is not cleared
 #       kind => 'hang' | 'reset' | 'truncate' | 'flood' | 'drip' | 'echo'
 #       what => 'nested' ...     a garbled body
 #       effect => 1              the cancel takes effect, only its answer goes wrong
@@ -55,7 +56,8 @@
 # What it saw:
 #   received(message => $id)     how many DELETEs for it arrived; without arguments: requests of any kind
 #   counts()                     { received => N, answered => { DELETE => { 200 => N, hang => N } } }
-#   requests(%where)             the log: a list of hashes, one a request that has ended, in that order:
+#   requests(%where)             the log: a list of hashes, one a request that has ended, in that order, with all
+#                                that were answered before the call:
 #       time arrived took connection request protocol method uri app_id message_id status key ('right',
 #       'wrong', 'missing') user_agent accept accept_encoding cookie content_length port tls tls_resumed
 #       requests(method => 'DELETE', message_id => $id) returns those that match
@@ -247,7 +249,7 @@ sub fault
 {
     my ($self, %fault) = @_;
     $fault{body_base64} = encode_base64(delete $fault{body_bytes}, '') if defined $fault{body_bytes};
-    $fault{effect} = JSON::PP::true if $fault{effect};
+    for my $field (qw(effect hold)) { $fault{$field} = JSON::PP::true if $fault{$field} }
     return $self->_control(POST => 'fault', \%fault)->{fault};
 }
 
@@ -261,9 +263,28 @@ sub received
 
 sub counts { my ($self) = @_; return $self->_control(GET => 'counts') }
 
+# nginx writes the line of a request after its answer. This waits for the lines of all answers.
+sub _wait_for_log
+{
+    my ($self) = @_;
+    return if !$self->{up} || !-e "$self->{dir}/requests.log";
+    my $counts = $self->counts->{answered};
+    my $answered = 0;
+    for my $statuses (values %$counts) { $answered += $statuses->{$_} for grep { /^\d+$/ } keys %$statuses }
+    my $until = Time::HiRes::time() + 10;
+    my $logged;
+    while (($logged = () = _slurp("$self->{dir}/requests.log") =~ /"answered":"1".*\n/g) + ($self->{unlogged} // 0) < $answered)
+    {
+        # An nginx that was stopped may have taken some with it.
+        return $self->{unlogged} = $answered - $logged if Time::HiRes::time() > $until;
+        Time::HiRes::sleep(0.01);
+    }
+}
+
 sub requests
 {
     my ($self, %where) = @_;
+    $self->_wait_for_log;
     my @found;
     # The last line may be half written.
     for my $line (_slurp("$self->{dir}/requests.log") =~ /^(.*)\n/mg)
@@ -300,7 +321,9 @@ sub max_in_flight
 sub reset
 {
     my ($self) = @_;
+    $self->_wait_for_log;
     $self->_control(POST => 'reset');
+    delete $self->{unlogged};
     truncate("$self->{dir}/requests.log", 0) if -e "$self->{dir}/requests.log";
 }
 

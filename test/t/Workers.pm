@@ -5,7 +5,7 @@
 #   my $id = $api->schedule;
 #   Workers::request($node, 'postgres', $api, $id);
 #   Workers::wait_for($node, 'postgres', $id, 'canceled');
-#   Workers::wait_for_no_worker($node);
+#   Workers::wait_for_no_worker($node);             # none is there, and none is about to come
 
 package Workers;
 
@@ -23,8 +23,9 @@ sub start
     my $node = PostgreSQL::Test::Cluster->new($name);
     $node->init(%{ $opts{init} // {} });
     $node->append_conf('postgresql.conf', "shared_preload_libraries = '" . ($opts{preload} ? 'onesignal_cancel' : '') . "'\n"
-          . "log_min_messages = info\n" . ($opts{conf} // ''));
+          . "log_min_messages = debug1\n" . ($opts{conf} // ''));
     $node->start;
+    wait_for_launcher($node) if $opts{preload};
     return $node;
 }
 
@@ -73,7 +74,46 @@ sub worker
 my $COUNT = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel worker'";
 
 sub workers { my ($node) = @_; return $node->safe_psql('postgres', $COUNT) }
-sub wait_for_no_worker { my ($node) = @_; return $node->poll_query_until('postgres', $COUNT, '0') }
+
+# How many workers the server has started since it accepts connections, in all or for one database, and how many of
+# all have ended. The log is certain: pg_stat_activity does not show a worker that is on its way, and the next look
+# may come too late for one that leaves soon.
+sub _log
+{
+    my ($node) = @_;
+    my $log = slurp_file($node->logfile);
+    my $begin = rindex $log, 'database system is ready to accept connections';
+    return substr $log, $begin < 0 ? 0 : $begin;
+}
+
+sub starts
+{
+    my ($node, $database) = @_;
+    my $oid = defined $database ? $node->safe_psql('postgres', "SELECT oid FROM pg_database WHERE datname = '$database'") : qr/\d+/;
+    # The postmaster starts what was registered before it lets this session in.
+    $node->safe_psql('postgres', 'SELECT 1');
+    return scalar(() = _log($node) =~ /starting background worker process "onesignal_cancel worker for database $oid"/g);
+}
+
+sub wait_for_no_worker
+{
+    my ($node) = @_;
+    my $until = time + $PostgreSQL::Test::Utils::timeout_default;
+    while (time < $until)
+    {
+        # Neither may the launcher be about to start one.
+        my ($failed, $count) = $node->psql('postgres', "$COUNT OR backend_type = 'onesignal_cancel launcher' AND (state IS DISTINCT FROM 'idle' OR wait_event_type IS DISTINCT FROM 'Extension')");
+        if (!$failed && $count eq '0')
+        {
+            my $log = _log($node);
+            my $started = () = $log =~ /starting background worker process "onesignal_cancel worker /g;
+            my $ended = () = $log =~ /background worker "onesignal_cancel worker" \(PID \d+\) (?:exited|was terminated)/g;
+            return 1 if $started == $ended;
+        }
+        sleep 0.05;
+    }
+    return 0;
+}
 
 sub wait_for_worker
 {
@@ -81,11 +121,11 @@ sub wait_for_worker
     return $node->poll_query_until('postgres', "$COUNT AND datname = '$database'", '1');
 }
 
-# The worker has recorded everything and waits for the next commit.
+# The worker has recorded everything: it waits for the next commit, or has left.
 sub wait_for_idle
 {
     my ($node, $database) = @_;
-    return $node->poll_query_until('postgres', "$COUNT AND datname = '$database' AND state = 'idle'", '1');
+    return $node->poll_query_until('postgres', "$COUNT AND datname = '$database' AND state IS DISTINCT FROM 'idle'", '0');
 }
 
 sub launcher
@@ -94,11 +134,22 @@ sub launcher
     return $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel launcher'");
 }
 
+# Preloaded, the launcher has looked at what there is to do, and sleeps.
+sub wait_for_launcher
+{
+    my ($node) = @_;
+    return $node->poll_query_until('postgres',
+        "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel launcher' AND state = 'idle' AND wait_event_type = 'Extension'", '1');
+}
+
+# Once this returns, new sessions and workers have the value; those that are there get it at their next look.
 sub set
 {
     my ($node, $setting, $value) = @_;
+    my $before = $node->safe_psql('postgres', 'SELECT pg_conf_load_time()');
     $node->append_conf('postgresql.conf', "$setting = $value\n");
     $node->reload;
+    $node->poll_query_until('postgres', "SELECT pg_conf_load_time() > '$before'") or die 'not reloaded';
 }
 
 1;
