@@ -29,6 +29,9 @@ my $PROGRAM = StandIn::_program('hostile');
 my @DATABASES = qw(postgres sql_ascii latin1 euc_jp);
 my $SESSIONS = 4;
 
+# No call lasts longer than so many seconds after the time when it should end.
+my $GRACE = 2;
+
 # After so many answers a session has all that it keeps.
 my $WARM = 150;
 
@@ -107,7 +110,8 @@ sub ids
         $opts{floods} ? '--floods' : (), $opts{kind} // $self->{kind} ? ('--kind', $opts{kind} // $self->{kind}) : ());
 }
 
-sub explain
+# What each must come to.
+sub oracle
 {
     my ($self, @ids) = @_;
     my $file = $self->_file("ids");
@@ -124,10 +128,12 @@ sub explain
     return \%explained;
 }
 
+my $NULL = { status => 'NULL', success => 'f', state => 'pending', errors => qr/./ };
+
 # What is wrong with a row (status, success, number of errors, the longest, errors; perhaps state), or ''.
 sub _fault
 {
-    my ($self, $row, $explained, $or_null) = @_;
+    my ($self, $row, $explained, @or) = @_;
     my $errors = $row->{errors};
     my $success = substr $row->{success}, 0, 1;
     return 'shows the key' if index($errors, $self->_api->api_key) >= 0;
@@ -135,9 +141,10 @@ sub _fault
     return 'an error of more than 1 kB' if $row->{longest} > 1024;
     return 'a control character' if $errors =~ /(?<!\\)(?:\\\\)*\\(?:u00[01]|[bfnrt])|\x7f/;
     return 'a character is cut' if !utf8::decode(my $copy = $errors);
+    return "took $row->{ms} ms" if !$row->{together} && $row->{ms} > $self->{timeout} + 1000 * $GRACE;
     # What an earlier attempt may have done is not the generator's.
     $errors =~ s/,?"an earlier attempt [^"]*"// if defined $row->{state};
-    for my $outcome (@{ $explained->{outcomes} }, $or_null ? { status => 'NULL', success => 'f', state => 'pending', errors => qr/./ } : ())
+    for my $outcome (@{ $explained->{outcomes} }, @or)
     {
         return '' if $row->{status} eq $outcome->{status} && $success eq $outcome->{success} && $errors =~ $outcome->{errors}
           && (!defined $row->{state} || $row->{state} eq $outcome->{state});
@@ -174,8 +181,7 @@ sub _psql
     {
         open STDOUT, '>', "$file.out";
         open STDERR, '>', "$file.err";
-        exec $self->_node->installed_command('psql'), '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $self->_node->connstr($database), '-f', $file;
-        POSIX::_exit(1);
+        exec($self->_node->installed_command('psql'), '-XAtq', '-v', 'ON_ERROR_STOP=1', '-d', $self->_node->connstr($database), '-f', $file) or POSIX::_exit(1);
     }
     return { pid => $pid, file => $file };
 }
@@ -189,14 +195,14 @@ sub _wait
     return ($? == 0, StandIn::_slurp("$session->{file}.err"), split /\n/, StandIn::_slurp("$session->{file}.out"));
 }
 
-my $ROW = q{format('%s %s %s %s %s', coalesce(status::text, 'NULL'), coalesce(success::text, 'NULL'), cardinality(errors), (SELECT coalesce(max(octet_length(e)), 0) FROM unnest(errors) e), to_json(errors))};
+my $ROW = q{format('%s %s %s %s %s %s', round(extract(epoch FROM clock_timestamp() - statement_timestamp()) * 1000), coalesce(status::text, 'NULL'), coalesce(success::text, 'NULL'), cardinality(errors), (SELECT coalesce(max(octet_length(e)), 0) FROM unnest(errors) e), to_json(errors))};
 my $COST = q{SELECT 'cost ' || (regexp_match(pg_read_file('/proc/self/status'), 'RssAnon:\s+(\d+) kB'))[1] || ' ' || count(*) FROM pg_ls_dir('/proc/self/fd');} . "\n";
 
 sub _row
 {
     my ($line) = @_;
-    my ($id, $status, $success, $count, $longest, $errors) = split / /, $line, 6;
-    return { id => $id, status => $status, success => $success, count => $count, longest => $longest, errors => $errors };
+    my ($id, $ms, $status, $success, $count, $longest, $errors) = split / /, $line, 7;
+    return { id => $id, ms => $ms, status => $status, success => $success, count => $count, longest => $longest, errors => $errors };
 }
 
 sub _call_sql { my ($app, $id) = @_; return "SELECT '$id ' || $ROW FROM onesignal_cancel('$app', '$id');\n" }
@@ -216,14 +222,14 @@ sub _server_is_back
 sub _again
 {
     my ($self, $app, $id, $explained, $database) = @_;
-    my $session = $self->_psql($database // 'postgres', _call_sql($app, $id) x 3, timeout => '8s');
+    my $session = $self->_psql($database // 'postgres', _call_sql($app, $id) x 2, timeout => '4s');
     my ($well, $said, @lines) = _wait($session);
     if (!$well)
     {
         $self->_server_is_back;
         return "ends the session: $said";
     }
-    my $row = _row($lines[-1]);
+    my $row = { %{ _row($lines[-1]) }, together => 1 };
     my $fault = $self->_fault($row, $explained);
     return $fault && "$fault: $lines[-1]";
 }
@@ -234,7 +240,7 @@ sub _is_late { my ($row) = @_; return $row->{status} eq 'NULL' && $row->{errors}
 sub _check
 {
     my ($self, $how, $row, $explained, $app, %opts) = @_;
-    my $fault = $self->_fault($row, $explained, $opts{or_null}) or return;
+    my $fault = $self->_fault($row, $explained, @{ $opts{or} // [] }) or return;
     my $got = join ' ', map { $row->{$_} // () } qw(status success state errors);
     if (_is_late($row))
     {
@@ -251,7 +257,7 @@ sub functions
 {
     my ($self, $way, @ids) = @_;
     @ids = $self->ids($way eq 'h2' ? 'h2' : 'h1') if !@ids;
-    my $explained = $self->explain(@ids);
+    my $explained = $self->oracle(@ids);
     my $app = $self->{app}{$way};
     my @parts = map { my $n = $_; [ map { $ids[$_] } grep { $_ % $SESSIONS == $n } 0 .. $#ids ] } 0 .. $SESSIONS - 1;
     my @wrong;
@@ -316,33 +322,45 @@ sub _convict
 
 # ---- batches ----
 
-# First what concerns only itself, then what breaks connections: there, others may go unanswered.
+# Of each kind by itself: what concerns only itself; what ends its batch (401, 403, 429), which may come to any of its
+# outcomes; what breaks connections, where others may go unanswered.
 sub batches
 {
     my ($self, $way) = @_;
     my @ids = $self->ids($way eq 'h2' ? 'h2' : 'h1');
-    my $explained = $self->explain(@ids);
-    my $alone = sub { $way ne 'h2' || $explained->{ $_[0] }{reach} eq 'itself' };
-    my @wrong = ($self->_batches_of($way, $explained, 0, 50, grep { $alone->($_) } @ids),
-        $self->_batches_of($way, $explained, 1, 20, grep { !$alone->($_) } @ids));
-    $self->_conclude("batch, $way", scalar @ids, @wrong);
+    my $explained = $self->oracle(@ids);
+    my %groups;
+    for (@ids)
+    {
+        my $stops = grep { $_->{status} =~ /^4(?:01|03|29)$/ } @{ $explained->{$_}{outcomes} };
+        push @{ $groups{ $stops ? 'stops' : $way eq 'h2' && $explained->{$_}{reach} eq 'connection' ? 'breaks' : 'alone' } }, $_;
+    }
+    my %sizes = (stops => 10, breaks => 20, alone => 50);
+    my @batches;
+    for my $group (sort keys %groups)
+    {
+        my @all = @{ $groups{$group} };
+        while (my @some = splice @all, 0, $sizes{$group})
+        {
+            push @batches, { ids => \@some, or => $group eq 'stops' ? [ $NULL, map { @{ $explained->{$_}{outcomes} } } @some ] : $group eq 'breaks' ? [$NULL] : [] };
+        }
+    }
+    $self->_conclude("batch, $way", scalar @ids, $self->_try_batches($way, $explained, @batches));
 }
 
-sub _batches_of
+sub _try_batches
 {
-    my ($self, $way, $explained, $or_null, $size, @ids) = @_;
+    my ($self, $way, $explained, @batches) = @_;
     my @wrong;
-    my @batches;
-    push @batches, [ splice @ids, 0, $size ] while @ids;
     while (my @now = splice @batches, 0, $SESSIONS * 5)
     {
         my @sessions;
         for my $n (0 .. $SESSIONS - 1)
         {
             my @mine = map { $now[$_] } grep { $_ % $SESSIONS == $n } 0 .. $#now;
-            push @sessions, { batches => \@mine, %{ $self->_psql($DATABASES[$n], join '', map { $self->_batch_sql($way, @$_) } @mine) } } if @mine;
+            push @sessions, { batches => \@mine, %{ $self->_psql($DATABASES[$n], join '', map { $self->_batch_sql($way, @{ $_->{ids} }) } @mine) } } if @mine;
         }
-        push @wrong, map { $self->_batch_rows($way, $explained, $or_null, $_) } @sessions;
+        push @wrong, map { $self->_batch_rows($way, $explained, $_) } @sessions;
     }
     return @wrong;
 }
@@ -355,15 +373,16 @@ sub _batch_sql
 
 sub _batch_rows
 {
-    my ($self, $way, $explained, $or_null, $session) = @_;
+    my ($self, $way, $explained, $session) = @_;
     my ($well, $said, @lines) = _wait($session);
-    my @wrong = map { $self->_check("batch, $way", _row($_), $explained->{ (split / /)[0] }, $self->{app}{$way}, or_null => $or_null) } @lines;
+    my %or = map { my $batch = $_; map { $_ => $batch->{or} } @{ $batch->{ids} } } @{ $session->{batches} };
+    my @wrong = map { $self->_check("batch, $way", { %{ _row($_) }, together => 1 }, $explained->{ (split / /)[0] }, $self->{app}{$way}, or => $or{ (split / /)[0] }) } @lines;
     if (!$well)
     {
         $self->_server_is_back;
         my %seen = map { (split / /)[0] => 1 } @lines;
-        my ($at) = grep { !$seen{ $_->[0] } } @{ $session->{batches} };
-        push @wrong, "a batch ended: $said" . "  it was at: @{ $at // [] }";
+        my ($at) = grep { !$seen{ $_->{ids}[0] } } @{ $session->{batches} };
+        push @wrong, "a batch ended: $said" . "  it was at: @{ $at->{ids} // [] }";
         $self->{wrong}++;
     }
     return @wrong;
@@ -376,7 +395,7 @@ sub worker
 {
     my ($self, $way) = @_;
     my @ids = $self->ids($way eq 'h2' ? 'h2' : 'h1');
-    my $explained = $self->explain(@ids);
+    my $explained = $self->oracle(@ids);
     my @alone = grep { $way ne 'h2' || $explained->{$_}{reach} eq 'itself' } @ids;
     my @breaking = grep { $way eq 'h2' && $explained->{$_}{reach} ne 'itself' } @ids;
     my $apps = $self->_apps($way, 250);
@@ -409,9 +428,9 @@ sub _round
           . 'INSERT INTO onesignal_message (message_id, app_id, send_after, cancel) VALUES '
           . join(', ', map { "('$_', '$app{$_}', now() - interval '1 hour', true)" } @ids));
     my $tried = $node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'pending' AND attempts = 0", '0');
-    my @lines = split /\n/, $node->safe_psql('postgres', "SELECT message_id || ' ' || state || ' ' || format('%s %s %s %s %s', coalesce(http_status::text, 'NULL'), state = 'canceled', cardinality(errors), (SELECT coalesce(max(octet_length(e)), 0) FROM unnest(errors) e), to_json(errors)) FROM onesignal_message WHERE attempts > 0");
+    my @lines = split /\n/, $node->safe_psql('postgres', "SELECT message_id || ' ' || state || ' ' || format('0 %s %s %s %s %s', coalesce(http_status::text, 'NULL'), state = 'canceled', cardinality(errors), (SELECT coalesce(max(octet_length(e)), 0) FROM unnest(errors) e), to_json(errors)) FROM onesignal_message WHERE attempts > 0");
     $node->safe_psql('postgres', 'DELETE FROM onesignal_message');
-    my @wrong = map { my ($id, $state, $rest) = split / /, $_, 3; $self->_check("worker, $way", { %{ _row("$id $rest") }, state => $state }, $explained->{$id}, $app{$id}, or_null => $or_null) } @lines;
+    my @wrong = map { my ($id, $state, $rest) = split / /, $_, 3; $self->_check("worker, $way", { %{ _row("$id $rest") }, state => $state }, $explained->{$id}, $app{$id}, or => $or_null ? [$NULL] : []) } @lines;
     push @wrong, 'worker, ' . $way . ': ' . (@ids - @lines) . ' rows were not tried, among ' . join(' ', @ids) if !$tried;
     return @wrong;
 }
@@ -456,7 +475,7 @@ sub proxies
 {
     my ($self, $count) = @_;
     my @ids = $self->ids('h1', count => $count);
-    my $explained = $self->explain(@ids);
+    my $explained = $self->oracle(@ids);
     my ($well, $said, @lines) = _wait($self->_psql('postgres', join '', map { $self->_proxy_sql($_) . _call_sql($_, $_) } @ids));
     my @wrong = map { my $fault = $self->_fault(_row($_), $NO_ANSWER); $fault ? $self->_report('proxy', _row($_)->{id}, $explained->{ _row($_)->{id} }, "$fault: $_") : () } @lines;
     push @wrong, "proxy: $said" if !$well;
@@ -473,14 +492,11 @@ sub _proxy_sql
 
 # ---- floods ----
 
-# No flood keeps a call longer than so many seconds after the time when it should end.
-my $FLOOD_GRACE = 2;
-
 sub floods
 {
     my ($self, $way, $count) = @_;
     my @ids = $self->ids($way eq 'h2' ? 'h2' : 'h1', floods => 1, count => $count);
-    my $explained = $self->explain(@ids);
+    my $explained = $self->oracle(@ids);
     my (@wrong, %took);
     for my $id (@ids)
     {
@@ -492,7 +508,7 @@ sub floods
             my ($took, $what) = $self->_flood($app, $id, $limit);
             push @{ $took{$limit} }, $took;
             push @wrong, $self->_report("$limit of 300 ms, $way", $id, $explained->{$id}, sprintf '%s after %.0f ms', $what, $took * 1000)
-              if $what || $took > 0.3 + $FLOOD_GRACE;
+              if $what || $took > 0.3 + $GRACE;
         }
     }
     for my $limit (sort keys %took)
@@ -520,7 +536,7 @@ sub _flood
     }
     return ($took, '') if $said =~ /canceling statement due to statement timeout/ && $limit ne 'timeout';
     return ($took, "raised: $said") if $said =~ /ERROR/;
-    return ($took, @lines && $lines[0] =~ /^\S+ NULL false/ ? '' : "came to: @lines");
+    return ($took, @lines && $lines[0] =~ /^\S+ \d+ NULL false/ ? '' : "came to: @lines");
 }
 
 # A worker with floods delivers what others have, and goes at once when it is told to.

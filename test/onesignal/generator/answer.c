@@ -393,8 +393,9 @@ answer_explain(const char *text)
 static void
 make_id(Id *id, const Kind *kinds, int first_kind, const int *chosen, int chosen_count, int i, Random *random)
 {
-	bool		sweep = i % 4 == 3 && chosen_count > 1 && !kinds[chosen[0]].flood;
-	int			turn = sweep ? i / 4 : i - i / 4;
+	bool		sweeps = chosen_count > 1 && !kinds[chosen[0]].flood;
+	bool		sweep = sweeps && i % 4 == 3;
+	int			turn = !sweeps ? i : sweep ? i / 4 : i - i / 4;
 
 	memset(id, 0, sizeof(*id));
 	id->seed = random_next(random);
@@ -430,6 +431,8 @@ answer_print_ids(Protocol protocol, uint64_t seed, int count, bool floods, const
 	for (int i = 0; i < kind_count(kinds); i++)
 		if (only != NULL ? strcmp(only, kinds[i].name) == 0 : kinds[i].flood == floods)
 			chosen[chosen_count++] = i;
+	if (count == 0)
+		count = chosen_count;
 	for (int i = 0; chosen_count > 0 && i < count; i++)
 	{
 		Id			id;

@@ -110,16 +110,19 @@ status_field(Answer *answer, Buf *block, int status)
 	}
 }
 
-static void
+/* True: the body's length is among them. */
+static bool
 sound_block(Answer *answer, Buf *block)
 {
+	bool		has_length = random_below(&answer->random, 2) == 0;
 	char		length[24];
 
 	status_field(answer, block, answer->status);
 	field(block, "content-type", "application/json");
 	snprintf(length, sizeof(length), "%zu", answer->body.bytes.length);
-	if (random_below(&answer->random, 2))
+	if (has_length)
 		field(block, "content-length", length);
+	return has_length;
 }
 
 static void
@@ -130,14 +133,15 @@ headers_frame(Answer *answer, const Buf *block, int flags)
 
 /* ---- parts of an answer ---- */
 
-static void
+static bool
 headers(Answer *answer, int flags)
 {
 	Buf			block = {0};
+	bool		has_length = sound_block(answer, &block);
 
-	sound_block(answer, &block);
 	headers_frame(answer, &block, flags);
 	free(block.data);
+	return has_length;
 }
 
 /* All of the body in frames of up to 16 kB; END_STREAM with the last one if asked for. */
@@ -254,8 +258,8 @@ odd_headers(Answer *answer)
 	buf_add(&payload, block.data, first);
 	buf_fill(&payload, 0, padding);
 	h2_frame(&answer->bytes, HEADERS, flags | (split ? 0 : END_HEADERS), answer->stream, payload.data, payload.length);
-	for (size_t at = first; split && bytewise && at + 1 < block.length && at < first + 5; at++, first++)
-		h2_frame(&answer->bytes, CONTINUATION, 0, answer->stream, block.data + at, 1);
+	for (int i = 0; split && bytewise && i < 5 && first + 1 < block.length; i++, first++)
+		h2_frame(&answer->bytes, CONTINUATION, 0, answer->stream, block.data + first, 1);
 	if (split)
 		h2_frame(&answer->bytes, CONTINUATION, END_HEADERS, answer->stream, block.data + first, block.length - first);
 	free(block.data);
@@ -453,12 +457,13 @@ static void
 rst_instead_of_end(Answer *answer)
 {
 	uint32_t	code = any_code(answer);
+	bool		has_length = headers(answer, END_HEADERS);
 
-	headers(answer, END_HEADERS);
 	data(answer, false);
 	rst_stream(&answer->bytes, answer->stream, code);
 	expect_null(answer);
-	if (code == 0)
+	/* The length says that nothing is missing. */
+	if (code == 0 || has_length)
 		expect_usual(answer);
 }
 

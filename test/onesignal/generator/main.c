@@ -668,6 +668,7 @@ usage(FILE *out)
 		  "                                     without ids they are read from the standard input\n"
 		  "hostile --key KEY --explain ...      with that API key\n"
 		  "hostile --ids h1|h2 [--seed N] [--count N] [--floods] [--kind NAME]\n"
+		  "                                     --count 0: one of each kind\n"
 		  "hostile --list                       the kinds\n", out);
 }
 
