@@ -139,7 +139,7 @@ install_missing() {
     fi
     # Only the distribution's own package knows which version it prefers.
     [ -n "${PG_CONFIG:-}" ] || [ -n "$(newest_postgresql)" ] || server=(postgresql)
-    install_packages make gcc libc6-dev pkg-config libcurl4-openssl-dev perl procps \
+    install_packages make gcc libc6-dev pkg-config libcurl4-openssl-dev libssl-dev perl procps \
         openssl curl ca-certificates nginx libnginx-mod-http-lua lua-cjson "${server[@]}"
 
     if [ -z "${PG_CONFIG:-}" ]; then

@@ -25,6 +25,7 @@ for my $way (@ways)
 if (!$ENV{HOSTILE_PROTOCOL} && !$opts{ids})
 {
     $hostile->functions('plain', $hostile->ids('h1', count => $opts{count} / 5));
+    $hostile->strays;
     $hostile->handshakes;
     $hostile->proxies($opts{count} / 10);
 }

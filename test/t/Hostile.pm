@@ -4,6 +4,7 @@
 #   $hostile->functions('h1');      onesignal_cancel, some sessions at a time, in databases of several encodings
 #   $hostile->batches('h2');        onesignal_cancel_batch
 #   $hostile->worker('h1');         rows of onesignal_message
+#   $hostile->strays;               HTTP/1.1 answers that nobody asked for, in front of somebody else's
 #   $hostile->handshakes;           TLS that breaks before a request
 #   $hostile->proxies;              answers to CONNECT
 #   $hostile->floods('h2');         what does not end by itself soon
@@ -468,6 +469,18 @@ sub handshakes
     my @wrong = map { my $fault = $self->_fault(_row($_), $NO_ANSWER); $fault ? "$fault: $_" : () } @lines;
     push @wrong, $said if !$well;
     $self->_conclude('handshakes', scalar @ids, @wrong);
+}
+
+# Behind each answer there is another, a refusal: the next request on that connection must not take it for its own.
+sub strays
+{
+    my ($self) = @_;
+    my @strays = $self->ids('h1', kind => 'two_answers', count => 60);
+    my @ids = map { $_, '00000000-0000-0000-0000-' . sprintf '%012x', ++$self->{files} } @strays;
+    my ($well, $said, @lines) = _wait($self->_psql('postgres', join '', map { _call_sql($self->{app}{h1}, $_) } @ids));
+    my @wrong = map { /for nobody/ ? "a stray answer was taken: $_" : () } @lines;
+    push @wrong, $said if !$well;
+    $self->_conclude('stray answers', scalar @ids, @wrong);
 }
 
 # The answer to CONNECT, whatever it is, is none to the request.

@@ -255,7 +255,14 @@ pick_status(unsigned parameter)
 static void
 expect_cut(Answer *answer, size_t cut)
 {
-	size_t		body_cut = answer->head_end > 0 && cut > answer->head_end ? cut - answer->head_end : 0;
+	size_t		body_cut;
+
+	if (answer->complete_at > 0 && cut >= answer->complete_at)
+	{
+		expect_null(answer);
+		return;
+	}
+	body_cut = answer->head_end > 0 && cut > answer->head_end ? cut - answer->head_end : 0;
 
 	if (answer->head_end == 0 || cut < answer->head_end || answer->id->end == END_HANG)
 	{
@@ -325,7 +332,7 @@ answer_make(Answer *answer, const Id *id, uint32_t stream, const char *authoriza
 		if (*c < ' ')
 			*c = ' ';
 	apply_end(answer);
-	if (kind->flood)
+	if (kind->choice == FLOOD)
 	{
 		answer->outcome_count = 0;
 		expect_null(answer);
@@ -393,7 +400,7 @@ answer_explain(const char *text)
 static void
 make_id(Id *id, const Kind *kinds, int first_kind, const int *chosen, int chosen_count, int i, Random *random)
 {
-	bool		sweeps = chosen_count > 1 && !kinds[chosen[0]].flood;
+	bool		sweeps = chosen_count > 1 && kinds[chosen[0]].choice == MIXED;
 	bool		sweep = sweeps && i % 4 == 3;
 	int			turn = !sweeps ? i : sweep ? i / 4 : i - i / 4;
 
@@ -429,7 +436,7 @@ answer_print_ids(Protocol protocol, uint64_t seed, int count, bool floods, const
 	int			chosen_count = 0;
 
 	for (int i = 0; i < kind_count(kinds); i++)
-		if (only != NULL ? strcmp(only, kinds[i].name) == 0 : kinds[i].flood == floods)
+		if (only != NULL ? strcmp(only, kinds[i].name) == 0 : kinds[i].choice == (floods ? FLOOD : MIXED))
 			chosen[chosen_count++] = i;
 	if (count == 0)
 		count = chosen_count;
@@ -448,7 +455,7 @@ void
 answer_list_kinds(void)
 {
 	for (const Kind *kind = h1_kinds; kind->name != NULL; kind++)
-		printf("%02x %s %s%s\n", (int) (kind - h1_kinds), kind->name, kind->flood ? "(flood) " : "", kind->words);
+		printf("%02x %s %s%s\n", (int) (kind - h1_kinds), kind->name, kind->choice == FLOOD ? "(flood) " : "", kind->words);
 	for (const Kind *kind = h2_kinds; kind->name != NULL; kind++)
-		printf("%02x %s %s%s\n", (int) (kind - h2_kinds) + H2_KINDS, kind->name, kind->flood ? "(flood) " : "", kind->words);
+		printf("%02x %s %s%s\n", (int) (kind - h2_kinds) + H2_KINDS, kind->name, kind->choice == FLOOD ? "(flood) " : "", kind->words);
 }

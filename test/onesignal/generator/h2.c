@@ -166,6 +166,7 @@ complete(Answer *answer)
 {
 	headers(answer, END_HEADERS);
 	data(answer, true);
+	answer->complete_at = answer->bytes.length;
 }
 
 /* An answer after these bytes, in one go with them. */
@@ -207,8 +208,9 @@ odd_data(Answer *answer)
 {
 	const char *at = answer->body.bytes.data;
 	size_t		left = answer->body.bytes.length;
+	bool		has_length;
 
-	headers(answer, END_HEADERS);
+	has_length = headers(answer, END_HEADERS);
 	for (int i = 0; left > 0; i++)
 	{
 		size_t		most = left < 200 ? 20 : 5000;
@@ -227,6 +229,7 @@ odd_data(Answer *answer)
 		at += length;
 		left -= length;
 	}
+	answer->complete_at = has_length ? answer->bytes.length : 0;
 	h2_frame(&answer->bytes, DATA, END_STREAM, answer->stream, "", 0);
 	expect_usual(answer);
 }
@@ -316,9 +319,10 @@ static void
 trailers(Answer *answer)
 {
 	Buf			block = {0};
+	bool		has_length = headers(answer, END_HEADERS);
 
-	headers(answer, END_HEADERS);
 	data(answer, false);
+	answer->complete_at = has_length ? answer->bytes.length : 0;
 	field(&block, "x-trailer", "yes");
 	headers_frame(answer, &block, END_HEADERS | END_STREAM);
 	free(block.data);
@@ -460,6 +464,7 @@ rst_instead_of_end(Answer *answer)
 	bool		has_length = headers(answer, END_HEADERS);
 
 	data(answer, false);
+	answer->complete_at = has_length ? answer->bytes.length : 0;
 	rst_stream(&answer->bytes, answer->stream, code);
 	expect_null(answer);
 	/* The length says that nothing is missing. */
@@ -809,13 +814,15 @@ odd_trailers(Answer *answer)
 {
 	Buf			block = {0};
 	bool		ends = random_below(&answer->random, 2) == 0;
+	bool		has_length;
 
-	headers(answer, END_HEADERS);
+	has_length = headers(answer, END_HEADERS);
 	data(answer, false);
+	answer->complete_at = has_length ? answer->bytes.length : 0;
 	field(&block, random_below(&answer->random, 2) ? ":status" : "content-length", "404");
 	headers_frame(answer, &block, END_HEADERS | (ends ? END_STREAM : 0));
 	free(block.data);
-	expect(answer, ends ? EITHER : NULLED);
+	expect(answer, ends || has_length ? EITHER : NULLED);
 }
 
 static void
@@ -1093,69 +1100,69 @@ flood_tickets(Answer *answer)
 }
 
 const Kind	h2_kinds[] = {
-	{"plain", plain, false, "a sound answer"},
-	{"headers_alone", headers_alone, false, "HEADERS with END_STREAM"},
-	{"odd_data", odd_data, false, "DATA of any sizes, padded and empty"},
-	{"odd_headers", odd_headers, false, "HEADERS padded, prioritized and continued"},
-	{"many_headers", many_headers, false, "up to 150 headers, in both spellings"},
-	{"interim", interim, false, "1xx answers before it"},
-	{"trailers", trailers, false, "trailers behind it"},
-	{"frames_between", frames_between, false, "harmless frames in between"},
-	{"table_updates", table_updates, false, "updates of HPACK's table size"},
-	{"no_end_stream", no_end_stream, false, "no END_STREAM"},
-	{"rst_before", rst_before, false, "RST_STREAM instead of an answer"},
-	{"rst_refused", rst_refused, false, "REFUSED_STREAM"},
-	{"rst_amid", rst_amid, false, "RST_STREAM within the body"},
-	{"rst_instead_of_end", rst_instead_of_end, false, "RST_STREAM in place of END_STREAM"},
-	{"rst_after", rst_after, false, "RST_STREAM behind the answer"},
-	{"goaway_before", goaway_before, false, "GOAWAY, perhaps with an answer behind it"},
-	{"goaway_amid", goaway_amid, false, "GOAWAY between HEADERS and DATA"},
-	{"goaway_after", goaway_after, false, "GOAWAY behind the answer"},
-	{"goaway_before_end", goaway_before_end, false, "GOAWAY within the body, and the end"},
-	{"forbidden_frame", forbidden_frame, false, "a frame that must not be"},
-	{"data_first", data_first, false, "DATA before HEADERS"},
-	{"continuation_amiss", continuation_amiss, false, "CONTINUATION that should follow"},
-	{"bad_padding", bad_padding, false, "more padding than frame"},
-	{"window_overflow", window_overflow, false, "WINDOW_UPDATE over the limit"},
-	{"odd_settings", odd_settings, false, "settings"},
-	{"bad_hpack", bad_hpack, false, "HPACK"},
-	{"odd_status", odd_status, false, ":status"},
-	{"malformed_headers", malformed_headers, false, "a malformed header"},
-	{"no_status", no_status, false, "no :status"},
-	{"two_heads", two_heads, false, "HEADERS twice"},
-	{"interim_alone", interim_alone, false, "a 1xx answer alone"},
-	{"switching", switching, false, "101 before the answer"},
-	{"odd_trailers", odd_trailers, false, "trailers that must not be"},
-	{"large_headers", large_headers, false, "headers of over 100 kB"},
-	{"length_amiss", length_amiss, false, "a length that is not the body's"},
-	{"garbage", garbage, false, "random bytes"},
-	{"http1_answer", http1_answer, false, "an answer of HTTP/1.1"},
-	{"hang", hang, false, "nothing"},
-	{"after_the_end", after_the_end, false, "the answer twice"},
-	{"settings_then_answer", settings_then_answer, false, "acknowledgements that nobody waits for"},
-	{"key_updates", key_updates, false, "some TLS KeyUpdates before it"},
-	{"tickets", tickets, false, "some TLS session tickets before it"},
-	{"tls_garbage", tls_garbage, false, "a TLS record that is not encrypted"},
-	{"flood_empty_data", flood_empty_data, true, "empty DATA without end"},
-	{"flood_padding", flood_padding, true, "DATA of nothing but padding without end"},
-	{"flood_body", flood_body, true, "a body without end"},
-	{"flood_window_update", flood_window_update, true, "WINDOW_UPDATE of the stream without end"},
-	{"flood_connection_window", flood_connection_window, true, "WINDOW_UPDATE of the connection without end"},
-	{"flood_goaway", flood_goaway, true, "GOAWAY without end"},
-	{"flood_rst_stream", flood_rst_stream, true, "RST_STREAM without end"},
-	{"flood_priority", flood_priority, true, "PRIORITY without end"},
-	{"flood_ping", flood_ping, true, "PING without end"},
-	{"flood_ping_ack", flood_ping_ack, true, "PING acknowledgements without end"},
-	{"flood_settings", flood_settings, true, "SETTINGS without end"},
-	{"flood_settings_ack", flood_settings_ack, true, "SETTINGS acknowledgements without end"},
-	{"flood_continuation", flood_continuation, true, "CONTINUATION without end"},
-	{"flood_empty_continuation", flood_empty_continuation, true, "empty CONTINUATION without end"},
-	{"flood_interim", flood_interim, true, "1xx answers without end"},
-	{"flood_unknown", flood_unknown, true, "unknown frames without end"},
-	{"flood_altsvc", flood_altsvc, true, "ALTSVC without end"},
-	{"flood_push_promise", flood_push_promise, true, "PUSH_PROMISE without end"},
-	{"flood_trailers", flood_trailers, true, "trailers without end"},
-	{"flood_key_updates", flood_key_updates, true, "TLS KeyUpdates without end"},
-	{"flood_tickets", flood_tickets, true, "TLS session tickets without end"},
-	{NULL, NULL, false, NULL}
+	{"plain", plain, MIXED, "a sound answer"},
+	{"headers_alone", headers_alone, MIXED, "HEADERS with END_STREAM"},
+	{"odd_data", odd_data, MIXED, "DATA of any sizes, padded and empty"},
+	{"odd_headers", odd_headers, MIXED, "HEADERS padded, prioritized and continued"},
+	{"many_headers", many_headers, MIXED, "up to 150 headers, in both spellings"},
+	{"interim", interim, MIXED, "1xx answers before it"},
+	{"trailers", trailers, MIXED, "trailers behind it"},
+	{"frames_between", frames_between, MIXED, "harmless frames in between"},
+	{"table_updates", table_updates, MIXED, "updates of HPACK's table size"},
+	{"no_end_stream", no_end_stream, MIXED, "no END_STREAM"},
+	{"rst_before", rst_before, MIXED, "RST_STREAM instead of an answer"},
+	{"rst_refused", rst_refused, MIXED, "REFUSED_STREAM"},
+	{"rst_amid", rst_amid, MIXED, "RST_STREAM within the body"},
+	{"rst_instead_of_end", rst_instead_of_end, MIXED, "RST_STREAM in place of END_STREAM"},
+	{"rst_after", rst_after, MIXED, "RST_STREAM behind the answer"},
+	{"goaway_before", goaway_before, MIXED, "GOAWAY, perhaps with an answer behind it"},
+	{"goaway_amid", goaway_amid, MIXED, "GOAWAY between HEADERS and DATA"},
+	{"goaway_after", goaway_after, MIXED, "GOAWAY behind the answer"},
+	{"goaway_before_end", goaway_before_end, MIXED, "GOAWAY within the body, and the end"},
+	{"forbidden_frame", forbidden_frame, MIXED, "a frame that must not be"},
+	{"data_first", data_first, MIXED, "DATA before HEADERS"},
+	{"continuation_amiss", continuation_amiss, MIXED, "CONTINUATION that should follow"},
+	{"bad_padding", bad_padding, MIXED, "more padding than frame"},
+	{"window_overflow", window_overflow, MIXED, "WINDOW_UPDATE over the limit"},
+	{"odd_settings", odd_settings, MIXED, "settings"},
+	{"bad_hpack", bad_hpack, MIXED, "HPACK"},
+	{"odd_status", odd_status, MIXED, ":status"},
+	{"malformed_headers", malformed_headers, MIXED, "a malformed header"},
+	{"no_status", no_status, MIXED, "no :status"},
+	{"two_heads", two_heads, MIXED, "HEADERS twice"},
+	{"interim_alone", interim_alone, MIXED, "a 1xx answer alone"},
+	{"switching", switching, MIXED, "101 before the answer"},
+	{"odd_trailers", odd_trailers, MIXED, "trailers that must not be"},
+	{"large_headers", large_headers, MIXED, "headers of over 100 kB"},
+	{"length_amiss", length_amiss, MIXED, "a length that is not the body's"},
+	{"garbage", garbage, MIXED, "random bytes"},
+	{"http1_answer", http1_answer, MIXED, "an answer of HTTP/1.1"},
+	{"hang", hang, MIXED, "nothing"},
+	{"after_the_end", after_the_end, MIXED, "the answer twice"},
+	{"settings_then_answer", settings_then_answer, MIXED, "acknowledgements that nobody waits for"},
+	{"key_updates", key_updates, MIXED, "some TLS KeyUpdates before it"},
+	{"tickets", tickets, MIXED, "some TLS session tickets before it"},
+	{"tls_garbage", tls_garbage, MIXED, "a TLS record that is not encrypted"},
+	{"flood_empty_data", flood_empty_data, FLOOD, "empty DATA without end"},
+	{"flood_padding", flood_padding, FLOOD, "DATA of nothing but padding without end"},
+	{"flood_body", flood_body, FLOOD, "a body without end"},
+	{"flood_window_update", flood_window_update, FLOOD, "WINDOW_UPDATE of the stream without end"},
+	{"flood_connection_window", flood_connection_window, FLOOD, "WINDOW_UPDATE of the connection without end"},
+	{"flood_goaway", flood_goaway, FLOOD, "GOAWAY without end"},
+	{"flood_rst_stream", flood_rst_stream, FLOOD, "RST_STREAM without end"},
+	{"flood_priority", flood_priority, FLOOD, "PRIORITY without end"},
+	{"flood_ping", flood_ping, FLOOD, "PING without end"},
+	{"flood_ping_ack", flood_ping_ack, FLOOD, "PING acknowledgements without end"},
+	{"flood_settings", flood_settings, FLOOD, "SETTINGS without end"},
+	{"flood_settings_ack", flood_settings_ack, FLOOD, "SETTINGS acknowledgements without end"},
+	{"flood_continuation", flood_continuation, FLOOD, "CONTINUATION without end"},
+	{"flood_empty_continuation", flood_empty_continuation, FLOOD, "empty CONTINUATION without end"},
+	{"flood_interim", flood_interim, FLOOD, "1xx answers without end"},
+	{"flood_unknown", flood_unknown, FLOOD, "unknown frames without end"},
+	{"flood_altsvc", flood_altsvc, FLOOD, "ALTSVC without end"},
+	{"flood_push_promise", flood_push_promise, FLOOD, "PUSH_PROMISE without end"},
+	{"flood_trailers", flood_trailers, FLOOD, "trailers without end"},
+	{"flood_key_updates", flood_key_updates, FLOOD, "TLS KeyUpdates without end"},
+	{"flood_tickets", flood_tickets, FLOOD, "TLS session tickets without end"},
+	{NULL, NULL, MIXED, NULL}
 };

@@ -157,6 +157,7 @@ typedef struct Answer
 	int			record_count;	/* 0: a flood */
 	End			end;			/* END_OWN: the connection goes on */
 	size_t		head_end;		/* not 0: the connection's end is the body's */
+	size_t		complete_at;	/* not 0: from here on a length says that nothing is missing */
 	bool		whole;			/* is not cut */
 	bool		breaks;			/* others on the same connection suffer */
 
@@ -172,11 +173,19 @@ typedef enum Protocol
 	H2
 } Protocol;
 
+/* When a kind is chosen, unless it is asked for by name */
+typedef enum Choice
+{
+	MIXED,						/* at random */
+	FLOOD,						/* among floods: its bytes come without end */
+	APART						/* never: it does harm to the answer after it */
+} Choice;
+
 typedef struct Kind
 {
 	const char *name;
 	void		(*make) (Answer *answer);
-	bool		flood;
+	Choice		choice;
 	const char *words;
 } Kind;
 
