@@ -142,7 +142,7 @@ sub _fault
     return 'an error of more than 1 kB' if $row->{longest} > 1024;
     return 'a control character' if $errors =~ /(?<!\\)(?:\\\\)*\\(?:u00[01]|[bfnrt])|\x7f/;
     return 'a character is cut' if !utf8::decode(my $copy = $errors);
-    return "took $row->{ms} ms" if !$row->{together} && $row->{ms} > $self->{timeout} + 1000 * $GRACE;
+    return "took $row->{ms} ms" if !$row->{together} && !$ENV{SANITIZE} && $row->{ms} > $self->{timeout} + 1000 * $GRACE;
     # What an earlier attempt may have done is not the generator's.
     $errors =~ s/,?"an earlier attempt [^"]*"// if defined $row->{state};
     for my $outcome (@{ $explained->{outcomes} }, @or)
@@ -521,7 +521,7 @@ sub floods
             my ($took, $what) = $self->_flood($app, $id, $limit);
             push @{ $took{$limit} }, $took;
             push @wrong, $self->_report("$limit of 300 ms, $way", $id, $explained->{$id}, sprintf '%s after %.0f ms', $what, $took * 1000)
-              if $what || $took > 0.3 + $GRACE;
+              if $what || ($took > 0.3 + $GRACE && !$ENV{SANITIZE});
         }
     }
     for my $limit (sort keys %took)
