@@ -148,6 +148,9 @@ sub _slurp
     return scalar(<$handle>) // '';
 }
 
+# The path of one of the programs beside "start"
+sub _program { my ($name) = @_; return "$PROGRAMS/$name" }
+
 sub env { my ($self, $name) = @_; return $self->{env}{$name} }
 sub url { return $_[0]->env('ONESIGNAL_URL') }
 sub http1_url { return $_[0]->env('ONESIGNAL_URL_HTTP1') }
