@@ -2,8 +2,10 @@
 --
 -- Nothing listens on port 1 of this machine: what passes all checks has no
 -- answer, and nothing leaves the machine.
-SET client_min_messages = warning;
+-- Whether the server preloads the library does not matter here.
+SET client_min_messages = error;
 CREATE EXTENSION onesignal_cancel;
+SET client_min_messages = warning;
 -- Nothing leaves this machine on account of a test.
 SET onesignal_cancel.background_delivery = off;
 SET onesignal_cancel.max_retries = 0;

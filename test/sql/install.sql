@@ -1,11 +1,13 @@
 -- What CREATE EXTENSION makes, and that each object says what it is.
-SET client_min_messages = warning;
+-- Whether the server preloads the library does not matter here.
+SET client_min_messages = error;
 \pset format unaligned
 \pset footer off
 
 -- into the schema that the user chooses, and to stay there
 CREATE SCHEMA regress_onesignal;
 CREATE EXTENSION onesignal_cancel SCHEMA regress_onesignal;
+SET client_min_messages = warning;
 
 -- Of types that come with others (arrays, rows of tables), some versions of
 -- PostgreSQL say that they belong to the extension.

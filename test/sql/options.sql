@@ -1,6 +1,8 @@
 -- What the options of servers and user mappings may say, and who may set them.
-SET client_min_messages = warning;
+-- Whether the server preloads the library does not matter here.
+SET client_min_messages = error;
 CREATE EXTENSION onesignal_cancel;
+SET client_min_messages = warning;
 -- Nothing leaves this machine on account of a test.
 SET onesignal_cancel.background_delivery = off;
 \pset format unaligned
