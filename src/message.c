@@ -789,8 +789,11 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
 				 errmsg("onesignal_message_change() must be fired BEFORE INSERT OR UPDATE for each row")));
-	require_last(trigger);
 	inserts = TRIGGER_FIRED_BY_INSERT(trigger->tg_event);
+	/* An owner may have made it ENABLE ALWAYS: then this is delivery, or replication. */
+	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+		return PointerGetDatum(inserts ? trigger->tg_trigtuple : trigger->tg_newtuple);
+	require_last(trigger);
 	row.trigger = trigger;
 	row.shared = get_shared(fcinfo);
 	row.old = inserts ? NULL : trigger->tg_trigslot;

@@ -288,7 +288,9 @@ DROP VIEW rows;
 DROP PROCEDURE delivered;
 DROP EXTENSION onesignal_cancel CASCADE;
 CREATE SCHEMA "else Where@";
+SET LOCAL client_min_messages = error;
 CREATE EXTENSION onesignal_cancel SCHEMA "else Where@";
+SET LOCAL client_min_messages = warning;
 CREATE SERVER clinic FOREIGN DATA WRAPPER onesignal OPTIONS (app_id :'app');
 CREATE USER MAPPING FOR PUBLIC SERVER clinic OPTIONS (api_key 'os_v2_app_secret');
 SELECT "else Where@".onesignal_cancel_enqueue(:'app', m(70));
@@ -354,8 +356,11 @@ SELECT told(format('SELECT onesignal_cancel_enqueue(%L, %L)', :'app', m(84)));
 SELECT told(format('INSERT INTO onesignal_message (message_id, app_id) VALUES (%L, %L)', m(84), :'app'));
 ALTER TABLE onesignal_message ENABLE REPLICA TRIGGER zz_onesignal_message;
 SELECT split_part(told(format('SELECT onesignal_cancel_enqueue(%L, %L)', :'app', m(84))), E'\n', 1) AS told;
+-- always: then it keeps its hands off what delivery writes
 ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER zz_onesignal_message;
 SELECT told(format('SELECT onesignal_cancel_enqueue(%L, %L)', :'app', m(84)));
+CALL delivered(84, 'canceled');
+SELECT n, state, by FROM rows WHERE n = 84;
 ALTER TABLE onesignal_message ENABLE TRIGGER zz_onesignal_message;
 DROP FUNCTION forge;
 
@@ -379,7 +384,7 @@ SELECT told(format('INSERT INTO lookalike (message_id, app_id, cancel, state, at
 DROP TABLE lookalike;
 BEGIN;
 DROP VIEW rows;
-ALTER TABLE onesignal_message ALTER requested_by TYPE text;
+ALTER TABLE onesignal_message ALTER attempts TYPE bigint;
 SELECT told('UPDATE onesignal_message SET cancel = cancel');
 ROLLBACK;
 -- columns of the owner's own work, but a dump cannot be restored: said once a session

@@ -127,7 +127,7 @@ SELECT told(format('SELECT onesignal_cancel_pause(%L)', :'app'));
 ROLLBACK;
 
 -- ---- status ----
-SELECT * FROM onesignal_cancel_status;
+SELECT app_id, server, delivery, pending, paused_until, pace, eta, last_error, canceled_total FROM onesignal_cancel_status;
 BEGIN;
 CREATE SERVER clinic_2 FOREIGN DATA WRAPPER onesignal OPTIONS (app_id :'app');
 CREATE USER MAPPING FOR PUBLIC SERVER clinic_2 OPTIONS (api_key 'os_v2_app_secret');
@@ -159,7 +159,7 @@ SELECT DISTINCT preloaded IN (true, false) AS preloaded FROM onesignal_cancel_st
 -- What happens to the pending ones now; without a worker at work nobody knows when they are done.
 SELECT right(app_id::text, 3) AS app, delivery, eta FROM onesignal_cancel_status ORDER BY 1;
 RESET ROLE;
--- A role whose key is wrong does not pause another's requests.
+-- Only requests of that role are paused; all of these are another's. Then they are the role's, and then all are paused.
 UPDATE onesignal_app SET circuit_role = 'x' WHERE app_id = :'other';
 SELECT right(app_id::text, 3) AS app, delivery FROM onesignal_cancel_status WHERE app_id = :'other';
 UPDATE onesignal_app SET circuit_role = NULL WHERE app_id = :'other';
