@@ -16,7 +16,7 @@ my $node = Workers::start('main', conf => "log_statement = none\nonesignal_cance
 my $app = $api->app_id;
 my $can = 'GRANT USAGE ON FOREIGN SERVER clinic TO %1$s; GRANT SELECT, INSERT, UPDATE ON onesignal_message TO %1$s;';
 $node->safe_psql('postgres', 'CREATE EXTENSION onesignal_cancel; CREATE ROLE nurse; '
-      . $api->setup_sql('clinic', user => 'nurse') . sprintf($can, 'nurse'));
+      . $api->setup_sql('clinic', user => 'nurse', server_options => { rate_limit => 0 }) . sprintf($can, 'nurse'));
 
 sub ids { return map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } 1 .. $_[0] }
 sub as { my ($role, $sql) = @_; return $node->safe_psql('postgres', "SET ROLE $role; $sql") }
