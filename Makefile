@@ -33,7 +33,6 @@ OBJS = \
 	src/slots.o \
 	src/statements.o \
 	src/transfer.o \
-	src/transition.o \
 	src/upkeep.o \
 	src/wakeup.o \
 	src/wire.o \

@@ -13,8 +13,6 @@ AS 'MODULE_PATHNAME', 'onesignal_cancel_fdw_validator';
 COMMENT ON FUNCTION onesignal_cancel_fdw_validator(text[], oid) IS
 'checks the options of servers and user mappings of foreign-data wrapper onesignal; PostgreSQL calls it';
 
--- PostgreSQL calls it without asking for this right; nobody else has a use for it.
-REVOKE ALL ON FUNCTION onesignal_cancel_fdw_validator(text[], oid) FROM PUBLIC;
 
 CREATE FOREIGN DATA WRAPPER onesignal
 NO HANDLER
@@ -107,7 +105,9 @@ CREATE TABLE onesignal_message (
     next_attempt_at timestamptz,
     finished_at timestamptz,
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
-    PRIMARY KEY (message_id, app_id))
+    PRIMARY KEY (message_id, app_id),
+    CONSTRAINT onesignal_message_pending_is_requested CHECK (state OPERATOR(pg_catalog.<>) 'pending'
+        OR (requested_by IS NOT NULL AND requested_at IS NOT NULL)))
     -- Nearly every change of state leaves a dead row behind: vacuum soon, and
     -- leave room on the page for a retry's update, which touches no index.
     WITH (fillfactor = 90,
@@ -120,10 +120,9 @@ CREATE INDEX onesignal_message_pending ON onesignal_message
     (app_id, requested_by, (COALESCE(send_after, '-infinity'::timestamptz)), message_id)
     WHERE state OPERATOR(pg_catalog.=) 'pending';
 
-REVOKE ALL ON onesignal_message FROM PUBLIC;
 
 COMMENT ON TABLE onesignal_message IS
-'Messages scheduled with OneSignal. Setting cancel to true cancels the message after commit; state tells what came of it. To use: GRANT SELECT, INSERT (message_id, app_id, send_after, cancel, reason), UPDATE (send_after, cancel, reason) ON onesignal_message TO role, and USAGE on the app''s server. All other columns are set by the extension; only members of the table''s owner may write them, anyone else gets 42501. Deferrable constraint triggers on this table are not supported.';
+'Messages scheduled with OneSignal. Setting cancel to true cancels the message after commit; state tells the result. To use it: GRANT SELECT, INSERT, UPDATE ON onesignal_message TO role, and GRANT USAGE on the app''s server. The columns from state on are written by the extension alone: what anybody else writes to them is ignored, with a NOTICE. Only an INSERT by a member of the table''s owner may set them, so that dumps can be restored. Deferrable constraint triggers on this table are not supported.';
 COMMENT ON COLUMN onesignal_message.message_id IS
 'the id that OneSignal returned for the message; immutable (0A000)';
 COMMENT ON COLUMN onesignal_message.app_id IS
@@ -131,9 +130,9 @@ COMMENT ON COLUMN onesignal_message.app_id IS
 COMMENT ON COLUMN onesignal_message.send_after IS
 'when OneSignal will send it; soonest is canceled first, NULL (it may be going out now) before all others; may be changed while pending';
 COMMENT ON COLUMN onesignal_message.cancel IS
-'the application''s wish. true: a scheduled or failed message becomes pending; no effect on others. false: takes a pending request back, returns a refused or failed row to scheduled; 55000 when canceled. Needs USAGE on a server with the app_id (42501) and a user mapping (42704) to request and to take back';
+'true if the message should be canceled. Setting it to true makes a scheduled or failed message pending; a pending one whose requester can no longer cancel becomes the current user''s request; others stay as they are. Setting it to false takes a pending request back, and returns a refused or failed row to scheduled; on a canceled row it is an error (55000). Where the same UPDATE sets state to scheduled as well, false is ignored: it saves a copy of the row that is older than the request. In a MERGE only a change of the value counts. Needs USAGE on a server with the app_id (42501) and a user mapping (42704) to request and to take back';
 COMMENT ON COLUMN onesignal_message.reason IS
-'the application''s own words; not sent anywhere';
+'free text of the application; not sent anywhere';
 COMMENT ON COLUMN onesignal_message.state IS
 'scheduled, pending, canceled, refused or failed';
 COMMENT ON COLUMN onesignal_message.http_status IS
@@ -147,9 +146,9 @@ COMMENT ON COLUMN onesignal_message.attempts IS
 COMMENT ON COLUMN onesignal_message.unanswered IS
 'an attempt had no answer, so that it may have canceled the message although a later one was refused';
 COMMENT ON COLUMN onesignal_message.requested_by IS
-'the role that was current_user when cancel was set: its user mapping is used';
+'the role that was current_user when cancel was requested: its user mapping is used; never NULL while pending';
 COMMENT ON COLUMN onesignal_message.requested_at IS
-'start of the transaction that set cancel';
+'start of the transaction that requested the cancel; never NULL while pending';
 COMMENT ON COLUMN onesignal_message.first_attempt_at IS
 'first attempt of the current request; onesignal_cancel.retry_window counts from the later of this and send_after';
 COMMENT ON COLUMN onesignal_message.last_attempt_at IS
@@ -160,6 +159,8 @@ COMMENT ON COLUMN onesignal_message.finished_at IS
 'when it became canceled, refused or failed';
 COMMENT ON COLUMN onesignal_message.created_at IS
 'when the row was inserted';
+COMMENT ON CONSTRAINT onesignal_message_pending_is_requested ON onesignal_message IS
+'delivery needs to know who requested a pending cancel, and when';
 COMMENT ON INDEX onesignal_message_pending IS
 'what is to be delivered, lane by lane; finished and never requested rows cost it nothing';
 
@@ -170,15 +171,27 @@ CREATE FUNCTION onesignal_message_change()
 RETURNS trigger
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_message_change';
-REVOKE ALL ON FUNCTION onesignal_message_change() FROM PUBLIC;
 COMMENT ON FUNCTION onesignal_message_change() IS
 'the state machine of onesignal_message; for its trigger alone';
+
+CREATE FUNCTION onesignal_message_guard()
+RETURNS boolean
+LANGUAGE C STABLE PARALLEL UNSAFE
+AS 'MODULE_PATHNAME', 'onesignal_message_guard';
+COMMENT ON FUNCTION onesignal_message_guard() IS
+'true; raises 55000 unless trigger zz_onesignal_message of onesignal_message is the extension''s own';
+
+-- Whoever has TRIGGER on the table may replace the trigger, but not drop this.
+ALTER TABLE onesignal_message
+    ADD CONSTRAINT onesignal_message_has_its_trigger CHECK (onesignal_message_guard());
+COMMENT ON CONSTRAINT onesignal_message_has_its_trigger ON onesignal_message IS
+'nothing can be written without the extension''s trigger, which protects requested_by';
 
 -- Its name sorts last: it has to see what other BEFORE triggers made of a row.
 CREATE TRIGGER zz_onesignal_message BEFORE INSERT OR UPDATE ON onesignal_message
 FOR EACH ROW EXECUTE FUNCTION onesignal_message_change();
 COMMENT ON TRIGGER zz_onesignal_message ON onesignal_message IS
-'makes requests of changes of cancel, and protects the other columns; no BEFORE trigger may come after it (55000), since who requests decides whose credentials are used';
+'turns changes of cancel into requests, and protects the columns from state on; no BEFORE trigger may fire after it (55000), since who requests decides whose credentials are used';
 
 --
 -- What delivery knows of each app
@@ -203,10 +216,9 @@ CREATE TABLE onesignal_app (
     -- A handful of rows that are updated all the time.
     WITH (fillfactor = 50);
 
-REVOKE ALL ON onesignal_app FROM PUBLIC;
 
 COMMENT ON TABLE onesignal_app IS
-'What delivery knows of each app: pauses, circuit, pace, totals. No secrets. Written by the extension alone: use onesignal_cancel_pause() and onesignal_cancel_resume(). Its rows are not dumped.';
+'What delivery knows of each app: pauses, circuit, pace, totals. No secrets. Written by the extension alone: use onesignal_cancel_pause() and onesignal_cancel_resume(). Its rows are dumped.';
 COMMENT ON COLUMN onesignal_app.app_id IS
 'the OneSignal app';
 COMMENT ON COLUMN onesignal_app.paused_until IS
@@ -238,6 +250,9 @@ COMMENT ON COLUMN onesignal_app.refused_total IS
 COMMENT ON COLUMN onesignal_app.failed_total IS
 'messages that became failed, ever; only grows';
 
+-- Pauses and totals survive a restore.
+SELECT pg_catalog.pg_extension_config_dump('onesignal_app', '');
+
 --
 -- Requesting
 --
@@ -248,14 +263,14 @@ RETURNS void
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_enqueue';
 COMMENT ON FUNCTION onesignal_cancel_enqueue(uuid, uuid, timestamptz, text) IS
-'requests the cancel of a message, delivered after commit: inserts its row into onesignal_message, or sets cancel there, as the current user. send_after and reason are kept where they are NULL. Errors: 22004 app_id or message_id is NULL; 42704 no server with that app_id, or no user mapping; 42501 no USAGE on it, or no privileges on onesignal_message';
+'requests the cancel of a message, delivered after commit: inserts its row into onesignal_message, or sets cancel there, as the current user. send_after and reason are kept where they are NULL. Errors: 22004 app_id or message_id is NULL; 42704 no server with that app_id, or no user mapping; 42501 no USAGE on it, or no SELECT, INSERT, UPDATE on onesignal_message; 55000 its trigger is not the extension''s own';
 
 CREATE FUNCTION onesignal_cancel_trigger()
 RETURNS trigger
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_trigger';
 COMMENT ON FUNCTION onesignal_cancel_trigger() IS
-'onesignal_cancel_trigger(message_id_column, app [, send_after_column]): requests the cancel of the row''s message as onesignal_cancel_enqueue() does. AFTER ... FOR EACH ROW only (39P01). app is a uuid, else the name of a column, else of a server. UPDATE and DELETE cancel the message that the row had before; INSERT, and rows that had none, the one they have now; NULL is no message. Columns are uuid or text (22P02 when the text is no uuid), timestamptz, timestamp or date. Each UPDATE that fires it cancels, whatever it changed: say which with UPDATE OF and WHEN. A row that moves to another partition is deleted and inserted';
+'onesignal_cancel_trigger(message_id_column, app [, send_after_column]): requests the cancel of the row''s message as onesignal_cancel_enqueue() does. AFTER ... FOR EACH ROW only (39P01). app is a uuid, else the name of a column, else of a server. UPDATE and DELETE cancel the message that the row had before; INSERT, and rows that had none, the one they have now; NULL and an empty or blank text are no message. Columns are uuid or text (22P02 when the text is no uuid), timestamptz, timestamp or date. Each UPDATE that fires it cancels, whatever it changed: say which with UPDATE OF and WHEN. A row that moves to another partition is deleted and inserted';
 
 --
 -- Delivering, and keeping the table small
@@ -264,33 +279,29 @@ COMMENT ON FUNCTION onesignal_cancel_trigger() IS
 CREATE PROCEDURE onesignal_cancel_deliver(max_duration interval DEFAULT NULL)
 LANGUAGE C
 AS 'MODULE_PATHNAME', 'onesignal_cancel_deliver';
-REVOKE ALL ON PROCEDURE onesignal_cancel_deliver(interval) FROM PUBLIC;
 COMMENT ON PROCEDURE onesignal_cancel_deliver(interval) IS
 'delivers in this session: all that is due now, or, with max_duration, what falls due within it. Commits as it goes: cannot run in a transaction block (2D000). Does nothing, with a NOTICE, while another session or the background worker delivers';
 
 CREATE PROCEDURE onesignal_cancel_purge(older_than interval, INOUT purged bigint DEFAULT 0)
 LANGUAGE C
 AS 'MODULE_PATHNAME', 'onesignal_cancel_purge';
-REVOKE ALL ON PROCEDURE onesignal_cancel_purge(interval, bigint) FROM PUBLIC;
 COMMENT ON PROCEDURE onesignal_cancel_purge(interval, bigint) IS
-'deletes messages that were canceled, refused or failed that long ago, and scheduled ones whose send_after (or else created_at) is; never a pending one, nor one that somebody has locked. purged: how many. Reads the table once and commits every 2 MB of it: cannot run in a transaction block (2D000). Triggers on DELETE do not fire, unless ENABLE ALWAYS. Errors: 22004 older_than is NULL; 22023 it is negative; 0A000 a foreign key references the table';
+'deletes messages that were canceled, refused or failed that long ago, and scheduled ones whose send_after (or else created_at) is; never a pending one, nor one that somebody has locked. purged: how many. Reads the table once and commits every 2 MB of it: cannot run in a transaction block (2D000). Triggers on DELETE do not fire, unless ENABLE ALWAYS. Errors: 22004 older_than is NULL; 22023 it is less than one day; 0A000 a foreign key references the table';
 
 CREATE FUNCTION onesignal_cancel_pause(app_id uuid,
     until timestamptz DEFAULT 'infinity', reason text DEFAULT NULL)
 RETURNS void
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_pause';
-REVOKE ALL ON FUNCTION onesignal_cancel_pause(uuid, timestamptz, text) FROM PUBLIC;
 COMMENT ON FUNCTION onesignal_cancel_pause(uuid, timestamptz, text) IS
-'stops delivery of an app''s messages after commit; requests are accepted and wait. Direct calls of onesignal_cancel() are not concerned. Errors: 22004 app_id or until is NULL; 22023 until is not ahead';
+'stops delivery of an app''s messages after commit; requests are accepted and wait. Direct calls of onesignal_cancel() are not affected. Errors: 22004 app_id or until is NULL; 22023 until is not in the future; 42704 the app has neither a server nor rows';
 
 CREATE FUNCTION onesignal_cancel_resume(app_id uuid)
 RETURNS void
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_resume';
-REVOKE ALL ON FUNCTION onesignal_cancel_resume(uuid) FROM PUBLIC;
 COMMENT ON FUNCTION onesignal_cancel_resume(uuid) IS
-'ends a pause, closes the app''s circuit and wakes delivery after commit; no error when there is neither. Errors: 22004 app_id is NULL';
+'ends a pause, closes the app''s circuit and wakes delivery after commit; no error when there is neither. Errors: 22004 app_id is NULL; 42704 the app has neither a server nor rows';
 
 --
 -- Watching
@@ -302,6 +313,13 @@ LANGUAGE C STABLE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_preloaded';
 COMMENT ON FUNCTION onesignal_cancel_preloaded() IS
 'whether shared_preload_libraries has loaded the library: if not, nothing delivers after a restart of the server until the next request';
+
+CREATE FUNCTION onesignal_cancel_delivery()
+RETURNS text
+LANGUAGE C STABLE STRICT PARALLEL SAFE
+AS 'MODULE_PATHNAME', 'onesignal_cancel_delivery';
+COMMENT ON FUNCTION onesignal_cancel_delivery() IS
+'what happens to pending messages of this database whose app is not paused: working, switched off, by CALL only, waits for a request, or no free worker';
 
 -- Never counts what is finished: only onesignal_message_pending is read.
 CREATE VIEW onesignal_cancel_status AS
@@ -324,8 +342,11 @@ CREATE VIEW onesignal_cancel_status AS
     ), queue AS (
         SELECT m.app_id, pg_catalog.count(*) AS pending,
             pg_catalog.min(m.requested_at) AS oldest_request,
-            pg_catalog.min(m.send_after) AS next_send_after
+            pg_catalog.min(m.send_after) AS next_send_after,
+            pg_catalog.bool_and(a.circuit_until IS NOT NULL AND (a.circuit_role IS NULL
+                OR a.circuit_role OPERATOR(pg_catalog.=) m.requested_by)) AS circuit_open
         FROM onesignal_message m
+            LEFT JOIN onesignal_app a ON a.app_id OPERATOR(pg_catalog.=) m.app_id
         WHERE m.state OPERATOR(pg_catalog.=) 'pending'
         GROUP BY m.app_id
     ), apps AS (
@@ -337,6 +358,12 @@ CREATE VIEW onesignal_cancel_status AS
             q.oldest_request, q.next_send_after, a.paused_until, a.pause_reason,
             a.circuit_until, a.circuit_reason, a.circuit_role,
             a.paused_until OPERATOR(pg_catalog.>) pg_catalog.now() AS paused,
+            CASE
+                WHEN w.delivery OPERATOR(pg_catalog.=) 'switched off' THEN w.delivery
+                WHEN a.paused_until OPERATOR(pg_catalog.>) pg_catalog.now() OR q.circuit_open THEN 'paused'
+                WHEN q.app_id IS NULL THEN 'idle'
+                ELSE w.delivery
+            END AS delivery,
             a.pace, a.last_error, a.last_error_at,
             COALESCE(a.canceled_total, 0::bigint) AS canceled_total,
             COALESCE(a.refused_total, 0::bigint) AS refused_total,
@@ -345,48 +372,47 @@ CREATE VIEW onesignal_cancel_status AS
             LEFT JOIN servers s ON s.app_id OPERATOR(pg_catalog.=) i.app_id
             LEFT JOIN queue q ON q.app_id OPERATOR(pg_catalog.=) i.app_id
             LEFT JOIN onesignal_app a ON a.app_id OPERATOR(pg_catalog.=) i.app_id
+            CROSS JOIN onesignal_cancel_delivery() AS w (delivery)
     )
-    SELECT t.app_id, t.server, t.pending, t.oldest_request, t.next_send_after,
+    SELECT t.app_id, t.server, t.delivery, t.pending, t.oldest_request, t.next_send_after,
         CASE WHEN t.paused THEN t.paused_until ELSE t.circuit_until END AS paused_until,
         CASE WHEN t.paused THEN t.pause_reason ELSE t.circuit_reason END AS paused_reason,
         CASE WHEN NOT COALESCE(t.paused, false) THEN t.circuit_role END AS paused_role,
         t.pace,
         CASE
-            WHEN t.pending OPERATOR(pg_catalog.=) 0::bigint THEN '0'::interval
-            WHEN t.paused OR t.circuit_until IS NOT NULL OR t.pace IS NULL
-                OR t.pace OPERATOR(pg_catalog.<=) 0::double precision THEN NULL
-            ELSE pg_catalog.date_trunc('second', '1 second'::interval OPERATOR(pg_catalog.*)
+            WHEN t.delivery OPERATOR(pg_catalog.=) 'working'
+                AND t.pace OPERATOR(pg_catalog.>) 0::double precision
+            THEN pg_catalog.date_trunc('second', '1 second'::interval OPERATOR(pg_catalog.*)
                 (t.pending::double precision OPERATOR(pg_catalog./) t.pace))
         END AS eta,
         t.last_error, t.last_error_at, t.canceled_total, t.refused_total, t.failed_total,
         onesignal_cancel_preloaded() AS preloaded
     FROM status t;
 
-REVOKE ALL ON onesignal_cancel_status FROM PUBLIC;
-GRANT SELECT ON onesignal_cancel_status TO pg_monitor;
-
 COMMENT ON VIEW onesignal_cancel_status IS
-'How delivery stands, one row for each app that has a server, pending messages or a history. Cheap however long the history is: it counts pending messages only. For pg_monitor';
+'The state of delivery, one row for each app that has a server, pending messages or a history. Cheap however long the history is: it counts pending messages only. For pg_monitor';
 COMMENT ON COLUMN onesignal_cancel_status.app_id IS
 'the OneSignal app';
 COMMENT ON COLUMN onesignal_cancel_status.server IS
 'its servers, separated by commas; NULL: none, so that nothing can be sent';
+COMMENT ON COLUMN onesignal_cancel_status.delivery IS
+'what happens to the pending messages now. working; idle: there are none; paused: see paused_until; switched off: onesignal_cancel.enabled is off; by CALL only: onesignal_cancel.background_delivery is off; waits for a request: the library is not preloaded, and no worker runs; no free worker: a worker could not start, or has died, see max_worker_processes and the server''s log';
 COMMENT ON COLUMN onesignal_cancel_status.pending IS
 'messages whose cancel is to be delivered';
 COMMENT ON COLUMN onesignal_cancel_status.oldest_request IS
-'the longest-waiting of these was requested then';
+'when the oldest pending cancel was requested';
 COMMENT ON COLUMN onesignal_cancel_status.next_send_after IS
-'the soonest of these goes out then';
+'when OneSignal will send the soonest of the pending messages';
 COMMENT ON COLUMN onesignal_cancel_status.paused_until IS
-'delivery stands still until then, by onesignal_cancel_pause() or by itself (then it probes); NULL: it does not';
+'delivery is paused until then, by onesignal_cancel_pause() or by itself (then it tries one message); NULL: it is not paused';
 COMMENT ON COLUMN onesignal_cancel_status.paused_reason IS
 'why';
 COMMENT ON COLUMN onesignal_cancel_status.paused_role IS
-'only requests of this role stand still; NULL: all';
+'only requests of this role are paused; NULL: all';
 COMMENT ON COLUMN onesignal_cancel_status.pace IS
 'requests a second that delivery allows itself; 0: as many as it can; NULL: not known yet';
 COMMENT ON COLUMN onesignal_cancel_status.eta IS
-'time that the pending messages take at that pace; NULL: not known, or paused';
+'time that the pending messages take at that pace; NULL: not known, or delivery is not working';
 COMMENT ON COLUMN onesignal_cancel_status.last_error IS
 'the last error of any of its messages';
 COMMENT ON COLUMN onesignal_cancel_status.last_error_at IS
@@ -400,5 +426,76 @@ COMMENT ON COLUMN onesignal_cancel_status.failed_total IS
 COMMENT ON COLUMN onesignal_cancel_status.preloaded IS
 'whether shared_preload_libraries has loaded the library, on which delivery after a restart depends';
 
--- A NOTICE when it is not.
+--
+-- Rights
+--
+
+-- What the database's default privileges (ALTER DEFAULT PRIVILEGES) have granted
+-- is taken away first, and so is what PostgreSQL grants to PUBLIC.
+DO LANGUAGE plpgsql $$
+DECLARE
+    revoke text;
+BEGIN
+    FOR revoke IN
+        SELECT pg_catalog.format('REVOKE ALL ON %s FROM %s CASCADE', o.name,
+            CASE WHEN a.grantee OPERATOR(pg_catalog.=) 0::oid THEN 'PUBLIC'
+                ELSE pg_catalog.quote_ident(pg_catalog.pg_get_userbyid(a.grantee)) END)
+        FROM pg_catalog.pg_depend d
+            JOIN pg_catalog.pg_extension e ON d.refobjid OPERATOR(pg_catalog.=) e.oid
+            CROSS JOIN LATERAL (
+                SELECT pg_catalog.format('TABLE %s', c.oid::regclass), c.relowner,
+                    COALESCE(c.relacl, pg_catalog.acldefault('r', c.relowner))
+                FROM pg_catalog.pg_class c
+                WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_class'::regclass::oid
+                    AND c.oid OPERATOR(pg_catalog.=) d.objid
+                    AND c.relkind OPERATOR(pg_catalog.=) ANY ('{r,v}'::"char"[])
+                UNION ALL
+                SELECT pg_catalog.format('ROUTINE %s', p.oid::regprocedure), p.proowner,
+                    COALESCE(p.proacl, pg_catalog.acldefault('f', p.proowner))
+                FROM pg_catalog.pg_proc p
+                WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_proc'::regclass::oid
+                    AND p.oid OPERATOR(pg_catalog.=) d.objid
+                UNION ALL
+                SELECT pg_catalog.format('TYPE %s', t.oid::regtype), t.typowner,
+                    COALESCE(t.typacl, pg_catalog.acldefault('T', t.typowner))
+                FROM pg_catalog.pg_type t
+                    LEFT JOIN pg_catalog.pg_class c ON c.oid OPERATOR(pg_catalog.=) t.typrelid
+                WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_type'::regclass::oid
+                    AND t.oid OPERATOR(pg_catalog.=) d.objid
+                    -- arrays and rows of tables have no rights of their own
+                    AND t.typelem OPERATOR(pg_catalog.=) 0::oid
+                    AND COALESCE(c.relkind, 'c') OPERATOR(pg_catalog.=) 'c'::"char"
+                UNION ALL
+                SELECT pg_catalog.format('FOREIGN DATA WRAPPER %I', w.fdwname), w.fdwowner,
+                    COALESCE(w.fdwacl, pg_catalog.acldefault('F', w.fdwowner))
+                FROM pg_catalog.pg_foreign_data_wrapper w
+                WHERE d.classid OPERATOR(pg_catalog.=) 'pg_catalog.pg_foreign_data_wrapper'::regclass::oid
+                    AND w.oid OPERATOR(pg_catalog.=) d.objid
+                ) AS o (name, owner, acl)
+            CROSS JOIN LATERAL pg_catalog.aclexplode(o.acl) a
+        WHERE e.extname OPERATOR(pg_catalog.=) 'onesignal_cancel'
+            AND d.refclassid OPERATOR(pg_catalog.=) 'pg_catalog.pg_extension'::regclass::oid
+            AND d.deptype OPERATOR(pg_catalog.=) 'e'::"char"
+            AND a.grantee OPERATOR(pg_catalog.<>) o.owner
+        GROUP BY o.name, a.grantee
+    LOOP
+        EXECUTE revoke;
+    END LOOP;
+END $$;
+
+-- Each of these decides by itself what its caller may do.
+GRANT EXECUTE ON FUNCTION
+    onesignal_cancel(uuid, uuid),
+    onesignal_cancel_batch(uuid, uuid[]),
+    onesignal_cancel_delivery(),
+    onesignal_cancel_enqueue(uuid, uuid, timestamptz, text),
+    onesignal_cancel_preloaded(),
+    onesignal_cancel_trigger(),
+    onesignal_cancel_version(),
+    onesignal_message_guard()
+TO PUBLIC;
+GRANT USAGE ON TYPE onesignal_cancel_result, onesignal_message_state TO PUBLIC;
+GRANT SELECT ON onesignal_cancel_status TO pg_monitor;
+
+-- A WARNING when it is not.
 SELECT onesignal_cancel_preloaded();

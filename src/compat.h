@@ -52,6 +52,16 @@ create_wait_event_set(int nevents)
 #endif
 }
 
+/* What ExecutorRun() and its hook are given. */
+#if PG_VERSION_NUM >= 180000
+#define EXECUTOR_RUN_PARAMETERS QueryDesc *queryDesc, ScanDirection direction, uint64 count
+#define EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count
+#else
+#define EXECUTOR_RUN_PARAMETERS \
+	QueryDesc *queryDesc, ScanDirection direction, uint64 count, bool execute_once
+#define EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count, execute_once
+#endif
+
 /* The name that pg_stat_activity shows; before PostgreSQL 17 all extensions share "Extension". */
 static inline uint32
 wait_event_named(uint32 *cached, const char *name)

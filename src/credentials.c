@@ -393,6 +393,14 @@ credentials_check(const pg_uuid_t *app_id, Oid role)
 		raise_problem(&problem);
 }
 
+bool
+credentials_allow(const pg_uuid_t *app_id, Oid role)
+{
+	Problem		problem;
+
+	return look_up(app_id, role, NULL, &problem);
+}
+
 void
 credentials_wipe(Credentials *credentials)
 {

@@ -53,6 +53,9 @@ extern void credentials_get(const pg_uuid_t *app_id, Oid role, Credentials *cred
 /* Configuration only (server, USAGE, mapping), the key is not looked at; raises. */
 extern void credentials_check(const pg_uuid_t *app_id, Oid role);
 
+/* Would credentials_check() raise nothing? */
+extern bool credentials_allow(const pg_uuid_t *app_id, Oid role);
+
 extern void credentials_wipe(Credentials *credentials);
 
 /*

@@ -11,6 +11,7 @@
 
 #include "fmgr.h"
 
+#include "message.h"
 #include "settings.h"
 #include "worker.h"
 
@@ -22,5 +23,6 @@ void
 _PG_init(void)
 {
 	settings_define();
+	message_init();
 	worker_init();
 }

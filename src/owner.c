@@ -28,9 +28,12 @@
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
 #include "catalog/pg_extension.h"
+#include "catalog/pg_trigger.h"
+#include "commands/trigger.h"
 #include "miscadmin.h"
 #include "storage/lmgr.h"
 #include "utils/acl.h"
+#include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
@@ -39,6 +42,8 @@
 #include "utils/syscache.h"
 
 #include "owner.h"
+
+#define MESSAGE_TRIGGER "zz_onesignal_message"
 
 typedef struct Setting
 {
@@ -140,6 +145,60 @@ owner_find_and_lock(Installation *installation)
 		LockRelationOid(locked, RowExclusiveLock);
 	}
 	return false;
+}
+
+static const char *
+trigger_problem(const Trigger *trigger, Oid schema, bool allow_off)
+{
+	const char *function = get_func_name(trigger->tgfoid);
+
+	/* No other function of that name can be a trigger's: those have no arguments. */
+	if (function == NULL || strcmp(function, "onesignal_message_change") != 0 ||
+		get_func_namespace(trigger->tgfoid) != schema)
+		return "it calls another function";
+	if (trigger->tgtype != (TRIGGER_TYPE_ROW | TRIGGER_TYPE_BEFORE | TRIGGER_TYPE_INSERT | TRIGGER_TYPE_UPDATE) ||
+		trigger->tgnattr > 0 || trigger->tgqual != NULL)
+		return "it does not fire before each INSERT and UPDATE of a row";
+	if (!allow_off && trigger->tgenabled != TRIGGER_FIRES_ON_ORIGIN && trigger->tgenabled != TRIGGER_FIRES_ALWAYS)
+		return "it is disabled";
+	return NULL;
+}
+
+const char *
+owner_trigger_problem(Oid message_table, Oid schema, bool allow_off)
+{
+	Relation	relation = table_open(message_table, NoLock);
+	const TriggerDesc *all = relation->trigdesc;
+	const char *problem = "it does not exist";
+
+	for (int i = 0; all != NULL && i < all->numtriggers; i++)
+		if (strcmp(all->triggers[i].tgname, MESSAGE_TRIGGER) == 0)
+			problem = trigger_problem(&all->triggers[i], schema, allow_off);
+	table_close(relation, NoLock);
+	return problem;
+}
+
+void
+owner_require_trigger(Oid schema, bool allow_off)
+{
+	Oid			message_table = get_relname_relid("onesignal_message", schema);
+	const char *problem = "the table does not exist";
+
+	if (OidIsValid(message_table))
+	{
+		LockRelationOid(message_table, RowExclusiveLock);
+		problem = owner_trigger_problem(message_table, schema, allow_off);
+	}
+	if (problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("trigger \"%s\" of table \"onesignal_message\" is not the extension's own: %s",
+						MESSAGE_TRIGGER, problem),
+				 errdetail("Nothing is requested or delivered until it is, since requests could be forged without it."),
+				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s(), and enable it with ALTER TABLE ... ENABLE TRIGGER.",
+						 MESSAGE_TRIGGER,
+						 quote_qualified_identifier(get_namespace_name(schema), "onesignal_message"),
+						 quote_qualified_identifier(get_namespace_name(schema), "onesignal_message_change"))));
 }
 
 static void

@@ -38,6 +38,17 @@ extern bool owner_find(Installation *installation);
 extern bool owner_find_and_lock(Installation *installation);
 
 /*
+ * Why the trigger of onesignal_message is not the extension's own any more, in
+ * words; NULL: it is.  The right to make triggers on the table is enough to
+ * replace it, and what the other one writes must not be delivered.  allow_off:
+ * a disabled one will do.  The table must be locked already.
+ */
+extern const char *owner_trigger_problem(Oid message_table, Oid schema, bool allow_off);
+
+/* The same of the table in that schema, which it locks for writing; raises 55000. */
+extern void owner_require_trigger(Oid schema, bool allow_off);
+
+/*
  * Becomes the table's owner, security-restricted, with settings that no caller
  * can bend.  Raises 42501 when that owner may not write onesignal_app, before
  * anything is sent of which no outcome could be recorded.  To be left before the transaction ends: a user switch that

@@ -173,7 +173,11 @@ run(Statement which, Datum *values, const char *nulls)
 char *
 queue_problem(void)
 {
-	return NULL;
+	const char *problem = owner_trigger_problem(transaction.installation.message_table,
+												transaction.installation.schema, false);
+
+	return problem == NULL ? NULL :
+		psprintf("trigger \"zz_onesignal_message\" of table \"onesignal_message\" is not the extension's own: %s", problem);
 }
 
 List *
@@ -339,11 +343,12 @@ queue_enqueue(Oid schema, const pg_uuid_t *app_id, const pg_uuid_t *message_id,
 	SPI_finish();
 }
 
-static void
+static uint64
 run_as_owner(Statement which, Datum *values, const char *nulls)
 {
 	Installation installation;
 	OwnerContext context;
+	uint64		count;
 
 	if (!owner_find(&installation))
 		ereport(ERROR,
@@ -351,9 +356,18 @@ run_as_owner(Statement which, Datum *values, const char *nulls)
 				 errmsg("table onesignal_message does not exist in the extension's schema")));
 	SPI_connect();
 	owner_enter(&context, &installation);
-	(void) statement_run(which, installation.schema, values, nulls);
+	count = statement_run(which, installation.schema, values, nulls);
 	owner_leave(&context);
 	SPI_finish();
+	return count;
+}
+
+bool
+queue_knows_app(const pg_uuid_t *app_id)
+{
+	Datum		values[] = {UUIDPGetDatum(app_id)};
+
+	return run_as_owner(STATEMENT_KNOWS_APP, values, NULL) > 0;
 }
 
 void
@@ -369,7 +383,7 @@ queue_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason)
 	char		nulls[] = {' ', ' ', reason ? ' ' : 'n', ' '};
 
 	namestrcpy(&role, GetUserNameFromId(GetUserId(), false));
-	run_as_owner(STATEMENT_PAUSE, values, nulls);
+	(void) run_as_owner(STATEMENT_PAUSE, values, nulls);
 }
 
 void
@@ -377,5 +391,5 @@ queue_resume(const pg_uuid_t *app_id)
 {
 	Datum		values[] = {UUIDPGetDatum(app_id)};
 
-	run_as_owner(STATEMENT_RESUME, values, NULL);
+	(void) run_as_owner(STATEMENT_RESUME, values, NULL);
 }

@@ -183,6 +183,7 @@ extern void queue_enqueue(Oid schema, const pg_uuid_t *app_id, const pg_uuid_t *
 						  const TimestampTz *send_after, text *reason);
 
 /* As the table's owner. */
+extern bool queue_knows_app(const pg_uuid_t *app_id);	/* has it a row in either table? */
 extern void queue_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason);
 extern void queue_resume(const pg_uuid_t *app_id);
 

@@ -5,15 +5,21 @@
  *
  * Both write the message's row in onesignal_message as the current user: table
  * grants and row security decide, and the table's own trigger does the rest.
+ * Which grants are missing is found out before: PostgreSQL's own error has no
+ * hint, and whoever deletes an appointment has never heard of this table.
  * The trigger looks its columns up by name for each row, since partitions
  * number them differently; beside the INSERT that costs nothing.
  */
 #include "postgres.h"
 
+#include "access/xact.h"
+#include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/spi.h"
 #include "foreign/foreign.h"
+#include "miscadmin.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
@@ -21,17 +27,77 @@
 
 #include "credentials.h"
 #include "options.h"
+#include "owner.h"
 #include "queue.h"
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_enqueue);
 PG_FUNCTION_INFO_V1(onesignal_cancel_trigger);
+
+/* What STATEMENT_ENQUEUE is given. */
+typedef struct Request
+{
+	pg_uuid_t	app_id;
+	pg_uuid_t	message_id;
+	bool		has_send_after;
+	TimestampTz send_after;
+	text	   *reason;			/* or NULL */
+} Request;
 
 /* The row that a trigger was fired for. */
 typedef struct Row
 {
 	Relation	relation;
 	HeapTuple	tuple;
+	const char *server;			/* what is read is a column, though a server has this name, too; or NULL */
 } Row;
+
+/* ---- writing the message's row ---- */
+
+/* Is this right granted on the table, or on each of these columns? */
+static bool
+may(Oid table, AclMode right, const char *const *names)
+{
+	if (pg_class_aclcheck(table, GetUserId(), right) == ACLCHECK_OK)
+		return true;
+	for (; *names != NULL; names++)
+		if (pg_attribute_aclcheck(table, get_attnum(table, *names), GetUserId(), right) != ACLCHECK_OK)
+			return false;
+	return true;
+}
+
+/* Of the columns that STATEMENT_ENQUEUE reads and writes. */
+static void
+require_privileges(Oid schema)
+{
+	static const char *const reads[] = {"message_id", "app_id", "send_after", "reason", NULL};
+	static const char *const inserts[] = {"message_id", "app_id", "send_after", "cancel", "reason", NULL};
+	static const char *const updates[] = {"send_after", "cancel", "reason", NULL};
+	Oid			table = get_relname_relid("onesignal_message", schema);
+
+	if (!OidIsValid(table) ||
+		(may(table, ACL_SELECT, reads) && may(table, ACL_INSERT, inserts) && may(table, ACL_UPDATE, updates)))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 errmsg("permission denied for table onesignal_message"),
+			 errdetail("Requesting a cancel writes the message's row in it as the current user."),
+			 errhint("Grant the privileges with GRANT SELECT, INSERT, UPDATE ON %s TO %s.",
+					 quote_qualified_identifier(RelationIsVisible(table) ? NULL : get_namespace_name(schema),
+												"onesignal_message"),
+					 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
+}
+
+static void
+enqueue(FunctionCallInfo fcinfo, const Request *request)
+{
+	Oid			schema = get_func_namespace(fcinfo->flinfo->fn_oid);
+
+	PreventCommandIfReadOnly("INSERT");
+	require_privileges(schema);
+	owner_require_trigger(schema, false);
+	queue_enqueue(schema, &request->app_id, &request->message_id,
+				  request->has_send_after ? &request->send_after : NULL, request->reason);
+}
 
 /*
  * onesignal_cancel_enqueue(app_id uuid, message_id uuid, send_after timestamptz,
@@ -41,7 +107,7 @@ Datum
 onesignal_cancel_enqueue(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"app_id", "message_id"};
-	TimestampTz send_after = PG_ARGISNULL(2) ? 0 : PG_GETARG_TIMESTAMPTZ(2);
+	Request		request = {0};
 
 	for (int i = 0; i < 2; i++)
 		if (PG_ARGISNULL(i))
@@ -49,10 +115,14 @@ onesignal_cancel_enqueue(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("%s must not be null", names[i]),
 					 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", names[i])));
-	queue_enqueue(get_func_namespace(fcinfo->flinfo->fn_oid),
-				  PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1),
-				  PG_ARGISNULL(2) ? NULL : &send_after,
-				  PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3));
+	request.app_id = *PG_GETARG_UUID_P(0);
+	request.message_id = *PG_GETARG_UUID_P(1);
+	request.has_send_after = !PG_ARGISNULL(2);
+	if (request.has_send_after)
+		request.send_after = PG_GETARG_TIMESTAMPTZ(2);
+	if (!PG_ARGISNULL(3))
+		request.reason = PG_GETARG_TEXT_PP(3);
+	enqueue(fcinfo, &request);
 	PG_RETURN_VOID();
 }
 
@@ -81,6 +151,15 @@ require_column(const Row *row, const char *name)
 	return number;
 }
 
+/* The trigger's argument may mean either; a column is tried first. */
+static int
+hint_of_server(const Row *row)
+{
+	return row->server == NULL ? 0 :
+		errhint("There is also a server \"%s\", but a column is tried first: rename the server, or give the app's id.",
+				row->server);
+}
+
 static void
 wrong_type(const Row *row, const char *name, const char *expected)
 {
@@ -90,10 +169,11 @@ wrong_type(const Row *row, const char *name, const char *expected)
 			(errcode(ERRCODE_DATATYPE_MISMATCH),
 			 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
 					name, RelationGetRelationName(row->relation),
-					format_type_be(SPI_gettypeid(RelationGetDescr(row->relation), number)), expected)));
+					format_type_be(SPI_gettypeid(RelationGetDescr(row->relation), number)), expected),
+			 hint_of_server(row)));
 }
 
-/* False: it is NULL. */
+/* False: it is NULL, or a text of blanks. */
 static bool
 uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
 {
@@ -119,13 +199,16 @@ uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
 	if (isnull)
 		return false;
 	text = SPI_getvalue(row->tuple, descriptor, number);
+	if (text[strspn(text, " \t\n\v\f\r")] == '\0')
+		return false;
 	if (!options_parse_uuid(text, uuid))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
 				 errmsg("invalid input syntax for type uuid: \"%s\"", text),
 				 errdetail("It is the value of column \"%s\" of table \"%s\".",
 						   name, RelationGetRelationName(row->relation)),
-				 errhint("OneSignal's ids are uuids. Where there is none, the column must be NULL.")));
+				 row->server != NULL ? hint_of_server(row) :
+				 errhint("OneSignal's ids are uuids. Where there is none, the column must be null or empty.")));
 	return true;
 }
 
@@ -172,25 +255,32 @@ server_app(const char *name, pg_uuid_t *app_id)
 }
 
 static void
-resolve_app(const Row *row, const char *app, pg_uuid_t *app_id)
+app_in_column(Row *row, const char *column, pg_uuid_t *app_id)
+{
+	row->server = server_app(column, app_id) ? column : NULL;
+	if (!uuid_column(row, column, app_id))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("column \"%s\" of table \"%s\" is null or empty, but the row has a message to cancel",
+						column, RelationGetRelationName(row->relation)),
+				 hint_of_server(row)));
+	row->server = NULL;
+}
+
+static void
+resolve_app(Row *row, const char *app, pg_uuid_t *app_id)
 {
 	if (options_parse_uuid(app, app_id))
 		return;
 	if (find_column(row, app) != 0)
-	{
-		if (!uuid_column(row, app, app_id))
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("column \"%s\" of table \"%s\" is null, but the row has a message to cancel",
-							app, RelationGetRelationName(row->relation))));
-		return;
-	}
-	if (!server_app(app, app_id))
+		app_in_column(row, app, app_id);
+	else if (!server_app(app, app_id))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("\"%s\" is no app", app),
+				 errmsg("could not find OneSignal app \"%s\"", app),
 				 errdetail("It is neither a uuid, nor a column of table \"%s\", nor a server of foreign-data wrapper \"%s\".",
-						   RelationGetRelationName(row->relation), CREDENTIALS_WRAPPER)));
+						   RelationGetRelationName(row->relation), CREDENTIALS_WRAPPER),
+				 errhint("Give the app's id, the name of a column that holds it, or the name of a server.")));
 }
 
 static void
@@ -222,29 +312,26 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	char	  **arguments;
-	Row			row;
-	pg_uuid_t	app_id;
-	pg_uuid_t	message_id;
-	TimestampTz send_after = 0;
+	Row			row = {0};
+	Request		request = {0};
 	bool		has_message;
-	bool		has_send_after;
 
 	check_call(fcinfo);
 	arguments = trigger->tg_trigger->tgargs;
 	row.relation = trigger->tg_relation;
 	row.tuple = trigger->tg_trigtuple;
-	has_message = uuid_column(&row, arguments[0], &message_id);
+	has_message = uuid_column(&row, arguments[0], &request.message_id);
 	if (!has_message && TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 	{
 		row.tuple = trigger->tg_newtuple;
-		has_message = uuid_column(&row, arguments[0], &message_id);
+		has_message = uuid_column(&row, arguments[0], &request.message_id);
 	}
 	if (!has_message)
 		return PointerGetDatum(NULL);
 
-	resolve_app(&row, arguments[1], &app_id);
-	has_send_after = trigger->tg_trigger->tgnargs == 3 && time_column(&row, arguments[2], &send_after);
-	queue_enqueue(get_func_namespace(fcinfo->flinfo->fn_oid), &app_id, &message_id,
-				  has_send_after ? &send_after : NULL, NULL);
+	resolve_app(&row, arguments[1], &request.app_id);
+	request.has_send_after = trigger->tg_trigger->tgnargs == 3 &&
+		time_column(&row, arguments[2], &request.send_after);
+	enqueue(fcinfo, &request);
 	return PointerGetDatum(NULL);
 }

@@ -292,6 +292,24 @@ slots_started(Oid database, bool registered)
 	wake_proc(launcher);
 }
 
+SlotsDelivery
+slots_delivery(Oid database)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	SlotsDelivery delivery = SLOTS_NOBODY;
+	Slot	   *slot;
+
+	SpinLockAcquire(&shared->lock);
+	slot = find(database);
+	if (slot != NULL && (slot->state == SLOT_DIED || is_late(slot, now)))
+		delivery = SLOTS_NO_WORKER;
+	else if (slot != NULL && (slot->state != SLOT_FREE ||
+							  (slot->next_due != 0 && shared->launcher != NO_PROC)))
+		delivery = SLOTS_AT_WORK;
+	SpinLockRelease(&shared->lock);
+	return delivery;
+}
+
 bool
 slots_enter(Oid database)
 {

@@ -14,6 +14,14 @@ typedef enum SlotsAnswer
 	SLOTS_FULL					/* more databases have workers than there are slots */
 } SlotsAnswer;
 
+/* Who delivers in a database. */
+typedef enum SlotsDelivery
+{
+	SLOTS_NOBODY,				/* until the next commit of a request */
+	SLOTS_AT_WORK,				/* a worker is there, on its way, or will be started in time */
+	SLOTS_NO_WORKER				/* the last one died, or could not start */
+} SlotsDelivery;
+
 /* In _PG_init of a preloaded library: reserves the memory. */
 extern void slots_reserve(void);
 
@@ -31,6 +39,8 @@ extern SlotsAnswer slots_launch(Oid database, bool look);
 
 /* A start that was claimed has been registered with the postmaster, or could not be. */
 extern void slots_started(Oid database, bool registered);
+
+extern SlotsDelivery slots_delivery(Oid database);
 
 /*
  * A worker's own slot.  It may deliver when slots_enter() is true: no other

@@ -196,6 +196,13 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		TEXTARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
 	},
 
+	/* app_id.  Without a row in onesignal_app it may read all messages: for a mistyped id. */
+	[STATEMENT_KNOWS_APP] = {
+		"SELECT 1 FROM @onesignal_app WHERE app_id" EQ "$1"
+		" UNION ALL SELECT 1 FROM @onesignal_message WHERE app_id" EQ "$1 LIMIT 1",
+		1, {UUIDOID}
+	},
+
 	/* app_id, until, reason, by whom */
 	[STATEMENT_PAUSE] = {
 		"INSERT INTO @onesignal_app AS a (app_id, paused_until, pause_reason, paused_by)"

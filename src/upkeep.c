@@ -1,6 +1,6 @@
 /*
  * upkeep.c
- *		The SQL functions that keep the queue in order: purge, pause, resume.
+ *		The SQL functions that keep and watch the queue: purge, pause, resume, delivery.
  *
  * Purging walks the table by address, from its first block to its last, and
  * commits every few hundred: an index on what is finished would be one more to
@@ -16,11 +16,16 @@
 #include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/timestamp.h"
+#include "utils/uuid.h"
 
 #include "queue.h"
+#include "servers.h"
+#include "settings.h"
+#include "slots.h"
 #include "wakeup.h"
 #include "worker.h"
 
+PG_FUNCTION_INFO_V1(onesignal_cancel_delivery);
 PG_FUNCTION_INFO_V1(onesignal_cancel_pause);
 PG_FUNCTION_INFO_V1(onesignal_cancel_preloaded);
 PG_FUNCTION_INFO_V1(onesignal_cancel_purge);
@@ -42,13 +47,14 @@ require_argument(FunctionCallInfo fcinfo, int number, const char *name)
 static TimestampTz
 purge_before(FunctionCallInfo fcinfo)
 {
-	static const Interval nothing = {0};
+	static const Interval day = {.day = 1};
 	Datum		older_than = PG_GETARG_DATUM(0);
 
-	if (DatumGetBool(DirectFunctionCall2(interval_lt, older_than, IntervalPGetDatum(&nothing))))
+	if (DatumGetBool(DirectFunctionCall2(interval_lt, older_than, IntervalPGetDatum(&day))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("older_than must not be negative")));
+				 errmsg("\"older_than\" must be at least one day"),
+				 errhint("Write a unit, as in '90 days': '90' means 90 seconds.")));
 	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval,
 												   TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()),
 												   older_than));
@@ -97,6 +103,22 @@ onesignal_cancel_purge(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), &purged, &isnull)));
 }
 
+/* A mistyped id must not look like a pause. */
+static void
+require_app(const pg_uuid_t *app_id)
+{
+	int			servers;
+
+	(void) servers_of_app(app_id, &servers);
+	if (servers == 0 && !queue_knows_app(app_id))
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_OBJECT),
+				 errmsg("could not find OneSignal app \"%s\"",
+						DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(app_id)))),
+				 errdetail("It has neither a server nor messages."),
+				 errhint("View onesignal_cancel_status lists the apps.")));
+}
+
 /*
  * onesignal_cancel_pause(app_id uuid, until timestamptz, reason text)
  *
@@ -113,8 +135,9 @@ onesignal_cancel_pause(PG_FUNCTION_ARGS)
 	if (until <= GetCurrentTransactionStartTimestamp())
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("until must be ahead"),
+				 errmsg("\"until\" must be in the future"),
 				 errhint("To end a pause, use onesignal_cancel_resume().")));
+	require_app(PG_GETARG_UUID_P(0));
 	queue_pause(PG_GETARG_UUID_P(0), until, PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2));
 	wakeup_poke();
 	PG_RETURN_VOID();
@@ -125,6 +148,7 @@ Datum
 onesignal_cancel_resume(PG_FUNCTION_ARGS)
 {
 	require_argument(fcinfo, 0, "app_id");
+	require_app(PG_GETARG_UUID_P(0));
 	queue_resume(PG_GETARG_UUID_P(0));
 	wakeup_poke();
 	PG_RETURN_VOID();
@@ -142,9 +166,37 @@ onesignal_cancel_preloaded(PG_FUNCTION_ARGS)
 
 	(void) fcinfo;
 	if (creating_extension && !preloaded)
-		ereport(NOTICE,
+		ereport(WARNING,
 				(errmsg("onesignal_cancel is not in shared_preload_libraries"),
-				 errdetail("After a restart of the server, what is pending waits for the next request."),
-				 errhint("Add it to shared_preload_libraries and restart, so that delivery goes on by itself.")));
+				 errdetail("After a restart of the server, pending cancels wait for the next request."),
+				 errhint("Add it to shared_preload_libraries and restart the server.")));
 	PG_RETURN_BOOL(preloaded);
+}
+
+/*
+ * onesignal_cancel_delivery() RETURNS text
+ *
+ * What happens to pending rows of an app that is not paused.
+ */
+Datum
+onesignal_cancel_delivery(PG_FUNCTION_ARGS)
+{
+	static const char *const words[] = {
+		[SLOTS_NOBODY] = "waits for a request",
+		[SLOTS_AT_WORK] = "working",
+		[SLOTS_NO_WORKER] = "no free worker",
+	};
+	const char *delivery;
+
+	(void) fcinfo;
+	if (!settings_enabled)
+		delivery = "switched off";
+	else if (!settings_background_delivery)
+		delivery = "by CALL only";
+	else
+	{
+		slots_attach();
+		delivery = words[slots_delivery(MyDatabaseId)];
+	}
+	PG_RETURN_TEXT_P(cstring_to_text(delivery));
 }

@@ -59,3 +59,40 @@ SELECT count(*) FROM pg_foreign_server;
 
 DROP VIEW members;
 DROP SCHEMA regress_onesignal;
+
+-- Default privileges give nobody anything, however they were made; and what they took away is granted.
+SET client_min_messages = warning;
+CREATE ROLE regress_onesignal_anon;
+CREATE ROLE "regress onesignal ""quoted""";
+CREATE SCHEMA "regress onesignal";
+ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO regress_onesignal_anon WITH GRANT OPTION;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON ROUTINES TO regress_onesignal_anon, "regress onesignal ""quoted""";
+ALTER DEFAULT PRIVILEGES GRANT ALL ON TYPES TO regress_onesignal_anon;
+ALTER DEFAULT PRIVILEGES REVOKE ALL ON ROUTINES FROM PUBLIC;
+ALTER DEFAULT PRIVILEGES REVOKE ALL ON TYPES FROM PUBLIC;
+ALTER DEFAULT PRIVILEGES IN SCHEMA "regress onesignal" GRANT ALL ON TABLES TO "regress onesignal ""quoted""", PUBLIC;
+ALTER DEFAULT PRIVILEGES IN SCHEMA "regress onesignal" GRANT ALL ON ROUTINES TO regress_onesignal_anon, PUBLIC;
+ALTER DEFAULT PRIVILEGES IN SCHEMA "regress onesignal" GRANT ALL ON TYPES TO "regress onesignal ""quoted""";
+SET client_min_messages = error;
+CREATE EXTENSION onesignal_cancel SCHEMA "regress onesignal";
+SET client_min_messages = warning;
+SELECT i.type, i.name, string_agg(CASE grantee WHEN 0 THEN 'PUBLIC' ELSE pg_get_userbyid(grantee) END || ' ' || privilege_type, ', ' ORDER BY grantee, privilege_type) AS granted
+FROM pg_depend d
+CROSS JOIN LATERAL (
+    SELECT relname AS name, relacl AS acl, relowner AS owner, 'table' AS type FROM pg_class WHERE d.classid = 'pg_class'::regclass AND oid = d.objid
+    UNION ALL SELECT proname, proacl, proowner, 'function' FROM pg_proc WHERE d.classid = 'pg_proc'::regclass AND oid = d.objid
+    UNION ALL SELECT typname, typacl, typowner, 'type' FROM pg_type WHERE d.classid = 'pg_type'::regclass AND oid = d.objid AND typtype IN ('e', 'c')
+    UNION ALL SELECT fdwname, fdwacl, fdwowner, 'foreign-data wrapper' FROM pg_foreign_data_wrapper WHERE d.classid = 'pg_foreign_data_wrapper'::regclass AND oid = d.objid) i
+LEFT JOIN LATERAL aclexplode(i.acl) ON grantee <> i.owner
+WHERE d.refclassid = 'pg_extension'::regclass AND d.deptype = 'e'
+    AND d.refobjid = (SELECT oid FROM pg_extension WHERE extname = 'onesignal_cancel')
+    AND (i.type <> 'type' OR i.name IN ('onesignal_cancel_result', 'onesignal_message_state'))
+GROUP BY i.type, i.name ORDER BY i.type, i.name COLLATE "C";
+DROP EXTENSION onesignal_cancel;
+DROP SCHEMA "regress onesignal";
+ALTER DEFAULT PRIVILEGES REVOKE ALL ON TABLES FROM regress_onesignal_anon;
+ALTER DEFAULT PRIVILEGES REVOKE ALL ON ROUTINES FROM regress_onesignal_anon, "regress onesignal ""quoted""";
+ALTER DEFAULT PRIVILEGES REVOKE ALL ON TYPES FROM regress_onesignal_anon;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON ROUTINES TO PUBLIC;
+ALTER DEFAULT PRIVILEGES GRANT ALL ON TYPES TO PUBLIC;
+DROP ROLE regress_onesignal_anon, "regress onesignal ""quoted""";

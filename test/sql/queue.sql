@@ -18,6 +18,7 @@ SELECT current_setting('shared_preload_libraries') ~ 'onesignal_cancel' AS prelo
 
 CREATE SERVER clinic FOREIGN DATA WRAPPER onesignal OPTIONS (app_id :'app');
 CREATE USER MAPPING FOR PUBLIC SERVER clinic OPTIONS (api_key 'os_v2_app_secret');
+CREATE SERVER other FOREIGN DATA WRAPPER onesignal OPTIONS (app_id :'other');
 CREATE ROLE regress_onesignal_owner;
 CREATE ROLE regress_onesignal_app;
 CREATE ROLE regress_onesignal_monitor IN ROLE pg_monitor;
@@ -57,6 +58,15 @@ SELECT told('SELECT onesignal_cancel_pause(NULL)');
 SELECT told(format('SELECT onesignal_cancel_pause(%L, NULL)', :'app'));
 SELECT told(format('SELECT onesignal_cancel_pause(%L, now())', :'app'));
 SELECT told('SELECT onesignal_cancel_resume(NULL)');
+-- a mistyped app: one that has neither a server nor rows
+SELECT told(format('SELECT onesignal_cancel_pause(%L)', m(1)));
+SELECT told(format('SELECT onesignal_cancel_resume(%L)', m(1)));
+BEGIN;
+INSERT INTO onesignal_message (message_id, app_id) VALUES (m(1), m(1));
+INSERT INTO onesignal_app (app_id) VALUES (m(2));
+SELECT told(format('SELECT onesignal_cancel_pause(%L)', m(n))) FROM generate_series(1, 2) n;
+SELECT told(format('SELECT onesignal_cancel_resume(%L)', m(n))) FROM generate_series(1, 2) n;
+ROLLBACK;
 
 -- whoever may call it needs no privilege on the table, and it is kept who did
 BEGIN;
@@ -73,7 +83,7 @@ SELECT paused_until AT TIME ZONE 'UTC' AS paused_until, pause_reason FROM onesig
 UPDATE onesignal_app SET circuit_until = now(), circuit_role = 'x', circuit_reason = 'y', pace = 3, last_error = 'z', canceled_total = 5;
 SET LOCAL ROLE regress_onesignal_app;
 SELECT onesignal_cancel_resume(:'app');
-SELECT onesignal_cancel_resume(m(1));
+SELECT onesignal_cancel_resume(:'other');
 RESET ROLE;
 SELECT paused_until IS NULL AS resumed, pause_reason, paused_by, circuit_until IS NULL AS closed, circuit_role,
     circuit_reason, pace, last_error, canceled_total
@@ -119,9 +129,7 @@ SELECT told(format('SELECT onesignal_cancel_pause(%L)', :'app'));
 ROLLBACK;
 
 -- ---- status ----
-SELECT app_id, server, pending, oldest_request, next_send_after, paused_until, paused_reason, paused_role, pace,
-    eta, last_error, last_error_at, canceled_total, refused_total, failed_total
-FROM onesignal_cancel_status;
+SELECT app_id, server, delivery, pending, paused_until, pace, eta, last_error, canceled_total FROM onesignal_cancel_status;
 BEGIN;
 CREATE SERVER clinic_2 FOREIGN DATA WRAPPER onesignal OPTIONS (app_id :'app');
 CREATE USER MAPPING FOR PUBLIC SERVER clinic_2 OPTIONS (api_key 'os_v2_app_secret');
@@ -146,10 +154,18 @@ INSERT INTO onesignal_app (app_id, paused_until, pause_reason, pace) VALUES (m(2
 SET LOCAL ROLE regress_onesignal_monitor;
 SET LOCAL timezone = 'UTC';
 SELECT right(app_id::text, 3) AS app, server, pending, oldest_request, next_send_after FROM onesignal_cancel_status ORDER BY 1;
-SELECT right(app_id::text, 3) AS app, paused_until, paused_reason, paused_role, pace, eta FROM onesignal_cancel_status ORDER BY 1;
-SELECT right(app_id::text, 3) AS app, last_error, last_error_at, canceled_total, refused_total, failed_total,
-    preloaded = :'preloaded' AS preloaded_is_right
+SELECT right(app_id::text, 3) AS app, paused_until, paused_reason, paused_role, pace FROM onesignal_cancel_status ORDER BY 1;
+SELECT right(app_id::text, 3) AS app, last_error, last_error_at, canceled_total, refused_total, failed_total
     FROM onesignal_cancel_status ORDER BY 1;
+SELECT DISTINCT preloaded IN (true, false) AS preloaded FROM onesignal_cancel_status;
+-- What happens to the pending ones now; without a worker at work nobody knows when they are done.
+SELECT right(app_id::text, 3) AS app, delivery, eta FROM onesignal_cancel_status ORDER BY 1;
+RESET ROLE;
+-- Only requests of that role are paused; all of these are another's. Then they are the role's, and then all are paused.
+UPDATE onesignal_app SET circuit_role = 'x' WHERE app_id = :'other';
+SELECT right(app_id::text, 3) AS app, delivery FROM onesignal_cancel_status WHERE app_id = :'other';
+UPDATE onesignal_app SET circuit_role = NULL WHERE app_id = :'other';
+SELECT right(app_id::text, 3) AS app, delivery FROM onesignal_cancel_status WHERE app_id = :'other';
 RESET ROLE;
 -- a server whose option no validator has seen
 ALTER FOREIGN DATA WRAPPER onesignal NO VALIDATOR;
@@ -169,7 +185,7 @@ ROLLBACK;
 
 -- ---- purge ----
 SELECT told('CALL onesignal_cancel_purge(NULL)');
-SELECT told('CALL onesignal_cancel_purge(''-1 day'')');
+SELECT told(format('CALL onesignal_cancel_purge(%L)', age)) FROM (VALUES ('-1 day'), ('0'), ('90'), ('23:59:59')) AS t (age);
 BEGIN;
 CALL onesignal_cancel_purge('1 day');
 ROLLBACK;
@@ -187,7 +203,7 @@ FROM (VALUES
     (9, 'pending', '99 days', '99 days', NULL)) AS t (n, state, send_after, created_at, finished_at);
 CALL onesignal_cancel_purge('7 days');
 SELECT right(message_id::text, 3)::integer AS n, state FROM onesignal_message ORDER BY 1;
-CALL onesignal_cancel_purge('0', 77);
+CALL onesignal_cancel_purge('24 hours', 77);
 SELECT right(message_id::text, 3)::integer AS n, state FROM onesignal_message ORDER BY 1;
 
 -- More than one batch; from PL/pgSQL; and the caller stays who it is.

@@ -76,7 +76,14 @@ GRANT SELECT, UPDATE ON appointments TO regress_onesignal_app;
 SET LOCAL ROLE regress_onesignal_app;
 SELECT told('UPDATE appointments SET status = ''canceled'' WHERE id = 1');
 RESET ROLE;
-GRANT SELECT, INSERT (message_id, app_id, send_after, cancel, reason),
+GRANT SELECT, UPDATE ON onesignal_message TO regress_onesignal_app;
+GRANT INSERT (message_id, app_id, send_after) ON onesignal_message TO regress_onesignal_app;
+SET LOCAL ROLE regress_onesignal_app;
+SELECT split_part(told('UPDATE appointments SET status = ''canceled'' WHERE id = 1'), E'\n', 1) AS told;
+RESET ROLE;
+REVOKE ALL ON onesignal_message FROM regress_onesignal_app;
+-- by columns is enough
+GRANT SELECT (message_id, app_id, send_after, reason), INSERT (message_id, app_id, send_after, cancel, reason),
     UPDATE (send_after, cancel, reason) ON onesignal_message TO regress_onesignal_app;
 SET LOCAL ROLE regress_onesignal_app;
 SELECT told('UPDATE appointments SET status = ''canceled'' WHERE id = 1');
@@ -145,6 +152,11 @@ DROP FOREIGN DATA WRAPPER regress_onesignal_other CASCADE;
 UPDATE t SET app = NULL, app_text = '5e605fcd';
 SELECT try('message', 'app');
 SELECT try('message', 'app_text');
+UPDATE t SET app_text = ' ';
+SELECT try('message', 'app_text');
+-- a column that has a server's name says so
+UPDATE t SET clinic = NULL;
+SELECT try('message', 'clinic');
 UPDATE t SET message = NULL;
 SELECT try('message', 'app');
 
@@ -164,6 +176,19 @@ SELECT try('message', 'number');
 SELECT try('ctid', 'second');
 UPDATE t SET by_domain = 'none yet';
 SELECT try('by_domain', 'second');
+-- an empty or blank text is no message
+UPDATE t SET by_domain = '';
+SELECT try('by_domain', 'second');
+UPDATE t SET by_domain = E' \t\n', fixed = '';
+SELECT try('by_domain', 'second');
+SELECT try('fixed', 'second');
+-- a column of another type, or with no uuid in it, that has a server's name
+ALTER TABLE t ADD second integer, ADD third text DEFAULT 'x';
+ALTER SERVER clinic RENAME TO third;
+SELECT try('message', 'second');
+SELECT try('message', 'third');
+ALTER SERVER third RENAME TO clinic;
+ALTER TABLE t DROP second, DROP third;
 SELECT try('message', 'second', 'stamptz');
 SELECT try('message', 'second', 'stamp');
 SELECT try('message', 'second', 'day');
