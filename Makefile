@@ -30,7 +30,6 @@ OBJS = \
 	src/request.o \
 	src/servers.o \
 	src/settings.o \
-	src/slots.o \
 	src/statements.o \
 	src/transfer.o \
 	src/upkeep.o \

@@ -31,7 +31,6 @@
 #include "http.h"
 #include "queue.h"
 #include "settings.h"
-#include "slots.h"
 #include "wakeup.h"
 
 /* Objects have sub-object 0, columns have theirs in pg_class only. */
@@ -92,7 +91,7 @@ deliverer_abandon(void)
 	queue_abandon();
 	http_abandon();
 	/* What was on the wire may have arrived. */
-	slots_raise_doubt();
+	wakeup_raise_doubt();
 	deliverer_unlock();
 }
 
@@ -212,7 +211,7 @@ call_exit(int code, Datum arg)
 	(void) code;
 	(void) arg;
 	if (in_call)
-		slots_raise_doubt();
+		wakeup_raise_doubt();
 }
 
 /* What can fail fails before anything is sent. */
@@ -221,7 +220,7 @@ call_begin(FunctionCallInfo fcinfo)
 {
 	static bool registered = false;
 
-	slots_attach();
+	wakeup_attach();
 	if (!registered)
 		before_shmem_exit(call_exit, 0);
 	registered = true;

@@ -35,7 +35,7 @@
 #include "delivery.h"
 #include "lanes.h"
 #include "settings.h"
-#include "slots.h"
+#include "wakeup.h"
 
 /* One UPDATE's worth of outcomes: 6 to 7 ms; fewer where their bodies are large. */
 #define RECORD_MAX			500
@@ -215,7 +215,7 @@ begin_requests(Moment now)
 static bool
 is_in_doubt(const DeliveryItem *item)
 {
-	return item->row.unanswered || item->answer.sent_before || item->row.requested_at < slots_doubt();
+	return item->row.unanswered || item->answer.sent_before || item->row.requested_at < wakeup_doubt();
 }
 
 /* Each takes its place in the app's line; who would wait too long is told at once.  False: it does. */
@@ -756,7 +756,7 @@ delivery_run(const DeliveryOptions *options)
 		next_due = run(options);
 		if (!dlist_is_empty(&items))	/* the extension is gone, or rows stay locked */
 		{
-			slots_raise_doubt();
+			wakeup_raise_doubt();
 			forget_everything();
 			lanes_forget();
 		}
@@ -764,7 +764,7 @@ delivery_run(const DeliveryOptions *options)
 	PG_CATCH();
 	{
 		if (!dlist_is_empty(&items))
-			slots_raise_doubt();
+			wakeup_raise_doubt();
 		forget_everything();
 		lanes_forget();
 		cautious = true;

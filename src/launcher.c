@@ -32,7 +32,6 @@
 #include "compat.h"
 #include "launcher.h"
 #include "settings.h"
-#include "slots.h"
 #include "wakeup.h"
 
 /* Seconds until the postmaster starts a launcher again that was terminated. */
@@ -91,7 +90,7 @@ list_databases(void)
 static void
 sweep_begin(void)
 {
-	slots_swept();
+	wakeup_swept();
 	list_free(sweep);
 	sweep = list_databases();
 	if (sweep != NIL)
@@ -104,7 +103,7 @@ sweep_on(void)
 {
 	while (sweep != NIL)
 	{
-		TimestampTz until = slots_looks_until(linitial_oid(sweep));
+		TimestampTz until = wakeup_looks_until(linitial_oid(sweep));
 
 		if (until > GetCurrentTimestamp())
 			return until;
@@ -124,7 +123,7 @@ launch_due(Oid database)
 	if (list_member_oid(databases, database))
 		wakeup_launch(database, false);
 	else
-		slots_forget(database);
+		wakeup_forget(database);
 	list_free(databases);
 }
 
@@ -135,7 +134,7 @@ launch(void)
 	Oid			database;
 	TimestampTz due;
 
-	while ((due = slots_due(&database)) <= GetCurrentTimestamp())
+	while ((due = wakeup_due(&database)) <= GetCurrentTimestamp())
 	{
 		wakeup_serve_signals();
 		if (OidIsValid(database))
@@ -167,7 +166,7 @@ launcher_exit(int code, Datum arg)
 {
 	(void) code;
 	(void) arg;
-	slots_set_launcher(false);
+	wakeup_set_launcher(false);
 }
 
 void
@@ -183,10 +182,10 @@ launcher_main(Datum arg)
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_appname(MyBgworkerEntry->bgw_name);
 
-	slots_attach();
+	wakeup_attach();
 	/* After a promotion: what the old primary sent may not have been replicated. */
-	slots_raise_doubt();
-	slots_set_launcher(true);
+	wakeup_raise_doubt();
+	wakeup_set_launcher(true);
 	if (settings_enabled)
 		sweep_begin();
 	for (;;)

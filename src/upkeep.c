@@ -21,7 +21,6 @@
 #include "queue.h"
 #include "servers.h"
 #include "settings.h"
-#include "slots.h"
 #include "wakeup.h"
 #include "worker.h"
 
@@ -182,9 +181,9 @@ Datum
 onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 {
 	static const char *const words[] = {
-		[SLOTS_NOBODY] = "waits for a request",
-		[SLOTS_AT_WORK] = "working",
-		[SLOTS_NO_WORKER] = "no free worker",
+		[WAKEUP_NOBODY] = "waits for a request",
+		[WAKEUP_AT_WORK] = "working",
+		[WAKEUP_NO_WORKER] = "no free worker",
 	};
 	const char *delivery;
 
@@ -195,8 +194,8 @@ onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 		delivery = "by CALL only";
 	else
 	{
-		slots_attach();
-		delivery = words[slots_delivery(MyDatabaseId)];
+		wakeup_attach();
+		delivery = words[wakeup_delivery(MyDatabaseId)];
 	}
 	PG_RETURN_TEXT_P(cstring_to_text(delivery));
 }

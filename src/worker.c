@@ -6,7 +6,7 @@
  * for any other.  A commit starts it, so it needs no preload; when nothing
  * falls due any more it leaves.  What could go wrong is that a commit comes
  * just when it leaves: the rows are there, and nobody is.  This is how it does
- * not, with slots.c's word for each state of the database's slot:
+ * not, with wakeup.c's word for each state of the database's slot:
  *
  * Commit (wakeup.c), once its rows are visible: in one critical section it
  * sets "wake" and reads the state.  RUNNING: it sets that worker's latch.
@@ -87,7 +87,6 @@
 #include "owner.h"
 #include "queue.h"
 #include "settings.h"
-#include "slots.h"
 #include "wakeup.h"
 #include "worker.h"
 
@@ -140,7 +139,7 @@ on_shmem_request(void)
 {
 	if (previous_shmem_request_hook)
 		previous_shmem_request_hook();
-	slots_reserve();
+	wakeup_reserve();
 }
 
 void
@@ -166,8 +165,8 @@ worker_exit(int code, Datum arg)
 	(void) code;
 	(void) arg;
 	if (delivering)
-		slots_raise_doubt();
-	slots_died();
+		wakeup_raise_doubt();
+	wakeup_died();
 	deliverer_unlock();
 }
 
@@ -268,7 +267,7 @@ must_make_way(int every_ms)
 static bool
 makes_way(void)
 {
-	return must_make_way(LOOK_IDLE_MS) && wakeup_hand_over(MyDatabaseId);
+	return must_make_way(LOOK_IDLE_MS) && wakeup_hand_over();
 }
 
 static void
@@ -307,7 +306,7 @@ is_prepared(Oid table)
 static TimestampTz
 prepared_due(void)
 {
-	TimestampTz prepared_at = slots_prepared_at();
+	TimestampTz prepared_at = wakeup_prepared_at();
 	TimestampTz passed = asked_at - prepared_at;
 
 	if (prepared_at == 0)
@@ -323,14 +322,14 @@ ask_about_prepared(void)
 {
 	MemoryContext context = CurrentMemoryContext;
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz prepared_at = slots_prepared_at();
+	TimestampTz prepared_at = wakeup_prepared_at();
 	Installation installation;
 
 	if (max_prepared_xacts == 0 || (asked_at != 0 && now < prepared_due()))
 		return false;
 	asked_at = now;
 	StartTransactionCommand();
-	slots_note_prepared(prepared_at, owner_find(&installation) && is_prepared(installation.message_table));
+	wakeup_note_prepared(prepared_at, owner_find(&installation) && is_prepared(installation.message_table));
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 	return true;
@@ -352,9 +351,9 @@ wait_for_work(TimestampTz due)
 	{
 		if (makes_way())
 			return false;
-		if (slots_take_wake() || now >= due || !is_wanted())
+		if (wakeup_take() || now >= due || !is_wanted())
 			return true;
-		if (now >= idle_end && slots_leave(due == DT_NOEND ? 0 : due))
+		if (now >= idle_end && wakeup_leave(due == DT_NOEND ? 0 : due))
 			return false;
 		worker_idle(now >= idle_end ? due : Min(due, idle_end));
 		now = GetCurrentTimestamp();
@@ -397,7 +396,7 @@ was_woken(void)
 	bool		woken;
 
 	wakeup_serve_signals();
-	woken = slots_take_wake();
+	woken = wakeup_take();
 	return ask_about_prepared() || woken;
 }
 
@@ -437,9 +436,9 @@ take_turn(void)
 	wakeup_serve_signals();
 	if (failures > 0 && !wait_after_failure())
 		return false;
-	slots_take_wake();
+	wakeup_take();
 	if (!is_wanted())
-		return !slots_leave(0);
+		return !wakeup_leave(0);
 	pgstat_report_activity(STATE_RUNNING, "delivering requested cancels");
 	ask_about_prepared();
 	if (!looked)
@@ -447,14 +446,14 @@ take_turn(void)
 		bool		pending = something_is_pending();
 
 		looked = true;
-		slots_looked();
-		if (!pending && slots_prepared_at() == 0)
-			return !slots_leave(0);
+		wakeup_looked();
+		if (!pending && wakeup_prepared_at() == 0)
+			return !wakeup_leave(0);
 	}
 	due = worker_deliver();
 	failures = 0;
 	last_failure[0] = '\0';
-	return due == DT_NOBEGIN ? !slots_leave(0) : wait_for_work(due);
+	return due == DT_NOBEGIN ? !wakeup_leave(0) : wait_for_work(due);
 }
 
 /*
@@ -551,8 +550,8 @@ worker_main(Datum arg)
 	stop_timeout = RegisterTimeout(USER_TIMEOUT, on_stop_tick);
 	BackgroundWorkerUnblockSignals();
 
-	slots_attach();
-	if (!slots_enter(database))
+	wakeup_attach();
+	if (!wakeup_enter(database))
 		proc_exit(0);
 	connect_to(database);
 	pgstat_report_appname(MyBgworkerEntry->bgw_name);
