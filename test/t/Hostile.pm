@@ -304,20 +304,21 @@ sub _growth
         $after->{fds} > $before->{fds} + 24 ? "$who: $before->{fds} descriptors, then $after->{fds}" : ());
 }
 
-# Which of them ended the sessions? Each is tried alone.
+# Which of them ended the sessions? Those that were not told that another did. If all were, each is tried alone.
 sub _convict
 {
     my ($self, $way, $app, $explained, @suspects) = @_;
     return if !@suspects;
     $self->_server_is_back;
-    my @wrong;
-    for (@suspects)
+    my @wrong = map { $self->_report("function, $way, $_->[2]", $_->[0], $explained->{ $_->[0] }, 'ends its session') }
+      grep { $_->[1] !~ /crash of another server process/ } @suspects;
+    for (@wrong ? () : @suspects)
     {
-        my ($id, $said, $database) = @$_;
+        my ($id, undef, $database) = @$_;
         my $again = $self->_again($app, $id, $explained->{$id}, $database);
         push @wrong, $self->_report("function, $way, $database", $id, $explained->{$id}, $again) if $again;
     }
-    push @wrong, "the sessions ended, but not again, at: " . join(' ', map { "$_->[0] ($_->[1])" } @suspects) if !@wrong;
+    push @wrong, 'the sessions ended, but not again, at: ' . join(' ', map { $_->[0] } @suspects) if !@wrong;
     return @wrong;
 }
 

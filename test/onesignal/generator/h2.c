@@ -853,15 +853,20 @@ length_amiss(Answer *answer)
 	Buf			block = {0};
 	char		length[24];
 	size_t		real = answer->body.bytes.length;
+	size_t		json = answer->body.json_end > 0 ? answer->body.json_end : real;
+	bool		longer = random_below(&answer->random, 2) || real == 0;
 
-	snprintf(length, sizeof(length), "%zu", random_below(&answer->random, 2) || real == 0 ? real + 1 + random_below(&answer->random, 9) :
-			 (size_t) random_below(&answer->random, (uint32_t) real));
+	snprintf(length, sizeof(length), "%zu", longer ? real + 1 + random_below(&answer->random, 9) :
+			 (size_t) random_below(&answer->random, (uint32_t) json));
 	status_field(answer, &block, answer->status);
 	field(&block, "content-length", length);
 	headers_frame(answer, &block, END_HEADERS);
 	free(block.data);
 	data(answer, true);
 	expect_null(answer);
+	/* Whoever has read that much may think that this was all. */
+	if (!longer)
+		expect_part(answer);
 }
 
 /* ---- no HTTP/2 ---- */

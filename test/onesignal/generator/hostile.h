@@ -158,6 +158,7 @@ typedef struct Answer
 	End			end;			/* END_OWN: the connection goes on */
 	size_t		head_end;		/* not 0: the connection's end is the body's */
 	size_t		complete_at;	/* not 0: from here on a length says that nothing is missing */
+	bool		at_once;		/* in one write, whatever the id says */
 	bool		whole;			/* is not cut */
 	bool		breaks;			/* others on the same connection suffer */
 

@@ -166,7 +166,7 @@ put_spread(Channel *channel, Answer *answer)
 	{
 		size_t		length = left;
 
-		switch ((Spread) answer->id->spread)
+		switch (answer->at_once ? SPREAD_ONE : (Spread) answer->id->spread)
 		{
 			case SPREAD_TWO:
 				length = i == 0 && first > 0 ? first : left;
