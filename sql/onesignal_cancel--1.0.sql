@@ -32,7 +32,7 @@ CREATE TYPE onesignal_cancel_result AS (
 );
 
 COMMENT ON TYPE onesignal_cancel_result IS
-'what one cancel came to';
+'the result of canceling one message';
 COMMENT ON COLUMN onesignal_cancel_result.status IS
 'HTTP status of OneSignal''s answer to the last attempt; NULL: no answer';
 COMMENT ON COLUMN onesignal_cancel_result.success IS
