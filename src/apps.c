@@ -398,6 +398,21 @@ apps_next_key_check(const DeliveryLane *lane)
 /* ---- learning from an answer's status ---- */
 
 static char *
+describe_rejection(int status)
+{
+	return psprintf("OneSignal rejected the API key (HTTP %d)", status);
+}
+
+void
+apps_suspect(DeliveryLane *lane, int http_status, Moment now)
+{
+	if (lane->circuit.open || lane->success_us != 0)
+		return;
+	(void) circuit_open(&lane->circuit, now.us, now.us, now.us);
+	set_text(&lane->reason, describe_rejection(http_status));
+}
+
+static char *
 describe_status(const HttpAnswer *answer)
 {
 	char	   *text;
@@ -405,7 +420,7 @@ describe_status(const HttpAnswer *answer)
 	if (answer->status == 0)
 		text = psprintf("no answer: %s", answer->error);
 	else if (answer->status == 401 || answer->status == 403)
-		text = psprintf("OneSignal rejected the API key (HTTP %d)", answer->status);
+		text = describe_rejection(answer->status);
 	else if (answer->status == 429 && answer->retry_after > 0)
 		text = psprintf("OneSignal's rate limit is exceeded (HTTP 429, Retry-After %d s)", answer->retry_after);
 	else if (answer->status == 429)

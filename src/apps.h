@@ -151,6 +151,12 @@ extern int64 apps_next_key_check(const DeliveryLane *lane);
 /* Nothing may be sent for the lane, for the reason given: pauses it without a request. */
 extern void apps_miss_key(DeliveryLane *lane, const char *reason, bool log, Moment now);
 
+/*
+ * A row of the lane says that OneSignal rejected its key, under a deliverer
+ * before this one: begins with a probe, unless the key has been taken since.
+ */
+extern void apps_suspect(DeliveryLane *lane, int http_status, Moment now);
+
 /* Is it this message that OneSignal denies, and not the key?  Ask before apps_learn(). */
 extern bool apps_denies(const DeliveryLane *lane, const QueueRow *row, Moment now);
 extern void apps_excuse(DeliveryLane *lane, int64 begun_us);

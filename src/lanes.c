@@ -509,11 +509,17 @@ scan_lanes(Moment now)
 
 /* ---- fetching ---- */
 
+static bool
+was_rejected(int http_status)
+{
+	return http_status == 401 || http_status == 403;
+}
+
 /* Rejected with its key, a row lets others be the next probe; when the lane's circuit is closed, it is due. */
 static bool
 waited_for_the_key(const DeliveryLane *lane, int http_status)
 {
-	return (http_status == 401 || http_status == 403) && !lane->circuit.open;
+	return was_rejected(http_status) && !lane->circuit.open;
 }
 
 /* Rows that wait for their time, or whose outcome is being had, stay behind. */
@@ -528,6 +534,8 @@ is_due(DeliveryLane *lane, const QueueRow *row, Moment now)
 		begun->renewed |= begun->requested_at != row->requested_at;
 		return false;
 	}
+	if (was_rejected(row->http_status))
+		apps_suspect(lane, row->http_status, now);
 	if (row->next_attempt_at <= now.ts || waited_for_the_key(lane, row->http_status))
 		return true;
 	lane->next_due_us = Min(lane->next_due_us, on_engine_clock(row->next_attempt_at, now));
