@@ -129,7 +129,7 @@ launch_due(Oid database)
 
 /* Starts what is due; returns when there is something to do again. */
 static TimestampTz
-launch(void)
+launcher_turn(void)
 {
 	Oid			database;
 	TimestampTz due;
@@ -190,7 +190,7 @@ launcher_main(Datum arg)
 		sweep_begin();
 	for (;;)
 	{
-		TimestampTz until = settings_enabled ? launch() : DT_NOEND;
+		TimestampTz until = settings_enabled ? launcher_turn() : DT_NOEND;
 
 		pgstat_report_activity(STATE_IDLE, NULL);
 		wakeup_wait(until, wait_event_named(&wait_event, "OnesignalCancelLauncher"));

@@ -124,7 +124,7 @@ static bool poked = false;
 /* ---- the memory ---- */
 
 static void
-initialize(void *memory)
+initialize_slots(void *memory)
 {
 	Slots	   *slots = memory;
 
@@ -152,7 +152,7 @@ void
 wakeup_attach(void)
 {
 	if (shared == NULL)
-		shared = get_shared_memory(SLOTS_NAME, sizeof(Slots), initialize);
+		shared = get_shared_memory(SLOTS_NAME, sizeof(Slots), initialize_slots);
 }
 
 static void
@@ -215,7 +215,7 @@ due_of(const Slot *slot)
 }
 
 static Slot *
-find(Oid database)
+find_slot(Oid database)
 {
 	for (int i = 0; i < SLOTS_COUNT; i++)
 	{
@@ -230,12 +230,12 @@ find(Oid database)
  * database needs a worker last: what it was due for is left to a sweep.
  */
 static Slot *
-find_or_take(Oid database)
+find_or_take_slot(Oid database)
 {
-	Slot	   *slot = find(database);
+	Slot	   *slot = find_slot(database);
 
 	if (slot == NULL)
-		slot = find(InvalidOid);
+		slot = find_slot(InvalidOid);
 	for (int i = 0; slot == NULL && i < SLOTS_COUNT; i++)
 	{
 		if (shared->slots[i].state == SLOT_FREE && shared->slots[i].next_due == 0)
@@ -348,7 +348,7 @@ wake_worker(bool prepared)
 	bool		starts = false;
 
 	SpinLockAcquire(&shared->lock);
-	slot = may_start ? find_or_take(MyDatabaseId) : find(MyDatabaseId);
+	slot = may_start ? find_or_take_slot(MyDatabaseId) : find_slot(MyDatabaseId);
 	if (slot != NULL)
 	{
 		slot->wake = true;
@@ -492,7 +492,7 @@ wakeup_enter(Oid database)
 	bool		looking;
 
 	SpinLockAcquire(&shared->lock);
-	slot = find_or_take(database);
+	slot = find_or_take_slot(database);
 	if (slot != NULL && slot->state != SLOT_RUNNING)
 	{
 		looking = slot->looking;
@@ -693,7 +693,7 @@ wakeup_launch(Oid database, bool look)
 	bool		starts = false;
 
 	SpinLockAcquire(&shared->lock);
-	slot = find_or_take(database);
+	slot = find_or_take_slot(database);
 	if (slot != NULL && begin_start(slot, now))
 	{
 		slot->looking = look;
@@ -715,7 +715,7 @@ wakeup_looks_until(Oid database)
 	Slot	   *slot;
 
 	SpinLockAcquire(&shared->lock);
-	slot = find(database);
+	slot = find_slot(database);
 	if (slot != NULL && slot->looking)
 		until = slot->since + STARTING_FOR;
 	SpinLockRelease(&shared->lock);
@@ -729,7 +729,7 @@ wakeup_forget(Oid database)
 	Slot	   *slot;
 
 	SpinLockAcquire(&shared->lock);
-	slot = find(database);
+	slot = find_slot(database);
 	if (slot != NULL && slot->state != SLOT_RUNNING)
 	{
 		memset(slot, 0, sizeof(Slot));
