@@ -474,7 +474,7 @@ wakeup_delivery(Oid database)
 	Slot	   *slot;
 
 	SpinLockAcquire(&shared->lock);
-	slot = find(database);
+	slot = find_slot(database);
 	if (slot != NULL && (slot->state == SLOT_DIED || is_late(slot, now)))
 		delivery = WAKEUP_NO_WORKER;
 	else if (slot != NULL && (slot->state != SLOT_FREE ||
