@@ -466,15 +466,15 @@ recover(MemoryContext context)
 	ErrorData  *error;
 
 	HOLD_INTERRUPTS();
-	MemoryContextSwitchTo(context);
-	error = CopyErrorData();
-	if (strncmp(last_failure, error->message, sizeof(last_failure) - 1) != 0)
-		EmitErrorReport();
-	strlcpy(last_failure, error->message, sizeof(last_failure));
 	deliverer_abandon();
 	end_of_delivery();
 	AbortCurrentTransaction();
 	MemoryContextSwitchTo(context);
+	/* Only now, since it allocates: lack of memory may have been the error. */
+	error = CopyErrorData();
+	if (strncmp(last_failure, error->message, sizeof(last_failure) - 1) != 0)
+		EmitErrorReport();
+	strlcpy(last_failure, error->message, sizeof(last_failure));
 	FlushErrorState();
 	/* Should nothing be pending, there is no reason to go on failing. */
 	looked = false;
