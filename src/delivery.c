@@ -74,8 +74,6 @@
 /* Waits shorter than this are spent here, longer ones by the caller. */
 #define SHORT_WAIT			USECS_PER_SEC
 
-#define UNANSWERED_HINT		"an earlier attempt had no answer and may have canceled it"
-
 typedef enum ItemPlace
 {
 	ITEM_ON_WIRE,
@@ -364,26 +362,15 @@ decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz 
 	}
 }
 
-static void
-add_unanswered_hint(QueueOutcome *outcome)
-{
-	char	  **errors = palloc(sizeof(char *) * (outcome->error_count + 1));
-
-	for (int i = 0; i < outcome->error_count; i++)
-		errors[i] = outcome->errors[i];
-	errors[outcome->error_count++] = UNANSWERED_HINT;
-	outcome->errors = errors;
-}
-
 /* What View message said of a refusal that was in doubt; stopping, the next deliverer has to ask. */
 static void
-apply_check(const DeliveryItem *item, QueueOutcome *outcome)
+apply_check(const DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged)
 {
 	switch (item->check)
 	{
 		case CHECK_CONFIRMED:
 			outcome->state = QUEUE_CANCELED;
-			outcome->error_count = 0;
+			judged->error_count = 0;
 			break;
 		case CHECK_WANTED:
 			outcome->state = QUEUE_PENDING;
@@ -391,14 +378,26 @@ apply_check(const DeliveryItem *item, QueueOutcome *outcome)
 			outcome->next_attempt_at = GetCurrentTimestamp();
 			break;
 		case CHECK_GIVEN_UP:
-			add_unanswered_hint(outcome);
+			onesignal_hint_unanswered(judged);
 			break;
 		default:
 			break;
 	}
 }
 
-/* False: it is to be checked first, and waits for that. */
+/* False: a refusal is to be checked first, and waits for that. */
+static bool
+may_believe(DeliveryItem *item)
+{
+	if (item->check != CHECK_NONE || !is_in_doubt(item))
+		return true;
+	if (stopping_since == 0)
+		return !schedule_check(item, http_clock_us());
+	item->check = CHECK_WANTED;
+	return true;
+}
+
+/* False: it is to be checked first. */
 static bool
 decide(DeliveryItem *item, QueueOutcome *outcome)
 {
@@ -412,23 +411,19 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	outcome->requested_at = item->row.requested_at;
 	outcome->unanswered = item->answer.sent_before || (judged.status == 0 && item->answer.sent);
 	outcome->http_status = judged.status;
-	outcome->errors = judged.errors;
-	outcome->error_count = judged.error_count;
 	outcome->response = judged.response;
 	outcome->last_attempt_at = item->begun.ts;
 	outcome->state = decide_state(item, &judged, now);
 	if (outcome->state == QUEUE_PENDING)
 		outcome->next_attempt_at = next_attempt(item, &judged, now);
-	if (outcome->state != QUEUE_REFUSED || item->denied)
-		return true;
-	if (item->check == CHECK_NONE && is_in_doubt(item))
+	if (outcome->state == QUEUE_REFUSED && !item->denied)
 	{
-		if (stopping_since != 0)
-			item->check = CHECK_WANTED;
-		else if (schedule_check(item, http_clock_us()))
+		if (!may_believe(item))
 			return false;
+		apply_check(item, outcome, &judged);
 	}
-	apply_check(item, outcome);
+	outcome->errors = judged.errors;
+	outcome->error_count = judged.error_count;
 	return true;
 }
 
