@@ -104,6 +104,8 @@ typedef struct DeliveryItem
 	QueueRow	row;
 	HttpAnswer	answer;			/* to the DELETE */
 	char	   *text;			/* what answer points to */
+	HttpAnswer	view;			/* to View message, as long as it is to be judged */
+	char	   *view_text;		/* what view points to, or NULL */
 	Moment		begun;			/* when it was decided to send it */
 	bool		denied;			/* 401 or 403, and not on account of the key */
 	ItemCheck	check;
@@ -175,6 +177,8 @@ free_item(DeliveryItem *item)
 		apps_release_key(item->key);
 	if (item->text != NULL)
 		pfree(item->text);
+	if (item->view_text != NULL)
+		pfree(item->view_text);
 	pfree(item);
 }
 
@@ -245,54 +249,50 @@ begin_view(DeliveryItem *item, Moment now)
 		push_answered(item);
 }
 
-static void
-take_view(DeliveryItem *item, const HttpAnswer *answer)
+/* What View message said.  In a transaction.  False: it is to be asked again. */
+static bool
+judge_view(DeliveryItem *item)
 {
 	int			retry_after;
+	ViewVerdict verdict = onesignal_judge_view(&item->view, &retry_after);
 
-	switch (onesignal_judge_view(answer, &retry_after))
-	{
-		case VIEW_CANCELED:
-			item->check = CHECK_CONFIRMED;
-			break;
-		case VIEW_UNAVAILABLE:
-			if (schedule_check(item, http_clock_us() + Max(retry_after, 1) * USECS_PER_SEC))
-				return;
-			break;
-		default:
-			item->check = CHECK_DENIED;
-			break;
-	}
-	push_answered(item);
+	pfree(item->view_text);
+	item->view_text = NULL;
+	if (verdict == VIEW_UNAVAILABLE)
+		return stopping_since != 0 ||
+			!schedule_check(item, http_clock_us() + Max(retry_after, 1) * USECS_PER_SEC);
+	item->check = verdict == VIEW_CANCELED ? CHECK_CONFIRMED : CHECK_DENIED;
+	return true;
 }
 
 /* ---- taking answers ---- */
 
-static void
-copy_answer(DeliveryItem *item, const HttpAnswer *answer)
+/* Returns what the copy points to. */
+static char *
+copy_answer(HttpAnswer *copy, const HttpAnswer *answer)
 {
 	size_t		body_size = answer->body_length + 1;
 	size_t		error_size = strlen(answer->error) + 1;
 	size_t		host_size = strlen(answer->redirect_host) + 1;
+	char	   *text = MemoryContextAlloc(delivery_context, body_size + error_size + host_size);
 
-	item->text = MemoryContextAlloc(delivery_context, body_size + error_size + host_size);
-	item->answer = *answer;
-	item->answer.body = memcpy(item->text, answer->body, body_size);
-	item->answer.error = memcpy(item->text + body_size, answer->error, error_size);
-	item->answer.redirect_host = memcpy(item->text + body_size + error_size, answer->redirect_host, host_size);
+	*copy = *answer;
+	copy->body = memcpy(text, answer->body, body_size);
+	copy->error = memcpy(text + body_size, answer->error, error_size);
+	copy->redirect_host = memcpy(text + body_size + error_size, answer->redirect_host, host_size);
+	return text;
 }
 
 static void
 take_cancel(DeliveryItem *item, const HttpAnswer *answer)
 {
-	copy_answer(item, answer);
+	item->text = copy_answer(&item->answer, answer);
 	item->denied = (answer->status == 401 || answer->status == 403) &&
 		apps_denies(item->lane, &item->row, apps_now());
 	if (item->denied)
 		apps_excuse(item->lane, item->begun.us);
 	else
 		apps_learn(item->lane, answer, item->begun.us);
-	push_answered(item);
 }
 
 /* The exchange goes back to the engine; what it brought waits to be recorded. */
@@ -304,9 +304,10 @@ take_answer(HttpExchange *exchange)
 	bool		has_status = answer->status != 0;
 
 	if (item->check == CHECK_WANTED)
-		take_view(item, answer);
+		item->view_text = copy_answer(&item->view, answer);
 	else
 		take_cancel(item, answer);
+	push_answered(item);
 	http_release(exchange);
 	lanes_end_request(item->lane, has_status, apps_now());
 }
@@ -389,6 +390,8 @@ apply_check(const DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judg
 static bool
 may_believe(DeliveryItem *item)
 {
+	if (item->view_text != NULL)
+		return judge_view(item);
 	if (item->check != CHECK_NONE || !is_in_doubt(item))
 		return true;
 	if (stopping_since == 0)
