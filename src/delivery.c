@@ -752,6 +752,7 @@ delivery_run(const DeliveryOptions *options)
 	{
 		MemoryContextSwitchTo(turn_context);
 		next_due = run(options);
+		http_tidy();
 		if (!dlist_is_empty(&items))	/* the extension is gone, or rows stay locked */
 		{
 			wakeup_raise_doubt();
