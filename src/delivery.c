@@ -117,7 +117,7 @@ typedef struct DeliveryItem
 static int	compare_items(const pairingheap_node *a, const pairingheap_node *b, void *arg);
 
 static MemoryContext delivery_context = NULL;	/* items; dropped with them after an error */
-static MemoryContext turn_context;	/* what one turn of the run needs */
+static MemoryContext turn_context = NULL;	/* what one turn of the run needs */
 static dlist_head items = DLIST_STATIC_INIT(items);
 static dlist_head answered;
 static int	answered_count = 0;
@@ -740,16 +740,15 @@ delivery_run(const DeliveryOptions *options)
 	TimestampTz next_due;
 
 	if (delivery_context == NULL)
-	{
 		delivery_context = AllocSetContextCreate(TopMemoryContext, "onesignal delivery", ALLOCSET_DEFAULT_SIZES);
+	if (turn_context == NULL)
 		turn_context = AllocSetContextCreate(TopMemoryContext, "onesignal turn", ALLOCSET_DEFAULT_SIZES);
-	}
 	forget_everything();
-	lanes_open(cautious);
-	cautious = false;
 	error_context_stack = &context;
 	PG_TRY();
 	{
+		lanes_open(cautious);
+		cautious = false;
 		MemoryContextSwitchTo(turn_context);
 		next_due = run(options);
 		http_tidy();
