@@ -48,7 +48,7 @@ SELECT told(format('SELECT onesignal_cancel_pause(%L)', :'app'));
 SELECT told(format('SELECT onesignal_cancel_resume(%L)', :'app'));
 CALL onesignal_cancel_purge('1 day');
 CALL onesignal_cancel_deliver();
-SELECT onesignal_cancel_preloaded();
+SELECT onesignal_cancel_preloaded() IS NOT NULL AS allowed;
 RESET ROLE;
 
 -- ---- pause and resume ----
