@@ -50,11 +50,7 @@ SELECT told(format('SELECT onesignal_cancel_pause(%L)', :'app'));
 SELECT told(format('SELECT onesignal_cancel_resume(%L)', :'app'));
 CALL onesignal_cancel_purge('1 day');
 CALL onesignal_cancel_deliver();
-<<<<<<< HEAD
 SELECT onesignal_cancel_preloaded() = :'preloaded' AS preloaded_is_right;
-=======
-SELECT onesignal_cancel_preloaded() IS NOT NULL AS allowed;
->>>>>>> c77b702872874d9b7b6c9c6d1e7428f533d9d2f8
 RESET ROLE;
 
 -- ---- pause and resume ----
