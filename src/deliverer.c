@@ -153,10 +153,10 @@ deliver_once(TimestampTz until)
 	if (due == DT_NOBEGIN)
 		return false;
 
-	due = Min(due, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DELIVERER_LOOK_MS));
-	if (due >= until)
+	if (GetCurrentTimestamp() >= until)
 		return false;
-	wakeup_wait(due, wait_event_named(&wait_event, "OnesignalCancelDeliver"));
+	due = Min(due, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), DELIVERER_LOOK_MS));
+	wakeup_wait(Min(due, until), wait_event_named(&wait_event, "OnesignalCancelDeliver"));
 	wakeup_serve_signals();
 	settings_require_enabled();
 	return true;

@@ -699,6 +699,8 @@ run(const DeliveryOptions *options)
 		MemoryContextReset(turn_context);
 		if (options->woken != NULL && options->woken())
 			lanes_wake();
+		else if (options->in_procedure)
+			lanes_refresh(now);
 		may = may_begin(options, now);
 		if (stopping_since != 0 && (http_in_flight() == 0 || now.us - stopping_since > STOP_US))
 		{

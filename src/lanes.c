@@ -60,6 +60,9 @@
 /* Requests begun and not yet recorded, of all apps together. */
 #define RUN_TRUST_MAX		16384
 
+/* How soon a pause is seen where no wake-up tells of it. */
+#define REFRESH_US			USECS_PER_SEC
+
 /* Rows that cannot be attempted are looked through so often for those whose time is over. */
 #define EXPIRE_US			USECS_PER_MINUTE
 
@@ -97,7 +100,10 @@ static pairingheap timers = {.ph_compare = compare_timers};
 static pairingheap keyless = {.ph_compare = compare_timers};
 
 static bool scan_wanted;
+static bool scan_rewinds;		/* the next one looks for rows, too, not for pauses alone */
 static bool scan_runs;
+static bool scan_finds;			/* the one that runs does */
+static int64 scan_began_us;
 static QueueLane scanned;		/* the last lane that the scan has come to */
 static int64 scan_at_us;		/* the next slice is not read before */
 
@@ -197,7 +203,7 @@ lanes_open(bool cautious)
 		scan_runs = false;
 	}
 	/* Another deliverer may have been at work since. */
-	scan_wanted = true;
+	lanes_wake();
 	scan_at_us = 0;
 }
 
@@ -223,7 +229,13 @@ lanes_forget(void)
 void
 lanes_wake(void)
 {
-	scan_wanted = true;
+	scan_wanted = scan_rewinds = true;
+}
+
+void
+lanes_refresh(Moment now)
+{
+	scan_wanted |= now.us - scan_began_us > REFRESH_US;
 }
 
 /* ---- where an app stands ---- */
@@ -486,7 +498,9 @@ scan_lanes(Moment now)
 
 	if (!scan_runs)
 	{
-		scan_wanted = false;
+		scan_finds = scan_rewinds;
+		scan_wanted = scan_rewinds = false;
+		scan_began_us = now.us;
 		memset(&scanned, 0, sizeof(scanned));
 	}
 	listed = queue_lanes(&scanned, SCAN_LANES);
@@ -494,12 +508,16 @@ scan_lanes(Moment now)
 	{
 		QueueListed *entry = lfirst(cell);
 		DeliveryApp *app = apps_get(&entry->lane.app_id, &entry->app, now);
-		DeliveryLane *lane = get_lane(&entry->lane, app);
 
 		apps_update(app, &entry->app, now);
-		lane->rewind_wanted = true;
-		lane->checks = 0;		/* the key may be there by now */
-		lane_place(lane, now);
+		if (scan_finds)
+		{
+			DeliveryLane *lane = get_lane(&entry->lane, app);
+
+			lane->rewind_wanted = true;
+			lane->checks = 0;	/* the key may be there by now */
+			lane_place(lane, now);
+		}
 		app_place(app, now);
 		scanned = entry->lane;
 	}
@@ -793,7 +811,8 @@ lanes_settle(DeliveryLane *lane, const QueueRow *row, int http_status, Timestamp
 	TakenRow   *begun = hash_search(taken, &key, HASH_REMOVE, NULL);
 
 	/* By another role, maybe, and so in another lane. */
-	scan_wanted |= begun != NULL && begun->renewed;
+	if (begun != NULL && begun->renewed)
+		lanes_wake();
 	lane->items--;
 	app->trust.unrecorded--;
 	run_trust.unrecorded--;

@@ -16,6 +16,9 @@ extern void lanes_forget(void);
 /* Rows may have been committed, in any lane: look for them soon. */
 extern void lanes_wake(void);
 
+/* Now and then, where no wake-up tells of it: somebody may have paused or resumed an app. */
+extern void lanes_refresh(Moment now);
+
 /* Takes up what waited for a time that has come. */
 extern void lanes_tick(Moment now);
 
