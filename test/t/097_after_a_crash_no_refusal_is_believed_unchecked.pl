@@ -26,11 +26,9 @@ for my $crash ('worker', 'postmaster')
 {
     my $before = $api->received;
     $node->safe_psql('postgres', <<SQL);
-INSERT INTO onesignal_message (message_id, app_id, send_after) SELECT gen_random_uuid(), '$app', now() + interval '1 h' FROM generate_series(1, $ROWS);
-UPDATE onesignal_message SET cancel = true WHERE state = 'scheduled';
 CREATE TRIGGER aa_full_disk BEFORE UPDATE ON onesignal_message FOR EACH ROW WHEN (NEW.state <> 'pending') EXECUTE FUNCTION full_disk();
 ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER aa_full_disk;
-SELECT onesignal_cancel_resume('$app');
+INSERT INTO onesignal_message (message_id, app_id, send_after, cancel) SELECT gen_random_uuid(), '$app', now() + interval '1 h', true FROM generate_series(1, $ROWS);
 SQL
     $api->wait_for_requests($before + $ROWS);
     my $pid = $crash eq 'worker' ? Workers::worker($node, 'postgres') : slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/ && $1;
