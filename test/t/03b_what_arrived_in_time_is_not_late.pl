@@ -11,8 +11,9 @@ use StandIn;
 use Test::More;
 use Workers;
 
-my $COUNT = 100;
-my $api = StandIn->new(accept_any => 1, http2_max_concurrent_streams => 20);
+# As many as an app may have on the wire at first.
+my $COUNT = 20;
+my $api = StandIn->new(accept_any => 1, http2_max_concurrent_streams => 4);
 my $node = Workers::start('main', conf => "log_statement = none\nonesignal_cancel.timeout = '10s'\n");
 $node->safe_psql('postgres', "CREATE EXTENSION onesignal_cancel;\n" . $api->setup_sql('clinic', server_options => { rate_limit => 0 }));
 
