@@ -107,7 +107,9 @@ CREATE TABLE onesignal_message (
     created_at timestamptz NOT NULL DEFAULT pg_catalog.now(),
     PRIMARY KEY (message_id, app_id),
     CONSTRAINT onesignal_message_pending_is_requested CHECK (state OPERATOR(pg_catalog.<>) 'pending'
-        OR (requested_by IS NOT NULL AND requested_at IS NOT NULL)))
+        OR (requested_by IS NOT NULL AND requested_at IS NOT NULL)),
+    CONSTRAINT onesignal_message_cancel_is_requested CHECK (NOT cancel
+        OR state OPERATOR(pg_catalog.<>) 'scheduled'))
     -- Nearly every change of state leaves a dead row behind: vacuum soon, and
     -- leave room on the page for a retry's update, which touches no index.
     WITH (fillfactor = 90,
@@ -159,6 +161,8 @@ COMMENT ON COLUMN onesignal_message.finished_at IS
 'when it became canceled, refused or failed';
 COMMENT ON COLUMN onesignal_message.created_at IS
 'when the row was inserted';
+COMMENT ON CONSTRAINT onesignal_message_cancel_is_requested ON onesignal_message IS
+'cancel was not set while the extension''s trigger did not fire (session_replication_role): nobody would deliver it';
 COMMENT ON CONSTRAINT onesignal_message_pending_is_requested ON onesignal_message IS
 'delivery needs to know who requested a pending cancel, and when';
 COMMENT ON INDEX onesignal_message_pending IS

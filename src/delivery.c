@@ -324,8 +324,10 @@ first_attempt(const DeliveryItem *item)
 static bool
 is_over(const DeliveryItem *item, TimestampTz now)
 {
-	TimestampTz from = Max(first_attempt(item), item->row.send_after);
+	TimestampTz from = first_attempt(item);
 
+	if (item->row.send_after != DT_NOEND)
+		from = Max(from, item->row.send_after);
 	return now - from > settings_retry_window * USECS_PER_SEC;
 }
 

@@ -149,6 +149,12 @@ typedef struct Shared
 	bool		merges;			/* the statement is a MERGE */
 	bool		woken;
 	bool		noticed;		/* it was told that a column is not its to write */
+
+	/* What the last INSERT of a row wrote, for ON CONFLICT sees only what we made of it. */
+	bool		offered;
+	pg_uuid_t	offered_message;
+	pg_uuid_t	offered_app;
+	MessageState offered_state;
 	int			access_count;
 	Access		access[ACCESS_MAX];
 } Shared;
@@ -538,12 +544,16 @@ refuse_takeback(const MessageRow *row)
 			 errhint("Schedule another message with OneSignal.")));
 }
 
-/* Triggers fire in the order of their names, in which the array has them. */
+/*
+ * Triggers fire in the order of their names, in which the array has them.  What
+ * another one does, and when, its maker can replace in the middle of a
+ * statement, which goes on with the triggers that it began with; he cannot
+ * rename it.  So none of that counts, only the name.
+ */
 static void
 require_last(const TriggerData *trigger)
 {
 	const TriggerDesc *all = trigger->tg_relation->trigdesc;
-	int16		event = TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ? TRIGGER_TYPE_INSERT : TRIGGER_TYPE_UPDATE;
 
 	for (int i = all->numtriggers - 1; i >= 0; i--)
 	{
@@ -551,11 +561,10 @@ require_last(const TriggerData *trigger)
 
 		if (other->tgoid == trigger->tg_trigger->tgoid)
 			return;
-		if (other->tgenabled != TRIGGER_DISABLED &&
-			TRIGGER_TYPE_MATCHES(other->tgtype, TRIGGER_TYPE_ROW, TRIGGER_TYPE_BEFORE, event))
+		if (!other->tgisinternal)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-					 errmsg("BEFORE trigger \"%s\" of table \"%s\" must not fire after \"%s\"",
+					 errmsg("trigger \"%s\" of table \"%s\" must not fire after \"%s\"",
 							other->tgname, RelationGetRelationName(trigger->tg_relation),
 							trigger->tg_trigger->tgname),
 					 errhint("Rename it: triggers fire in the order of their names.")));
@@ -660,6 +669,48 @@ ask_again(MessageRow *row, MessageState state)
 		adopt(row);
 }
 
+static pg_uuid_t *
+uuid_of(TupleTableSlot *slot, int column)
+{
+	bool		isnull;
+	Datum		value = slot_getattr(slot, column, &isnull);
+
+	return isnull ? NULL : DatumGetUUIDP(value);
+}
+
+static bool
+is_uuid(const pg_uuid_t *uuid, const pg_uuid_t *other)
+{
+	return uuid != NULL && memcmp(uuid, other, sizeof(pg_uuid_t)) == 0;
+}
+
+static void
+remember_offer(MessageRow *row)
+{
+	Shared	   *shared = row->shared;
+	const pg_uuid_t *message_id = uuid_of(row->new, COLUMN_MESSAGE_ID);
+	const pg_uuid_t *app_id = uuid_of(row->new, COLUMN_APP_ID);
+
+	shared->offered = message_id != NULL && app_id != NULL;
+	if (!shared->offered)
+		return;
+	shared->offered_message = *message_id;
+	shared->offered_app = *app_id;
+	shared->offered_state = state_of(row, row->new);
+}
+
+/* The state that the statement wrote; of an INSERT ... ON CONFLICT, before we put it right. */
+static MessageState
+written_state(const MessageRow *row)
+{
+	const Shared *shared = row->shared;
+
+	if (shared->offered && is_uuid(uuid_of(row->new, COLUMN_MESSAGE_ID), &shared->offered_message) &&
+		is_uuid(uuid_of(row->new, COLUMN_APP_ID), &shared->offered_app))
+		return shared->offered_state;
+	return state_of(row, row->new);
+}
+
 /*
  * The statement wrote "scheduled" and false to a row whose cancel has been
  * requested: it saves a copy that was read before the request.  Nobody asks to
@@ -668,7 +719,7 @@ ask_again(MessageRow *row, MessageState state)
 static bool
 saves_older_copy(const MessageRow *row, MessageState was)
 {
-	return was != STATE_SCHEDULED && state_of(row, row->new) == STATE_SCHEDULED &&
+	return was != STATE_SCHEDULED && written_state(row) == STATE_SCHEDULED &&
 		flag_of(row->old, COLUMN_CANCEL) && !flag_of(row->new, COLUMN_CANCEL);
 }
 
@@ -756,6 +807,7 @@ inserted(MessageRow *row)
 	bool		trusted = has_privs_of_role(GetUserId(), row->trigger->tg_relation->rd_rel->relowner);
 	MessageState state = trusted ? state_of(row, row->new) : STATE_SCHEDULED;
 
+	remember_offer(row);
 	for (int column = COLUMN_STATE; column <= COLUMN_COUNT; column++)
 		if (set_default(row, column, trusted) && !trusted)
 			notice_ignored(row, column);
@@ -806,6 +858,21 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 	return PointerGetDatum(changed_tuple(&row));
 }
 
+/* Called by anybody else, the guard would lock the table for him. */
+static void
+require_written(Oid table)
+{
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_RELATION(tag, MyDatabaseId, table);
+	for (LOCKMODE mode = RowExclusiveLock; mode <= AccessExclusiveLock; mode++)
+		if (lock_is_held(&tag, mode))
+			return;
+	ereport(ERROR,
+			(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+			 errmsg("onesignal_message_guard() can only be used by table onesignal_message")));
+}
+
 /*
  * onesignal_message_guard() RETURNS boolean: a CHECK of onesignal_message
  *
@@ -813,7 +880,8 @@ onesignal_message_change(PG_FUNCTION_ARGS)
  * and would then write into requested_by whom he likes.  He can neither drop a
  * CHECK nor put our trigger back, for he may not execute its function: so
  * nothing that he wrote in between is ever delivered.  Disabling the trigger is
- * the owner's privilege, and what pg_restore --disable-triggers does.
+ * the owner's privilege, and what pg_restore --disable-triggers does: then this
+ * wakes delivery in its place.
  */
 Datum
 onesignal_message_guard(PG_FUNCTION_ARGS)
@@ -821,7 +889,15 @@ onesignal_message_guard(PG_FUNCTION_ARGS)
 	FmgrInfo   *called = fcinfo->flinfo;
 
 	if (called->fn_extra == NULL && SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA)
-		owner_require_trigger(get_func_namespace(called->fn_oid), true);
+	{
+		Oid			schema = get_func_namespace(called->fn_oid);
+		Oid			table = get_relname_relid("onesignal_message", schema);
+
+		require_written(table);
+		owner_require_trigger(schema, true);
+		if (owner_trigger_problem(table, schema, false) != NULL)
+			wakeup_request();
+	}
 	called->fn_extra = called;	/* once a statement */
 	PG_RETURN_BOOL(true);
 }

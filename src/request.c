@@ -93,6 +93,12 @@ enqueue(FunctionCallInfo fcinfo, const Request *request)
 	Oid			schema = get_func_namespace(fcinfo->flinfo->fn_oid);
 
 	PreventCommandIfReadOnly("INSERT");
+	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot request a cancel while session_replication_role is \"replica\""),
+				 errdetail("The trigger of onesignal_message does not fire then."),
+				 errhint("Do not enable a trigger that requests cancels with ENABLE REPLICA or ENABLE ALWAYS.")));
 	require_privileges(schema);
 	owner_require_trigger(schema, false);
 	queue_enqueue(schema, &request->app_id, &request->message_id,

@@ -70,7 +70,8 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		"INSERT INTO @onesignal_message AS m (app_id, message_id, send_after, reason, cancel)"
 		" VALUES ($1, $2, $3, $4, true)"
 		" ON CONFLICT (message_id, app_id) DO UPDATE SET cancel = true,"
-		" send_after = COALESCE($3, m.send_after), reason = COALESCE($4, m.reason)",
+		" send_after = COALESCE($3, m.send_after), reason = COALESCE($4, m.reason)"
+		" RETURNING m.cancel",
 		4, {UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID}
 	},
 
@@ -158,7 +159,8 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		" finished_at = pg_catalog.clock_timestamp(), next_attempt_at = NULL"
 		" WHERE ctid" EQ "ANY (ARRAY(SELECT m.ctid FROM @onesignal_message AS m"
 		" WHERE m.state" EQ "'pending' AND m.app_id" EQ "$1 AND m.requested_by" EQ "$2"
-		" AND COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz)" LT "$3"
+		" AND COALESCE(NULLIF(m.send_after, 'infinity'::pg_catalog.timestamptz),"
+		" '-infinity'::pg_catalog.timestamptz)" LT "$3"
 		" AND m.requested_at" LT "$3 LIMIT 10000 FOR UPDATE SKIP LOCKED))",
 		4, {UUIDOID, NAMEOID, TIMESTAMPTZOID, TEXTOID}
 	},

@@ -49,14 +49,18 @@ purge_before(FunctionCallInfo fcinfo)
 	static const Interval day = {.day = 1};
 	Datum		older_than = PG_GETARG_DATUM(0);
 
-	if (DatumGetBool(DirectFunctionCall2(interval_lt, older_than, IntervalPGetDatum(&day))))
+	TimestampTz now = GetCurrentTransactionStartTimestamp();
+	TimestampTz before = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval,
+																 TimestampTzGetDatum(now), older_than));
+
+	/* "1 month -29 days" is a day to the one and less to the other. */
+	if (before > now - USECS_PER_DAY ||
+		DatumGetBool(DirectFunctionCall2(interval_lt, older_than, IntervalPGetDatum(&day))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"older_than\" must be at least one day"),
 				 errhint("Write a unit, as in '90 days': '90' means 90 seconds.")));
-	return DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval,
-												   TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()),
-												   older_than));
+	return before;
 }
 
 static uint64
