@@ -36,6 +36,9 @@
 /* A key file changes without a word to us. */
 #define KEY_CHECK_US		INT64CONST(2000000)
 
+/* So long after a pause should have ended, nobody knows whether the app is back. */
+#define PROBE_AFTER		(5 * USECS_PER_MINUTE)
+
 /*
  * Requests that are begun before the first outcomes of an app are recorded,
  * and before any are recorded at all: should that be impossible, they are
@@ -113,9 +116,12 @@ app_begin(DeliveryApp *app, const QueueAppState *state, Moment now)
 	dlist_init(&app->lanes);
 	dlist_init(&app->dormant);
 
-	/* It is no news to log, and any other circuit that stands there is forgotten. */
-	if (state->circuit_until > now.ts)
-		(void) circuit_open(&app->circuit, now.us, now.us + (state->circuit_until - now.ts), now.us);
+	/*
+	 * It is no news to log.  A pause that ended lately ends with a probe all the
+	 * same; any other circuit that stands there is forgotten.
+	 */
+	if (state->circuit_until > now.ts - PROBE_AFTER)
+		(void) circuit_open(&app->circuit, now.us, now.us + Max(state->circuit_until - now.ts, 0), now.us);
 	else if (state->has_circuit)
 		app_set_unsaved(app);
 }
@@ -204,18 +210,20 @@ resume_lane(DeliveryLane *lane, Moment now)
 void
 apps_miss_key(DeliveryLane *lane, const char *reason, bool log, Moment now)
 {
+	bool		is_news = lane->reason == NULL || strcmp(lane->reason, reason) != 0;
+
 	apps_drop_key(lane);
 	lane->key_missing = true;
+	lane->server = InvalidOid;
 	lane->checked_us = now.us;
 	lane->checks++;
-	if (log)
-		pause_lane(lane, reason, now.us, now);
-	else
-	{
-		(void) circuit_open(&lane->circuit, now.us, now.us + CIRCUIT_KEY_PAUSE, now.us);
-		set_text(&lane->reason, reason);
-		note_error(lane->app, reason);
-	}
+	(void) circuit_open(&lane->circuit, now.us, now.us + CIRCUIT_KEY_PAUSE, now.us);
+	if (!is_news)
+		return;
+	set_text(&lane->reason, reason);
+	note_error(lane->app, reason);
+	if (log && !lane->told)
+		log_circuit(lane->app, lane, "pausing", psprintf(": %s; looking for it now and then", reason));
 }
 
 void
@@ -295,7 +303,7 @@ may_state_rate(const DeliveryLane *lane)
 	{
 		DeliveryLane *other = dlist_container(DeliveryLane, node, iter.cur);
 
-		if (other != lane && other->credentials != NULL && other->server == lane->app->server_oid)
+		if (other != lane && other->server == lane->app->server_oid)
 			return false;
 	}
 	return true;
@@ -334,6 +342,8 @@ adopt_key(DeliveryLane *lane, LaneKey *key, Moment now)
 		lane->adopted_us = now.us;
 	if (lane->key_missing || (changed && lane->fingerprint != 0))
 		resume_lane(lane, now);
+	if (lane->key_missing)
+		set_text(&lane->reason, NULL);
 	lane->key_missing = false;
 	lane->fingerprint = fingerprint;
 	adopt_rate(lane, &key->credentials);
@@ -383,7 +393,7 @@ apps_check_key(DeliveryLane *lane, Moment now)
 		adopt_key(lane, key, now);
 	else
 	{
-		apps_miss_key(lane, message, !lane->key_missing, now);
+		apps_miss_key(lane, message, true, now);
 		MemoryContextDelete(context);
 	}
 	return key != NULL;
@@ -459,12 +469,14 @@ apps_denies(const DeliveryLane *lane, const QueueRow *row, Moment now)
 		lane->success_us > lane->denied_us;
 }
 
-/* OneSignal denied the message, and not the key (apps_denies): the lane goes on. */
 void
-apps_excuse(DeliveryLane *lane, int64 begun_us)
+apps_excuse(DeliveryLane *lane, int64 begun_us, bool answered)
 {
 	circuit_abandon(&lane->circuit, begun_us);
-	learn_success(lane->app, begun_us, apps_now());
+	if (answered)
+		learn_success(lane->app, begun_us, apps_now());
+	else
+		circuit_abandon(&lane->app->circuit, begun_us);
 }
 
 static void
@@ -636,8 +648,12 @@ apps_saved(void)
 	dlist_iter	iter;
 
 	for (int i = 0; i < saving_count; i++)
+	{
 		if (saving[i].saved)
 			app_saved(saving_apps[i]);
+		else
+			saving_apps[i]->has_row = false;	/* it is locked, or somebody has deleted it */
+	}
 	saving_count = 0;
 	found_locked = apps_are_unsaved();
 	save_after_us = http_clock_us() + (found_locked ? SAVE_LOCKED_US : SAVE_US);

@@ -55,6 +55,7 @@ typedef struct DeliveryApp
 	TimestampTz resumed_at;
 	int64		view_next_us;	/* no View request before */
 	int64		recorded_us;	/* the visit that last recorded an outcome of it */
+	int64		distrusted_us;	/* the visit that last could not */
 	char	   *unrecordable;	/* why its outcomes could not be recorded, or NULL */
 
 	/* its row in onesignal_app */
@@ -83,6 +84,8 @@ typedef struct DeliveryLane
 	/* its key */
 	Circuit		circuit;
 	char	   *reason;			/* why it is open, or NULL */
+	bool		told;			/* onesignal_app says already that it is */
+	TimestampTz rejected_since; /* the first attempt of those that its key was rejected for; 0: none */
 	LaneKey    *credentials;	/* NULL: not looked up, or not needed now */
 	Oid			server;
 	uint64		fingerprint;	/* of the credentials that it had last; 0: none */
@@ -159,7 +162,12 @@ extern void apps_suspect(DeliveryLane *lane, int http_status, Moment now);
 
 /* Is it this message that OneSignal denies, and not the key?  Ask before apps_learn(). */
 extern bool apps_denies(const DeliveryLane *lane, const QueueRow *row, Moment now);
-extern void apps_excuse(DeliveryLane *lane, int64 begun_us);
+
+/*
+ * An answer, or the lack of one, that tells nothing of the key: OneSignal
+ * denied the message (apps_denies), or we did not wait for it.
+ */
+extern void apps_excuse(DeliveryLane *lane, int64 begun_us, bool answered);
 
 /* An answer, or the lack of one, to a request that was decided on at begun_us. */
 extern void apps_learn(DeliveryLane *lane, const HttpAnswer *answer, int64 begun_us);

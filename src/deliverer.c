@@ -90,8 +90,6 @@ deliverer_abandon(void)
 {
 	queue_abandon();
 	http_abandon();
-	/* What was on the wire may have arrived. */
-	wakeup_raise_doubt();
 	deliverer_unlock();
 }
 

@@ -110,6 +110,7 @@ typedef struct DeliveryItem
 	bool		denied;			/* 401 or 403, and not on account of the key */
 	ItemCheck	check;
 	int64		check_until_us;
+	bool		aside;			/* it does not count as unrecorded */
 	bool		kept;			/* it waits since its outcome could not be written, ... */
 	int64		keep_us;		/* ... for so long; 0: that was not tried yet */
 } DeliveryItem;
@@ -236,6 +237,9 @@ schedule_check(DeliveryItem *item, int64 not_before_us)
 		return false;
 	}
 	app->view_next_us = at_us + VIEW_INTERVAL_US;
+	if (!item->aside)
+		lanes_count_unrecorded(item->lane, -1);
+	item->aside = true;
 	push_later(item, at_us);
 	return true;
 }
@@ -245,8 +249,13 @@ begin_view(DeliveryItem *item, Moment now)
 {
 	if (lanes_take_again(item->lane, now))
 		submit(item, onesignal_view_request(&item->key->request, &item->row.message_id));
-	else if (!schedule_check(item, now.us + VIEW_INTERVAL_US))
-		push_answered(item);
+	else if (item->lane->app->paused_until > now.ts)
+		push_answered(item);	/* it stays pending, and is refused and checked when the pause is over */
+	else
+	{
+		item->check_until_us += VIEW_INTERVAL_US;
+		push_later(item, now.us + VIEW_INTERVAL_US);
+	}
 }
 
 /* What View message said.  In a transaction.  False: it is to be asked again. */
@@ -289,8 +298,8 @@ take_cancel(DeliveryItem *item, const HttpAnswer *answer)
 	item->text = copy_answer(&item->answer, answer);
 	item->denied = (answer->status == 401 || answer->status == 403) &&
 		apps_denies(item->lane, &item->row, apps_now());
-	if (item->denied)
-		apps_excuse(item->lane, item->begun.us);
+	if (item->denied || (answer->status == 0 && stopping_since != 0))
+		apps_excuse(item->lane, item->begun.us, item->denied);
 	else
 		apps_learn(item->lane, answer, item->begun.us);
 }
@@ -472,6 +481,8 @@ settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
 	}
 	if (outcome->state == QUEUE_FAILED)
 		log_given_up(item, outcome);
+	if (item->aside)
+		lanes_count_unrecorded(item->lane, 1);
 	lanes_settle(item->lane, &item->row, outcome->http_status,
 				 outcome->state == QUEUE_PENDING && recorded == QUEUE_RECORDED ? outcome->next_attempt_at : DT_NOEND);
 	free_item(item);
@@ -516,6 +527,8 @@ static void
 learn_from_recording(const Recording *recording)
 {
 	int64		now_us = http_clock_us();
+	bool		recorded_some = false;
+	bool		lost_new = false;
 
 	for (int i = 0; i < recording->count; i++)
 	{
@@ -524,7 +537,9 @@ learn_from_recording(const Recording *recording)
 		if (recording->recorded[i] == QUEUE_UNRECORDABLE || app->recorded_us == now_us)
 			continue;
 		app->recorded_us = now_us;
-		apps_note_recording(app, NULL);
+		recorded_some = true;
+		if (kept_count == 0)
+			apps_note_recording(app, NULL);
 		lanes_grow_trust(app);
 	}
 	for (int i = 0; i < recording->count; i++)
@@ -532,13 +547,17 @@ learn_from_recording(const Recording *recording)
 		DeliveryItem *item = recording->items[i];
 		DeliveryApp *app = item->lane->app;
 
-		if (recording->recorded[i] != QUEUE_UNRECORDABLE || app->recorded_us == now_us)
+		if (recording->recorded[i] != QUEUE_UNRECORDABLE)
 			continue;
-		app->recorded_us = now_us;
 		apps_note_recording(app, recording->error);
-		if (item->keep_us == 0)
-			lanes_lose_trust(app);
+		lost_new |= item->keep_us == 0;
+		if (item->keep_us != 0 || app->recorded_us == now_us || app->distrusted_us == now_us)
+			continue;
+		app->distrusted_us = now_us;
+		lanes_lose_trust(app);
 	}
+	if (recorded_some || lost_new)
+		lanes_note_visit(recorded_some);
 }
 
 /* One short transaction: records and fetches.  False: the extension is gone. */
@@ -617,6 +636,8 @@ wait_until(Moment now, TimestampTz next_due)
 {
 	int64		until = now.us + LOOK_US;
 
+	if (stopping_since != 0)
+		return Min(until, stopping_since + STOP_US);
 	if (next_due != DT_NOEND)
 		until = Min(until, now.us + Max(next_due - now.ts, 0));
 	if (answered_count > 0)
@@ -704,7 +725,7 @@ run(const DeliveryOptions *options)
 		else if (options->in_procedure)
 			lanes_refresh(now);
 		may = may_begin(options, now);
-		if (stopping_since != 0 && (http_in_flight() == 0 || now.us - stopping_since > STOP_US))
+		if (stopping_since != 0 && (http_in_flight() == 0 || now.us - stopping_since >= STOP_US))
 		{
 			stop(options, now);
 			return now.ts;

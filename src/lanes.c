@@ -52,19 +52,33 @@
 
 /*
  * Reading that takes longer than CHEAP_US is not done again before so many
- * times as long have passed: it takes a tenth of the time at most.
+ * times as long have passed: rows a tenth of the time at most, lanes a fifth.
  */
 #define CHEAP_US			1000
 #define REST				9
+#define SCAN_REST			4
 
-/* Requests begun and not yet recorded, of all apps together. */
+/* Requests begun and not yet recorded, of all apps together: at first, and at most. */
+#define RUN_TRUST_FIRST		64
 #define RUN_TRUST_MAX		16384
+
+/* Apps that are looked at for one that may use the room of a request that has ended. */
+#define RELIEF_TRIES		8
+
+/* Lanes whose missing key one scan looks for again. */
+#define RECHECKS_MAX		100
 
 /* How soon a pause is seen where no wake-up tells of it. */
 #define REFRESH_US			USECS_PER_SEC
 
-/* Rows that cannot be attempted are looked through so often for those whose time is over. */
+/*
+ * Rows that cannot be attempted are looked through so often for those whose
+ * time is over.  A rejected key, or an outage, has to last for an hour first
+ * (of probes, every 15 s): what ends soon is no reason to give up.
+ */
 #define EXPIRE_US			USECS_PER_MINUTE
+#define EXPIRE_REJECTED		USECS_PER_HOUR
+#define EXPIRE_PROBES		240
 
 typedef struct TakenKey
 {
@@ -104,6 +118,8 @@ static bool scan_rewinds;		/* the next one looks for rows, too, not for pauses a
 static bool scan_runs;
 static bool scan_finds;			/* the one that runs does */
 static int64 scan_began_us;
+static int64 scan_took_us;
+static int	scan_rechecks;
 static QueueLane scanned;		/* the last lane that the scan has come to */
 static int64 scan_at_us;		/* the next slice is not read before */
 
@@ -165,9 +181,9 @@ on_table_clock(int64 us, Moment now)
 
 /* When reading that took so long may be done again. */
 static int64
-rested_at(int64 took_us)
+rested_at(int64 took_us, int rest)
 {
-	return http_clock_us() + (took_us > CHEAP_US ? REST * took_us : 0);
+	return http_clock_us() + (took_us > CHEAP_US ? rest * took_us : 0);
 }
 
 /* ---- opening and forgetting ---- */
@@ -198,7 +214,7 @@ lanes_open(bool cautious)
 		pairingheap_reset(&timers);
 		pairingheap_reset(&keyless);
 		memset(&wire, 0, sizeof(wire));
-		trust_init(&run_trust, cautious ? 1 : RUN_TRUST_MAX, RUN_TRUST_MAX);
+		trust_init(&run_trust, cautious ? 1 : RUN_TRUST_FIRST, RUN_TRUST_MAX);
 		buffered = 0;
 		scan_runs = false;
 	}
@@ -440,11 +456,16 @@ app_place(DeliveryApp *app, Moment now)
 		app_enter(app, allowance_permits(&app->allowance, &wire) ? &ready : &crowded);
 }
 
-/* There is room on the wire again: for one of those that wait for it. */
+/*
+ * There is room on the wire again, for one of those that wait for it; with
+ * nothing on the wire, for whoever of them has something to send.
+ */
 static void
 relieve_crowd(Moment now)
 {
-	if (!dlist_is_empty(&crowded))
+	int			tries = RELIEF_TRIES;
+
+	while (!dlist_is_empty(&crowded) && dlist_is_empty(&ready) && (wire.in_flight == 0 || tries-- > 0))
 		app_place(dlist_container(DeliveryApp, list_node, dlist_head_node(&crowded)), now);
 }
 
@@ -501,6 +522,7 @@ scan_lanes(Moment now)
 		scan_finds = scan_rewinds;
 		scan_wanted = scan_rewinds = false;
 		scan_began_us = now.us;
+		scan_took_us = scan_rechecks = 0;
 		memset(&scanned, 0, sizeof(scanned));
 	}
 	listed = queue_lanes(&scanned, SCAN_LANES);
@@ -515,14 +537,18 @@ scan_lanes(Moment now)
 			DeliveryLane *lane = get_lane(&entry->lane, app);
 
 			lane->rewind_wanted = true;
-			lane->checks = 0;	/* the key may be there by now */
+			lane->told |= entry->app.is_of_lane;
+			/* The key may be there by now. */
+			if (lane->key_missing && scan_rechecks++ < RECHECKS_MAX)
+				lane->checks = 0;
 			lane_place(lane, now);
 		}
 		app_place(app, now);
 		scanned = entry->lane;
 	}
 	scan_runs = list_length(listed) == SCAN_LANES;
-	scan_at_us = rested_at(http_clock_us() - now.us);
+	scan_took_us += http_clock_us() - now.us;
+	scan_at_us = scan_runs ? 0 : rested_at(scan_took_us, SCAN_REST);
 }
 
 /* ---- fetching ---- */
@@ -553,7 +579,11 @@ is_due(DeliveryLane *lane, const QueueRow *row, Moment now)
 		return false;
 	}
 	if (was_rejected(row->http_status))
+	{
 		apps_suspect(lane, row->http_status, now);
+		if (lane->rejected_since == 0 || row->first_attempt_at < lane->rejected_since)
+			lane->rejected_since = row->first_attempt_at;
+	}
 	if (row->next_attempt_at <= now.ts || waited_for_the_key(lane, row->http_status))
 		return true;
 	lane->next_due_us = Min(lane->next_due_us, on_engine_clock(row->next_attempt_at, now));
@@ -611,7 +641,7 @@ fetch_lanes(DeliveryLane **batch, int count, Moment now)
 		if (!lane->scan_found)
 		{
 			lane->scan_us += took_us;
-			lane->rewind_at_us = rested_at(lane->scan_us);
+			lane->rewind_at_us = rested_at(lane->scan_us, REST);
 		}
 		lane->scan_found |= lane->row_count > 0;
 		lane_place(lane, now);
@@ -625,10 +655,16 @@ static void
 expire_rows(DeliveryLane *lane, Moment now)
 {
 	DeliveryApp *app = lane->app;
-	const char *reason = lane->circuit.open ? lane->reason : app->circuit.open ? app->reason : NULL;
+	const char *reason = NULL;
 	int			count;
 
-	if (reason == NULL || (lane->expired_us != 0 && now.us - lane->expired_us < EXPIRE_US))
+	if (lane->key_missing ||
+		(lane->circuit.open && lane->rejected_since != 0 && now.ts - lane->rejected_since > EXPIRE_REJECTED))
+		reason = lane->reason;
+	else if (app->circuit.open && app->circuit.probes >= EXPIRE_PROBES)
+		reason = app->reason;
+	if (reason == NULL || lane->items > 0 ||
+		(lane->expired_us != 0 && now.us - lane->expired_us < EXPIRE_US))
 		return;
 	lane->expired_us = now.us;
 	count = queue_expire(&lane->key, now.ts - settings_retry_window * USECS_PER_SEC, reason);
@@ -707,6 +743,13 @@ lanes_fill(Moment now)
 
 /* ---- taking ---- */
 
+void
+lanes_count_unrecorded(DeliveryLane *lane, int count)
+{
+	lane->app->trust.unrecorded += count;
+	run_trust.unrecorded += count;
+}
+
 static void
 take_row(DeliveryLane *lane, LaneTurn *turn, Moment now)
 {
@@ -727,8 +770,7 @@ take_row(DeliveryLane *lane, LaneTurn *turn, Moment now)
 	begun->requested_at = turn->row.requested_at;
 	begun->renewed = false;
 	lane->items++;
-	app->trust.unrecorded++;
-	run_trust.unrecorded++;
+	lanes_count_unrecorded(lane, 1);
 	circuit_begin(&app->circuit);
 	circuit_begin(&lane->circuit);
 	allowance_begin(&app->allowance, &wire);
@@ -739,6 +781,7 @@ take_row(DeliveryLane *lane, LaneTurn *turn, Moment now)
 bool
 lanes_take(Moment now, LaneTurn *turn)
 {
+	relieve_crowd(now);
 	while (!dlist_is_empty(&ready))
 	{
 		DeliveryApp *app = dlist_container(DeliveryApp, list_node, dlist_head_node(&ready));
@@ -814,8 +857,7 @@ lanes_settle(DeliveryLane *lane, const QueueRow *row, int http_status, Timestamp
 	if (begun != NULL && begun->renewed)
 		lanes_wake();
 	lane->items--;
-	app->trust.unrecorded--;
-	run_trust.unrecorded--;
+	lanes_count_unrecorded(lane, -1);
 	record_awaited = false;
 	lane->next_due_us = Min(lane->next_due_us, on_engine_clock(next_due, now));
 	/* Rejected with a key that is no longer the lane's */
@@ -828,8 +870,16 @@ void
 lanes_grow_trust(DeliveryApp *app)
 {
 	trust_grow(&app->trust);
-	trust_grow(&run_trust);
 	app_place(app, apps_now());
+}
+
+void
+lanes_note_visit(bool recorded_some)
+{
+	if (recorded_some)
+		trust_grow(&run_trust);
+	else
+		trust_lose(&run_trust, http_clock_us());
 }
 
 void
@@ -846,8 +896,10 @@ lanes_next_due(Moment now)
 {
 	int64		next = scan_wanted || scan_runs ? scan_at_us : PG_INT64_MAX;
 
-	if (!dlist_is_empty(&hungry) || (!dlist_is_empty(&ready) && !record_awaited))
+	if (!dlist_is_empty(&hungry) || (!dlist_is_empty(&ready) && trust_permits(&run_trust, now.us)))
 		return now.ts;
+	if (!dlist_is_empty(&ready) && run_trust.paused_until > now.us)
+		next = Min(next, run_trust.paused_until);
 	if (!pairingheap_is_empty(&timers))
 		next = Min(next, pairingheap_container(Timer, node, pairingheap_first(&timers))->at_us);
 	if (!pairingheap_is_empty(&keyless) && worker_preloaded())

@@ -45,6 +45,12 @@ extern void lanes_end_request(DeliveryLane *lane, bool answered, Moment now);
  */
 extern void lanes_settle(DeliveryLane *lane, const QueueRow *row, int http_status, TimestampTz next_due);
 
+/* A taken row does not count as unrecorded while its refusal is checked (-1), and does again (1). */
+extern void lanes_count_unrecorded(DeliveryLane *lane, int count);
+
+/* A transaction tried to record outcomes, and some were, or none. */
+extern void lanes_note_visit(bool recorded_some);
+
 /* Outcomes of an app's messages were committed, or could not be recorded. */
 extern void lanes_grow_trust(DeliveryApp *app);
 extern void lanes_lose_trust(DeliveryApp *app);

@@ -459,7 +459,10 @@ keep(MessageRow *row, int column)
 	notice_ignored(row, column);
 }
 
-/* All that a former request, or its delivery, left in the row. */
+/*
+ * All that a former request, or its delivery, left in the row, except that an
+ * attempt which had no answer may have canceled the message all the same.
+ */
 static void
 clear_outcome(MessageRow *row)
 {
@@ -467,7 +470,6 @@ clear_outcome(MessageRow *row)
 	set_null(row, COLUMN_ERRORS);
 	set_null(row, COLUMN_RESPONSE);
 	set(row, COLUMN_ATTEMPTS, Int32GetDatum(0));
-	set(row, COLUMN_UNANSWERED, BoolGetDatum(false));
 	set_null(row, COLUMN_FIRST_ATTEMPT_AT);
 	set_null(row, COLUMN_LAST_ATTEMPT_AT);
 	set_null(row, COLUMN_FINISHED_AT);
@@ -613,9 +615,8 @@ request(MessageRow *row)
 
 /*
  * Somebody asks for a cancel that is pending already.  Where its requester can
- * not cancel any more and this role can, it becomes this role's request.  It is
- * a new one, with a retry_window of its own, except that an attempt which had
- * no answer may have canceled the message all the same.
+ * not cancel any more and this role can, it becomes this role's request, a new
+ * one with a retry_window of its own.
  */
 static void
 adopt(MessageRow *row)
@@ -627,7 +628,6 @@ adopt(MessageRow *row)
 	if ((OidIsValid(requester) && is_granted(row, requester)) || !is_granted(row, GetUserId()))
 		return;
 	request(row);
-	set(row, COLUMN_UNANSWERED, BoolGetDatum(flag_of(row->old, COLUMN_UNANSWERED)));
 }
 
 static void

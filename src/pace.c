@@ -72,9 +72,9 @@
  */
 #define ALLOWANCE_SHARE 4
 
-/* While outcomes cannot be recorded: 0.1, 0.2, ... 12.8 s send ten requests in half a minute. */
+/* While outcomes cannot be recorded: one request a second, in which those that can have their turn, too. */
 #define TRUST_PAUSE_MIN (USECS_PER_SEC / 10)
-#define TRUST_PAUSE_MAX (15 * USECS_PER_SEC)
+#define TRUST_PAUSE_MAX USECS_PER_SEC
 
 /*
  * Apps that are not proven share one part in so many of what the others leave,

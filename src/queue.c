@@ -204,6 +204,7 @@ queue_lanes(const QueueLane *after, int max)
 		listed->app.circuit_until = time_column(tuple, 6, 0);
 		listed->app.has_circuit = DatumGetBool(column(tuple, 7, BoolGetDatum(false)));
 		listed->app.pace = DatumGetFloat8(column(tuple, 8, Float8GetDatum(-1)));
+		listed->app.is_of_lane = DatumGetBool(column(tuple, 9, BoolGetDatum(false)));
 		lanes = lappend(lanes, listed);
 	}
 	SPI_freetuptable(SPI_tuptable);
@@ -274,14 +275,7 @@ queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded, c
 int
 queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 {
-	Datum		values[] = {
-		UUIDPGetDatum(&lane->app_id),
-		NameGetDatum(&lane->requested_by),
-		TimestampTzGetDatum(before),
-		CStringGetTextDatum(reason),
-	};
-
-	return run(STATEMENT_EXPIRE, values, NULL);
+	return record_expired(transaction.installation.schema, lane, before, reason);
 }
 
 void

@@ -33,7 +33,8 @@ typedef struct QueueAppState
 	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
 	TimestampTz resumed_at;		/* 0: never */
 	TimestampTz circuit_until;	/* of the app itself, not of a lane; 0: closed */
-	bool		has_circuit;	/* it says that some circuit is open */
+	bool		has_circuit;	/* it says that some circuit is open, ... */
+	bool		is_of_lane;		/* ... and that it is this lane's */
 	double		pace;			/* that was saved lately; negative: none */
 } QueueAppState;
 

@@ -223,6 +223,43 @@ record_outcomes(Oid schema, const QueueOutcome *outcomes, int count,
 	MemoryContextSwitchTo(old);
 }
 
+typedef struct Expiry
+{
+	Oid			schema;
+	Datum		values[4];
+	int			count;
+} Expiry;
+
+static void
+expire(void *argument)
+{
+	Expiry	   *expiry = argument;
+
+	expiry->count = (int) statement_run(STATEMENT_EXPIRE, expiry->schema, expiry->values, NULL);
+}
+
+int
+record_expired(Oid schema, const QueueLane *lane, TimestampTz before, const char *reason)
+{
+	Expiry		expiry = {
+		.schema = schema,
+		.values = {
+			UUIDPGetDatum(&lane->app_id),
+			NameGetDatum(&lane->requested_by),
+			TimestampTzGetDatum(before),
+			CStringGetTextDatum(reason),
+		}
+	};
+	ErrorData  *error = record_attempt(expire, &expiry);
+
+	if (error == NULL)
+		return expiry.count;
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("onesignal_cancel: could not give up messages: %s", error->message)));
+	return 0;
+}
+
 /* ---- onesignal_app ---- */
 
 typedef struct AppCreation
@@ -286,22 +323,43 @@ add_app(StatementRows *rows, const QueueApp *app)
 	statement_rows_add(rows, values, nulls);
 }
 
+typedef struct Saving
+{
+	Oid			schema;
+	QueueApp   *apps;
+	int			count;
+} Saving;
+
+static void
+save_apps(void *argument)
+{
+	Saving	   *saving = argument;
+	StatementRows rows;
+	int			count;
+
+	create_missing_apps(saving->schema, saving->apps, saving->count);
+	statement_rows_begin(&rows, STATEMENT_SAVE_APPS, saving->count);
+	for (int i = 0; i < saving->count; i++)
+		add_app(&rows, &saving->apps[i]);
+	count = (int) statement_rows_run(&rows, saving->schema);
+	for (int row = 0; row < count; row++)
+		saving->apps[returned_ordinal(row)].saved = true;
+	SPI_freetuptable(SPI_tuptable);
+}
+
 void
 record_apps(Oid schema, QueueApp *apps, int count)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
-	StatementRows rows;
+	Saving		saving = {schema, apps, count};
+	ErrorData  *error;
 
-	create_missing_apps(schema, apps, count);
-	statement_rows_begin(&rows, STATEMENT_SAVE_APPS, count);
 	for (int i = 0; i < count; i++)
-	{
 		apps[i].saved = false;
-		add_app(&rows, &apps[i]);
-	}
-	count = (int) statement_rows_run(&rows, schema);
-	for (int row = 0; row < count; row++)
-		apps[returned_ordinal(row)].saved = true;
-	SPI_freetuptable(SPI_tuptable);
+	error = record_attempt(save_apps, &saving);
+	if (error != NULL)
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("onesignal_cancel: could not save what is known of apps: %s", error->message)));
 	MemoryContextSwitchTo(old);
 }

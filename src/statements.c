@@ -93,7 +93,7 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		" SELECT lane.app_id, lane.requested_by, a.app_id IS NOT NULL, a.paused_until, a.resumed_at,"
 		" CASE WHEN a.circuit_role IS NULL THEN a.circuit_until END, a.circuit_until IS NOT NULL,"
 		" CASE WHEN a.pace_at" GT "(pg_catalog.now()" MINUS "'10 minutes'::pg_catalog.interval)"
-		" THEN a.pace END"
+		" THEN a.pace END, a.circuit_role" EQ "lane.requested_by"
 		" FROM lane LEFT JOIN @onesignal_app AS a ON a.app_id" EQ "lane.app_id",
 		3, {UUIDOID, NAMEOID, INT4OID}
 	},

@@ -133,11 +133,8 @@ initialize_slots(void *memory)
 	slots->launcher = NO_PROC;
 	slots->sweep_due = DT_NOEND;
 
-	/*
-	 * The crash that made new memory necessary ended all processes, so it came
-	 * before this one began.
-	 */
-	slots->doubt = MyStartTimestamp;
+	/* A crash, or a promotion, that made new memory necessary came before now. */
+	slots->doubt = GetCurrentTimestamp();
 	for (int i = 0; i < SLOTS_COUNT; i++)
 		slots->slots[i].proc = NO_PROC;
 }
