@@ -335,6 +335,36 @@ RESET ROLE;
 SELECT n, state, by, asked_now, due_now, tries, silent, times FROM rows WHERE n >= 20;
 ROLLBACK;
 
+-- An upsert of the whole row takes back what a fresh copy of it takes back.
+BEGIN;
+SET LOCAL ROLE regress_onesignal_app;
+INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (m(30), :'app', true);
+SET LOCAL client_min_messages = error;
+INSERT INTO onesignal_message (message_id, app_id, cancel, state, requested_by) VALUES (m(30), :'app', false, 'pending', 'regress_onesignal_app')
+    ON CONFLICT (message_id, app_id) DO UPDATE SET cancel = excluded.cancel, state = excluded.state, requested_by = excluded.requested_by;
+SELECT state FROM onesignal_message WHERE message_id = m(30);
+INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (m(30), :'app', true)
+    ON CONFLICT (message_id, app_id) DO UPDATE SET cancel = excluded.cancel;
+INSERT INTO onesignal_message (message_id, app_id, cancel, state) VALUES (m(30), :'app', false, 'scheduled')
+    ON CONFLICT (message_id, app_id) DO UPDATE SET cancel = excluded.cancel, state = excluded.state;
+SELECT state FROM onesignal_message WHERE message_id = m(30);
+ROLLBACK;
+
+-- No request is lost in silence: in replica mode, where our trigger does not fire, and where another one swallows it.
+BEGIN;
+SET LOCAL session_replication_role = replica;
+SELECT told(format('SELECT onesignal_cancel_enqueue(%L, %L)', :'app', m(31)));
+SELECT told(format('INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (%L, %L, true)', m(31), :'app')) ~ '^23514';
+ROLLBACK;
+BEGIN;
+CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
+CREATE TRIGGER aaa BEFORE INSERT ON onesignal_message FOR EACH ROW EXECUTE FUNCTION swallow();
+SELECT told(format('SELECT onesignal_cancel_enqueue(%L, %L)', :'app', m(31)));
+ROLLBACK;
+
+-- Nobody locks the table through its guard.
+SELECT told('SELECT onesignal_message_guard()');
+
 DROP VIEW rows;
 DROP TABLE copies, written;
 DROP PROCEDURE delivered;

@@ -130,7 +130,6 @@ UPDATE onesignal_message SET cancel = true WHERE message_id = m(1);
 SELECT * FROM rows WHERE n = 1;
 SELECT told(format('UPDATE onesignal_message SET cancel = false WHERE message_id = %L', m(1)));
 -- unless it was taken back before the answer came: then nothing is asked for
-CALL delivered(2, 'scheduled');
 UPDATE onesignal_message SET cancel = false WHERE message_id = m(2);
 CALL delivered(2, 'canceled');
 UPDATE onesignal_message SET cancel = false WHERE message_id = m(2);
@@ -321,14 +320,17 @@ CREATE TRIGGER zzz_forge BEFORE INSERT ON onesignal_message FOR EACH ROW EXECUTE
 SELECT told(format('INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (%L, %L, true)', m(80), :'app'));
 SELECT told('UPDATE onesignal_message SET cancel = true');
 RESET ROLE;
+-- whatever it is: its maker could make another one of it in the middle of a statement
 ALTER TABLE onesignal_message DISABLE TRIGGER zzz_forge;
 SELECT told(format('INSERT INTO onesignal_message (message_id, app_id) VALUES (%L, %L)', m(80), :'app'));
 DROP TRIGGER zzz_forge ON onesignal_message;
--- after it: no harm, and none done
 CREATE TRIGGER zzz_after AFTER INSERT ON onesignal_message FOR EACH ROW EXECUTE FUNCTION forge();
 SELECT told(format('INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (%L, %L, true)', m(81), :'app'));
-SELECT n, state, by FROM rows WHERE n >= 80;
 DROP TRIGGER zzz_after ON onesignal_message;
+CREATE TRIGGER yyy_after AFTER INSERT ON onesignal_message FOR EACH ROW EXECUTE FUNCTION forge();
+SELECT told(format('INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (%L, %L, true)', m(81), :'app'));
+SELECT n, state, by FROM rows WHERE n >= 80;
+DROP TRIGGER yyy_after ON onesignal_message;
 -- in its place: nothing can be written or requested until the owner has put ours back
 SET ROLE regress_onesignal_all;
 CREATE OR REPLACE TRIGGER zz_onesignal_message BEFORE INSERT OR UPDATE ON onesignal_message FOR EACH ROW EXECUTE FUNCTION forge();
