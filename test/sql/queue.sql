@@ -185,7 +185,7 @@ ROLLBACK;
 
 -- ---- purge ----
 SELECT told('CALL onesignal_cancel_purge(NULL)');
-SELECT told(format('CALL onesignal_cancel_purge(%L)', age)) FROM (VALUES ('-1 day'), ('0'), ('90'), ('23:59:59'), ('40 days -30 days -239:59:59')) AS t (age);
+SELECT told(format('CALL onesignal_cancel_purge(%L)', age)) FROM (VALUES ('-1 day'), ('0'), ('90'), ('23:59:59')) AS t (age);
 BEGIN;
 CALL onesignal_cancel_purge('1 day');
 ROLLBACK;
