@@ -351,15 +351,18 @@ void
 record_apps(Oid schema, QueueApp *apps, int count)
 {
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	static char logged[256] = "";
 	Saving		saving = {schema, apps, count};
 	ErrorData  *error;
 
 	for (int i = 0; i < count; i++)
 		apps[i].saved = false;
 	error = record_attempt(save_apps, &saving);
-	if (error != NULL)
+	/* Once, for it is tried again with each visit. */
+	if (error != NULL && strncmp(logged, error->message, sizeof(logged) - 1) != 0)
 		ereport(LOG,
 				(errcode(error->sqlerrcode),
 				 errmsg("onesignal_cancel: could not save what is known of apps: %s", error->message)));
+	strlcpy(logged, error != NULL ? error->message : "", sizeof(logged));
 	MemoryContextSwitchTo(old);
 }
