@@ -13,9 +13,11 @@
 
 #include <ctype.h>
 #include <curl/curl.h>
+#include <dlfcn.h>
 
 #include "compat.h"
 #include "transfer.h"
+#include "wire.h"
 
 /* A cancel's answer is under 1 kB; beyond 64 kB it is some proxy's page. */
 #define HTTP_BODY_MAX		(64 * 1024)
@@ -66,8 +68,12 @@ header_callback(char *data, size_t size, size_t count, void *context)
 	transfer->header_bytes += length;
 	if (transfer->header_bytes > HTTP_HEADERS_MAX)
 		return refuse_more(transfer);
-	if (length >= 5 && memcmp(data, "HTTP/", 5) == 0)
+	if (length >= 7 && memcmp(data, "HTTP/", 5) == 0)
+	{
 		transfer->headers_ended = false;
+		if (data[5] == '1' && data[6] == '.')
+			wire_note_serial(transfer->local_port);
+	}
 	else if (length <= 2 && (data[0] == '\r' || data[0] == '\n'))
 		transfer->headers_ended = true;
 	return length;
@@ -157,6 +163,31 @@ set_constant_options(Transfer *transfer)
 	curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
 }
 
+/*
+ * libcurl reads no more of a TLS record than what the body lacks, and only the
+ * TLS library knows of the rest.  It is asked for in what libcurl was linked
+ * with, since the server may have loaded another version.
+ */
+static bool
+has_tls_rest(Transfer *transfer)
+{
+	static int	(*pending) (const void *session) = NULL;
+	static bool known = false;
+	const struct curl_tlssessioninfo *tls = NULL;
+	Dl_info		libcurl;
+	void	   *library;
+
+	curl_easy_getinfo(transfer->easy, CURLINFO_TLS_SSL_PTR, &tls);
+	if (tls == NULL || tls->internals == NULL)
+		return false;
+	if (!known && dladdr((void *) curl_easy_init, &libcurl) != 0 &&
+		(library = dlopen(libcurl.dli_fname, RTLD_LAZY | RTLD_NOLOAD)) != NULL)
+		pending = (int (*) (const void *)) dlsym(library, tls->backend == CURLSSLBACKEND_OPENSSL ? "SSL_pending" :
+												 "gnutls_record_check_pending");
+	known = true;
+	return pending != NULL && pending(tls->internals) > 0;
+}
+
 static void
 look_around(void)
 {
@@ -221,6 +252,8 @@ transfer_prepare(Transfer *transfer, const HttpRequest *request)
 					 (!environment_has_proxy || pg_strncasecmp(request->url, "http:", 5) == 0) ?
 					 "*" : NULL);
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
+	/* libcurl divides it among a name's addresses. */
+	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) request->connect_timeout_ms);
 	return curl_easy_setopt(easy, CURLOPT_URL, request->url) == CURLE_OK &&
 		curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method) == CURLE_OK &&
 		curl_easy_setopt(easy, CURLOPT_PROXY, request->proxy) == CURLE_OK &&
@@ -232,6 +265,7 @@ transfer_reset(Transfer *transfer)
 {
 	memset(&transfer->answer, 0, sizeof(transfer->answer));
 	transfer->header_bytes = 0;
+	transfer->local_port = 0;
 	transfer->headers_ended = transfer->oversized = false;
 	curl_easy_setopt(transfer->easy, CURLOPT_FORBID_REUSE, 0L);
 	transfer->error[0] = transfer->redirect_host[0] = '\0';
@@ -252,9 +286,10 @@ note_redirect(Transfer *transfer)
 }
 
 /*
- * libcurl 7.88 takes the end of a connection for the end of an answer, if the
- * peer has said GOAWAY.  Without a length only the body tells: an object of
- * JSON that was cut lacks its end.
+ * Without a length, libcurl takes the end of an HTTP/2 connection for the end
+ * of an answer in some cases: after GOAWAY, or after a stream that nghttp2 has
+ * reset.  It does not tell, so the body has to: it is empty, or an object of
+ * JSON without its end.
  */
 static bool
 may_be_cut(Transfer *transfer)
@@ -275,19 +310,28 @@ may_be_cut(Transfer *transfer)
 
 /* In words, why an answer that libcurl takes for one is none; NULL: it is one. */
 static const char *
-unusable(Transfer *transfer, long status, bool disconnected)
+unusable(Transfer *transfer, long status)
 {
 	if (!transfer->headers_ended)
 		return "the answer ended within its headers";
 	if (status < 200 || status > 999)
 		return "the answer has no valid status";
-	if (disconnected && status != 204 && status != 304 && may_be_cut(transfer))
+	if (status != 204 && status != 304 && may_be_cut(transfer) && wire_has_ended(transfer->local_port))
 		return "the connection ended within the answer";
 	return NULL;
 }
 
+bool
+transfer_begin(Transfer *transfer, int local_port)
+{
+	bool		readable;
+
+	transfer->local_port = local_port;
+	return !wire_is_serial(local_port, &readable) || !(readable || has_tls_rest(transfer));
+}
+
 void
-transfer_conclude(Transfer *transfer, CURLcode result, bool disconnected)
+transfer_conclude(Transfer *transfer, CURLcode result)
 {
 	HttpAnswer *answer = &transfer->answer;
 	const char *problem = NULL;
@@ -299,19 +343,19 @@ transfer_conclude(Transfer *transfer, CURLcode result, bool disconnected)
 	if (result == CURLE_OK)
 	{
 		curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
-		problem = unusable(transfer, status, disconnected);
+		problem = unusable(transfer, status);
 	}
-	if (result == CURLE_OK && problem == NULL)
+	if (transfer->oversized)
+		snprintf(transfer->error, HTTP_ERROR_SIZE, "the answer is larger than %d kB", HTTP_BODY_MAX / 1024);
+	else if (problem != NULL)
+		strlcpy(transfer->error, problem, HTTP_ERROR_SIZE);
+	else if (result == CURLE_OK)
 	{
 		curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
 		answer->status = (int) status;
 		answer->retry_after = (int) Min(retry_after, PG_INT32_MAX);
 		note_redirect(transfer);
 	}
-	else if (transfer->oversized)
-		snprintf(transfer->error, HTTP_ERROR_SIZE, "the answer is larger than %d kB", HTTP_BODY_MAX / 1024);
-	else if (problem != NULL)
-		strlcpy(transfer->error, problem, HTTP_ERROR_SIZE);
 	else if (transfer->error[0] == '\0')
 		strlcpy(transfer->error, curl_easy_strerror(result), HTTP_ERROR_SIZE);
 }
