@@ -92,7 +92,7 @@ struct HttpExchange
 	Transfer	transfer;
 	void	   *owner;
 	HttpGroup  *group;
-	int64		begun_us;		/* from when its time runs: final once it has been sent */
+	int64		begun_us;		/* from when its time runs */
 	int64		launched_us;	/* when it was last handed to libcurl */
 	int64		timeout_us;
 	int64		connect_us;		/* how long it may stay unsent */
@@ -262,7 +262,7 @@ waits_since(const HttpExchange *exchange)
 static int64
 deadline(const HttpExchange *exchange)
 {
-	return exchange->sendings > 0 ? exchange->begun_us + exchange->timeout_us :
+	return exchange->transfer.local_port != 0 ? exchange->begun_us + exchange->timeout_us :
 		waits_since(exchange) + exchange->connect_us;
 }
 
@@ -279,8 +279,8 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 	/* What the peer said unasked would be taken for the answer. */
 	if (!transfer_begin(&exchange->transfer, local_port))
 		return CURL_PREREQFUNC_ABORT;
-	if (exchange->sendings++ == 0)
-		exchange->begun_us = waits_since(exchange);
+	exchange->sendings++;
+	exchange->begun_us = waits_since(exchange);
 	set_unsent(exchange, false);
 	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 	return CURL_PREREQFUNC_OK;
@@ -499,7 +499,7 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 		case CURLE_ABORTED_BY_CALLBACK:	/* before it was sent; libcurl has closed that connection */
 			return true;
 		case CURLE_OPERATION_TIMEDOUT:	/* to libcurl, waiting for a stream is connecting */
-			return exchange->sendings == 0 && others_answered && deadline(exchange) > http_clock_us();
+			return others_answered && waits_since(exchange) + exchange->connect_us > http_clock_us();
 		case CURLE_SEND_ERROR:
 		case CURLE_RECV_ERROR:
 		case CURLE_GOT_NOTHING:
@@ -572,6 +572,17 @@ collect_finished(void)
 }
 
 static void
+give_up(HttpExchange *exchange)
+{
+	bool		late = exchange->transfer.local_port != 0 || exchange->connect_us == exchange->timeout_us;
+
+	snprintf(exchange->transfer.error, HTTP_ERROR_SIZE,
+			 late ? "no answer within " INT64_FORMAT " ms" : "Connection timed out after " INT64_FORMAT " milliseconds",
+			 (late ? exchange->timeout_us : exchange->connect_us) / 1000);
+	conclude(exchange, CURLE_OPERATION_TIMEDOUT);
+}
+
+static void
 expire(int64 now)
 {
 	dlist_mutable_iter iter;
@@ -582,17 +593,17 @@ expire(int64 now)
 	dlist_foreach_modify(iter, &engine.flying)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
-		bool		late = exchange->sendings > 0 || exchange->connect_us == exchange->timeout_us;
 
-		if (deadline(exchange) > now)
+		/* A peer that refused the stream, or said GOAWAY, made libcurl let it wait for another. */
+		if (deadline(exchange) <= now && exchange->transfer.local_port != 0 && wire_has_ended(exchange->transfer.local_port))
 		{
-			engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
-			continue;
+			exchange->transfer.local_port = 0;
+			set_unsent(exchange, true);
 		}
-		snprintf(exchange->transfer.error, HTTP_ERROR_SIZE,
-				 late ? "no answer within " INT64_FORMAT " ms" : "Connection timed out after " INT64_FORMAT " milliseconds",
-				 (late ? exchange->timeout_us : exchange->connect_us) / 1000);
-		conclude(exchange, CURLE_OPERATION_TIMEDOUT);
+		if (deadline(exchange) <= now)
+			give_up(exchange);
+		else
+			engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 	}
 }
 
