@@ -30,6 +30,7 @@
 #include <unistd.h>
 
 #include "lib/ilist.h"
+#include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
 #include "postmaster/interrupt.h"
@@ -55,7 +56,7 @@ StaticAssertDecl(4 * HTTP_CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets 
  * and epoll.
  */
 #define HTTP_FDS_STEP			24
-#define HTTP_FDS_MAX			(HTTP_CONNECTIONS_MAX / 2 * 3)
+#define fds_to_connections(fds)	((long) (fds) / 3 * 2)
 
 /*
  * An exchange is sent again so often when its connection turned out dead, and
@@ -118,17 +119,13 @@ typedef struct HttpEngine
 	sigset_t	saved_signals;	/* while signals_blocked */
 } HttpEngine;
 
-/* The call into libcurl that goes on, for the handler of SIGALRM. */
-typedef struct HttpCall
-{
-	volatile sig_atomic_t going_on;
-	int64		cpu_us;			/* of this thread, at the first look; 0: none yet */
-	volatile int64 flooded_us;	/* when the last one was cut short */
-} HttpCall;
-
 static HttpEngine engine;
-static HttpCall call;
+
+/* For the handler of SIGALRM */
 static TimeoutId look_timeout = MAX_TIMEOUTS;	/* until it is registered */
+static volatile sig_atomic_t calling = false;	/* libcurl */
+static int64 cpu_before_us;		/* of this thread, at the first look at that call; 0: none yet */
+static volatile int64 flooded_us = 0;	/* when a call was last cut short */
 
 int64
 http_clock_us(void)
@@ -150,17 +147,11 @@ http_clock_us(void)
 static void
 block_signals(void)
 {
-	sigset_t	blocked;
+	sigset_t	blocked = BlockSig;
 
 	if (engine.signals_blocked)
 		return;
-	sigfillset(&blocked);
-	sigdelset(&blocked, SIGSEGV);
-	sigdelset(&blocked, SIGBUS);
-	sigdelset(&blocked, SIGFPE);
-	sigdelset(&blocked, SIGILL);
-	sigdelset(&blocked, SIGTRAP);
-	sigdelset(&blocked, SIGABRT);
+	sigaddset(&blocked, SIGQUIT);
 	pthread_sigmask(SIG_SETMASK, &blocked, &engine.saved_signals);
 	engine.signals_blocked = true;
 }
@@ -227,10 +218,7 @@ timer_callback(CURLM *multi, long timeout_ms, void *context)
 	return 0;
 }
 
-/*
- * Called in this thread each time before a name is resolved, and so before a
- * thread for that is started: CURLOPT_RESOLVER_START_FUNCTION.
- */
+/* Called in this thread before a name is resolved, and so before a thread for that is started. */
 static int
 resolver_callback(void *resolver, void *reserved, void *context)
 {
@@ -299,18 +287,18 @@ look_at_call(void)
 	int64		cpu_us;
 	int64		now;
 
-	if (!call.going_on)
+	if (!calling)
 		return;
 	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
 	cpu_us = cpu.tv_sec * INT64CONST(1000000) + cpu.tv_nsec / 1000;
-	if (call.cpu_us == 0)
-		call.cpu_us = cpu_us;
+	if (cpu_before_us == 0)
+		cpu_before_us = cpu_us;
 	now = http_clock_us();
 	if (ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending)))
 		wire_cut_off(true);
-	else if (cpu_us - call.cpu_us >= (now < engine.next_deadline_us ? HTTP_FLOOD_CPU_US : HTTP_LATE_CPU_US))
+	else if (cpu_us - cpu_before_us >= (now < engine.next_deadline_us ? HTTP_FLOOD_CPU_US : HTTP_LATE_CPU_US))
 	{
-		call.flooded_us = now;
+		flooded_us = now;
 		wire_cut_off(false);
 	}
 }
@@ -321,32 +309,16 @@ act(curl_socket_t fd, int what)
 {
 	int			running;
 
-	call.cpu_us = 0;
-	call.going_on = true;
+	cpu_before_us = 0;
+	calling = true;
 	enable_timeout_every(look_timeout, GetCurrentTimestamp() + HTTP_LOOK_MS * INT64CONST(1000), HTTP_LOOK_MS);
 	curl_multi_socket_action(engine.multi, fd, what, &running);
-	call.going_on = false;
+	calling = false;
 	disable_timeout(look_timeout, false);
 	restore_signals();
 }
 
 /* ---- opening and closing ---- */
-
-/* One step more, or nothing. */
-static bool
-reserve_fds(void)
-{
-	for (int i = 0; i < HTTP_FDS_STEP; i++)
-	{
-		if (AcquireExternalFD())
-			continue;
-		while (i-- > 0)
-			ReleaseExternalFD();
-		return false;
-	}
-	engine.fds_reserved += HTTP_FDS_STEP;
-	return true;
-}
 
 /*
  * Before the next is submitted: each one that is unsent may want a connection.
@@ -356,20 +328,29 @@ reserve_fds(void)
 static void
 make_room_for_connections(void)
 {
-	int			wanted = wire_owned() + engine.unsent + 1;
-	int			before = engine.fds_reserved;
+	int			wanted = Min(wire_owned() + engine.unsent + 1, HTTP_CONNECTIONS_MAX);
 
-	while (engine.fds_reserved / 3 * 2 < wanted && engine.fds_reserved < HTTP_FDS_MAX && reserve_fds())
-		 /* another step */ ;
+	while (fds_to_connections(engine.fds_reserved) < wanted)
+	{
+		int			step = 0;
+
+		while (step < HTTP_FDS_STEP && AcquireExternalFD())
+			step++;
+		if (step < HTTP_FDS_STEP)
+		{
+			while (step-- > 0)
+				ReleaseExternalFD();
+			break;
+		}
+		engine.fds_reserved += HTTP_FDS_STEP;
+		curl_multi_setopt(engine.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, fds_to_connections(engine.fds_reserved));
+		curl_multi_setopt(engine.multi, CURLMOPT_MAXCONNECTS, fds_to_connections(engine.fds_reserved));
+	}
 	if (engine.fds_reserved == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("could not reserve file descriptors for HTTP connections"),
 				 errhint("Raise max_files_per_process and the server's ulimit -n.")));
-	if (engine.fds_reserved == before)
-		return;
-	curl_multi_setopt(engine.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) (engine.fds_reserved / 3 * 2));
-	curl_multi_setopt(engine.multi, CURLMOPT_MAXCONNECTS, (long) (engine.fds_reserved / 3 * 2));
 }
 
 static void
@@ -540,7 +521,7 @@ static void
 finish(HttpExchange *exchange, CURLcode result)
 {
 	bool		flooded = result != CURLE_OK && !exchange->transfer.oversized &&
-		call.flooded_us != 0 && http_clock_us() - call.flooded_us < HTTP_FLOOD_MEMORY_US;
+		flooded_us != 0 && http_clock_us() - flooded_us < HTTP_FLOOD_MEMORY_US;
 
 	if (flooded)
 		strlcpy(exchange->transfer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);

@@ -34,11 +34,8 @@
 /* OneSignal asks not to keep DNS answers longer. */
 #define HTTP_DNS_CACHE_SECONDS	300L
 
-/* What all handles of the process go by, once looked_around. */
-static bool looked_around = false;
-static bool reuses_handles;
-static bool environment_has_proxy;
-static const char *system_ca;	/* libcurl's own bundle, NULL: it has none */
+/* What is loaded, not what this was built with; its cainfo is NULL without a bundle of its own. */
+static const curl_version_info_data *libcurl = NULL;
 
 /* ---- what libcurl calls ---- */
 
@@ -106,22 +103,6 @@ body_callback(char *data, size_t size, size_t count, void *context)
 
 /* ---- a handle ---- */
 
-/* Is there anything that libcurl could take for a proxy?  https_proxy, ALL_PROXY, ... */
-static bool
-finds_proxy(void)
-{
-	extern char **environ;
-
-	for (char **variable = environ; *variable != NULL; variable++)
-	{
-		size_t		name_length = strcspn(*variable, "=");
-
-		if (name_length >= 6 && pg_strncasecmp(*variable + name_length - 6, "_proxy", 6) == 0)
-			return true;
-	}
-	return false;
-}
-
 /*
  * What is the same for all exchanges: stated once a handle, and none of it
  * left to a default where the key's safety hangs on it.
@@ -174,36 +155,25 @@ has_tls_rest(Transfer *transfer)
 	static int	(*pending) (const void *session) = NULL;
 	static bool known = false;
 	const struct curl_tlssessioninfo *tls = NULL;
-	Dl_info		libcurl;
+	Dl_info		where;
 	void	   *library;
 
 	curl_easy_getinfo(transfer->easy, CURLINFO_TLS_SSL_PTR, &tls);
 	if (tls == NULL || tls->internals == NULL)
 		return false;
-	if (!known && dladdr((void *) curl_easy_init, &libcurl) != 0 &&
-		(library = dlopen(libcurl.dli_fname, RTLD_LAZY | RTLD_NOLOAD)) != NULL)
+	if (!known && dladdr((void *) curl_easy_init, &where) != 0 &&
+		(library = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD)) != NULL)
 		pending = (int (*) (const void *)) dlsym(library, tls->backend == CURLSSLBACKEND_OPENSSL ? "SSL_pending" :
 												 "gnutls_record_check_pending");
 	known = true;
 	return pending != NULL && pending(tls->internals) > 0;
 }
 
-static void
-look_around(void)
-{
-	const curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
-
-	reuses_handles = !CURL_COMPAT_REMEMBERS_HEADERS(info->version_num);
-	environment_has_proxy = finds_proxy();
-	system_ca = info->cainfo;
-	looked_around = true;
-}
-
 bool
 transfer_make(Transfer *transfer, void *owner)
 {
-	if (!looked_around)
-		look_around();
+	if (libcurl == NULL)
+		libcurl = curl_version_info(CURLVERSION_NOW);
 	transfer->easy = curl_easy_init();
 	if (transfer->easy == NULL)
 		return false;
@@ -220,7 +190,7 @@ static CURLcode
 set_trust(CURL *easy, const char *ca_file)
 {
 	if (ca_file == NULL)
-		ca_file = system_ca;
+		ca_file = libcurl->cainfo;
 	if (ca_file == NULL)
 		return CURLE_OK;		/* a libcurl that only knows a directory */
 	curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
@@ -248,9 +218,7 @@ transfer_prepare(Transfer *transfer, const HttpRequest *request)
 	 * that the server's environment happens to name.
 	 */
 	curl_easy_setopt(easy, CURLOPT_NOPROXY,
-					 request->proxy == NULL &&
-					 (!environment_has_proxy || pg_strncasecmp(request->url, "http:", 5) == 0) ?
-					 "*" : NULL);
+					 request->proxy == NULL && pg_strncasecmp(request->url, "http:", 5) == 0 ? "*" : NULL);
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
 	/* libcurl divides it among a name's addresses. */
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) request->connect_timeout_ms);
@@ -374,7 +342,7 @@ transfer_release(Transfer *transfer)
 		transfer->body = NULL;
 		transfer->body_room = 0;
 	}
-	if (!reuses_handles)
+	if (CURL_COMPAT_REMEMBERS_HEADERS(libcurl->version_num))
 	{
 		curl_easy_cleanup(transfer->easy);
 		transfer->easy = NULL;
@@ -383,24 +351,16 @@ transfer_release(Transfer *transfer)
 
 /* ---- URLs ---- */
 
+/* Is there such a part?  Into "into", unless it is NULL, it has to fit. */
 static bool
-has_part(CURLU *url, CURLUPart part)
+get_part(CURLU *url, CURLUPart part, char *into, size_t size)
 {
 	char	   *text = NULL;
-	bool		found = curl_url_get(url, part, &text, 0) == CURLUE_OK;
+	bool		found = curl_url_get(url, part, &text, 0) == CURLUE_OK &&
+		(into == NULL || strlcpy(into, text, size) < size);
 
 	curl_free(text);
 	return found;
-}
-
-static bool
-copy_part(CURLU *url, CURLUPart part, char *into, size_t size)
-{
-	char	   *text = NULL;
-	bool		copied = curl_url_get(url, part, &text, 0) == CURLUE_OK && strlcpy(into, text, size) < size;
-
-	curl_free(text);
-	return copied;
 }
 
 /* By the parser that the request itself will go through.  False: not an absolute URL with a host. */
@@ -413,11 +373,11 @@ http_parse_url(const char *text, HttpUrl *parts)
 	if (url == NULL)
 		return false;
 	parsed = curl_url_set(url, CURLUPART_URL, text, CURLU_NON_SUPPORT_SCHEME) == CURLUE_OK &&
-		copy_part(url, CURLUPART_SCHEME, parts->scheme, sizeof(parts->scheme)) &&
-		copy_part(url, CURLUPART_HOST, parts->host, sizeof(parts->host));
-	parts->has_user = has_part(url, CURLUPART_USER) || has_part(url, CURLUPART_PASSWORD);
-	parts->has_query = has_part(url, CURLUPART_QUERY);
-	parts->has_fragment = has_part(url, CURLUPART_FRAGMENT);
+		get_part(url, CURLUPART_SCHEME, parts->scheme, sizeof(parts->scheme)) &&
+		get_part(url, CURLUPART_HOST, parts->host, sizeof(parts->host));
+	parts->has_user = get_part(url, CURLUPART_USER, NULL, 0) || get_part(url, CURLUPART_PASSWORD, NULL, 0);
+	parts->has_query = get_part(url, CURLUPART_QUERY, NULL, 0);
+	parts->has_fragment = get_part(url, CURLUPART_FRAGMENT, NULL, 0);
 	curl_url_cleanup(url);
 	return parsed;
 }

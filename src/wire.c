@@ -50,16 +50,18 @@ static int	socket_count = 0;
 static int	owned_count = 0;
 static WatchedSocket sockets[WIRE_SOCKETS_MAX];
 
-/* By its number, the place of a socket in the array, plus one. */
-static int16 *places = NULL;
-static int	place_count = 0;
-
 /* ---- which sockets ---- */
 
+/* There are few, a dozen as a rule. */
 static WatchedSocket *
 find_socket(int fd)
 {
-	return fd < place_count && places[fd] > 0 ? &sockets[places[fd] - 1] : NULL;
+	for (int i = 0; i < socket_count; i++)
+	{
+		if (sockets[i].fd == fd)
+			return &sockets[i];
+	}
+	return NULL;
 }
 
 /* The last entry takes the place; its position in the set stays its own. */
@@ -69,12 +71,7 @@ forget_socket(WatchedSocket *watched)
 	if (watched->registered != 0)
 		set_is_stale = true;
 	owned_count -= watched->ours;
-	places[watched->fd] = 0;
-	if (watched != &sockets[--socket_count])
-	{
-		*watched = sockets[socket_count];
-		places[watched->fd] = (int16) (watched - sockets + 1);
-	}
+	*watched = sockets[--socket_count];
 }
 
 /* NULL: there is no room for it. */
@@ -83,17 +80,6 @@ add_socket(int fd)
 {
 	WatchedSocket *watched;
 
-	if (fd >= place_count)
-	{
-		int			count = Max(fd + 1, 2 * place_count);
-		int16	   *more = realloc(places, sizeof(int16) * count);
-
-		if (more == NULL)
-			return NULL;
-		memset(more + place_count, 0, sizeof(int16) * (count - place_count));
-		places = more;
-		place_count = count;
-	}
 	for (int i = socket_count - 1; i >= 0 && socket_count == WIRE_SOCKETS_MAX; i--)
 	{
 		if (sockets[i].wanted == 0)
@@ -102,9 +88,7 @@ add_socket(int fd)
 	if (socket_count == WIRE_SOCKETS_MAX)
 		return NULL;
 	watched = &sockets[socket_count++];
-	memset(watched, 0, sizeof(*watched));
-	watched->fd = fd;
-	places[fd] = (int16) socket_count;
+	*watched = (WatchedSocket) {.fd = fd};
 	/* Programs that this process starts must not hold the connection. */
 	(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
 	return watched;
@@ -185,16 +169,11 @@ wire_watch(int fd, uint32 wanted)
 static bool
 has_port(WatchedSocket *watched, int port)
 {
-	union
-	{
-		struct sockaddr any;
-		struct sockaddr_in in;
-		struct sockaddr_in6 in6;
-	}			address = {0};
+	struct sockaddr_storage address;
 	socklen_t	length = sizeof(address);
 
-	if (watched->port == 0 && watched->ours && getsockname(watched->fd, &address.any, &length) == 0)
-		watched->port = pg_ntoh16(address.in.sin_port);
+	if (watched->port == 0 && watched->ours && getsockname(watched->fd, (struct sockaddr *) &address, &length) == 0)
+		watched->port = pg_ntoh16(((struct sockaddr_in *) &address)->sin_port);
 	return watched->port == port && port != 0;
 }
 
