@@ -21,13 +21,9 @@
  */
 #include "postgres.h"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "lib/ilist.h"
 #include "libpq/pqsignal.h"
@@ -68,13 +64,6 @@ StaticAssertDecl(4 * HTTP_CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets 
 #define HTTP_REFUSED_MAX	50
 
 /*
- * Sent data that stays unacknowledged that long means a dead path: the kernel
- * then resets the connection, which otherwise would be reused, and time out,
- * for the quarter of an hour that TCP goes on trying.
- */
-#define HTTP_UNACKNOWLEDGED_MS	20000
-
-/*
  * A call into libcurl reads until nothing is left, without end if the peer
  * sends without end.  So often it is looked at from outside; and so much of the
  * processor's time it may take between two looks, of which an answer of 64 kB
@@ -98,8 +87,8 @@ struct HttpExchange
 	int64		timeout_us;
 	int64		connect_us;		/* how long it may stay unsent */
 	int			resubmitted;
-	int			sendings;		/* in all */
-	int			sendings_before;	/* ... before it was last handed to libcurl */
+	bool		sent;			/* since it was last handed to libcurl */
+	bool		sent_before;	/* and also before it was last sent, or handed over */
 	bool		unsent;			/* it counts in group->unsent */
 };
 
@@ -184,30 +173,6 @@ socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *soc
 	return 0;
 }
 
-/* Called between socket() and connect(), for every socket that closesocket_callback() will see. */
-static int
-sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
-{
-#ifdef TCP_USER_TIMEOUT
-	unsigned int unacknowledged_ms = HTTP_UNACKNOWLEDGED_MS;
-
-	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
-#endif
-	(void) purpose;
-	(void) context;
-	wire_own(fd);
-	return CURL_SOCKOPT_OK;
-}
-
-static int
-closesocket_callback(void *context, curl_socket_t fd)
-{
-	(void) context;
-
-	wire_closed(fd);
-	return close(fd);
-}
-
 static int
 timer_callback(CURLM *multi, long timeout_ms, void *context)
 {
@@ -267,7 +232,8 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 	/* What the peer said unasked would be taken for the answer. */
 	if (!transfer_begin(&exchange->transfer, local_port))
 		return CURL_PREREQFUNC_ABORT;
-	exchange->sendings++;
+	exchange->sent_before |= exchange->sent;
+	exchange->sent = true;
 	exchange->begun_us = waits_since(exchange);
 	set_unsent(exchange, false);
 	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
@@ -384,19 +350,6 @@ open_engine(void)
 	engine.multi = multi;
 }
 
-/* For what makes and ends the connection that it goes over. */
-static void
-watch_connection(HttpExchange *exchange)
-{
-	CURL	   *easy = exchange->transfer.easy;
-
-	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
-	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
-	curl_easy_setopt(easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
-	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, prereq_callback);
-	curl_easy_setopt(easy, CURLOPT_PREREQDATA, exchange);
-}
-
 static void
 out_of_memory(void)
 {
@@ -424,7 +377,9 @@ idle_exchange(void)
 	{
 		if (!transfer_make(&exchange->transfer, exchange))
 			out_of_memory();
-		watch_connection(exchange);
+		curl_easy_setopt(exchange->transfer.easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
+		curl_easy_setopt(exchange->transfer.easy, CURLOPT_PREREQFUNCTION, prereq_callback);
+		curl_easy_setopt(exchange->transfer.easy, CURLOPT_PREREQDATA, exchange);
 	}
 	return exchange;
 }
@@ -436,7 +391,8 @@ static bool
 launch(HttpExchange *exchange)
 {
 	transfer_reset(&exchange->transfer);
-	exchange->sendings_before = exchange->sendings;
+	exchange->sent_before |= exchange->sent;
+	exchange->sent = false;
 	exchange->launched_us = http_clock_us();
 	/* Resolves nothing yet: that begins with the next act(). */
 	if (curl_multi_add_handle(engine.multi, exchange->transfer.easy) != CURLM_OK)
@@ -511,8 +467,8 @@ conclude(HttpExchange *exchange, CURLcode result)
 
 	transfer_conclude(&exchange->transfer, result);
 	land(exchange);
-	answer->sent = exchange->sendings > 0;
-	answer->sent_before = exchange->sendings > (exchange->sendings > exchange->sendings_before ? 1 : 0);
+	answer->sent = exchange->sent || exchange->sent_before;
+	answer->sent_before = exchange->sent_before;
 	if (answer->status != 0)
 		exchange->group->answered_us = http_clock_us();
 }
@@ -661,7 +617,8 @@ http_submit(const HttpRequest *request, void *owner)
 
 	exchange->owner = owner;
 	exchange->group = request->group;
-	exchange->resubmitted = exchange->sendings = 0;
+	exchange->resubmitted = 0;
+	exchange->sent = exchange->sent_before = false;
 	exchange->begun_us = http_clock_us();
 	exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
 	exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);

@@ -14,6 +14,10 @@
 #include <ctype.h>
 #include <curl/curl.h>
 #include <dlfcn.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "compat.h"
 #include "transfer.h"
@@ -33,6 +37,13 @@
 
 /* OneSignal asks not to keep DNS answers longer. */
 #define HTTP_DNS_CACHE_SECONDS	300L
+
+/*
+ * Sent data that stays unacknowledged that long means a dead path: the kernel
+ * then resets the connection, which otherwise would be reused, and time out,
+ * for the quarter of an hour that TCP goes on trying.
+ */
+#define HTTP_UNACKNOWLEDGED_MS	20000
 
 /* What is loaded, not what this was built with; its cainfo is NULL without a bundle of its own. */
 static const curl_version_info_data *libcurl = NULL;
@@ -101,6 +112,30 @@ body_callback(char *data, size_t size, size_t count, void *context)
 	return length;
 }
 
+/* Called between socket() and connect(), for every socket that closesocket_callback() will see. */
+static int
+sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
+{
+#ifdef TCP_USER_TIMEOUT
+	unsigned int unacknowledged_ms = HTTP_UNACKNOWLEDGED_MS;
+
+	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
+#endif
+	(void) context;
+	(void) purpose;
+	wire_own(fd);
+	return CURL_SOCKOPT_OK;
+}
+
+static int
+closesocket_callback(void *context, curl_socket_t fd)
+{
+	(void) context;
+
+	wire_closed(fd);
+	return close(fd);
+}
+
 /* ---- a handle ---- */
 
 /*
@@ -138,6 +173,8 @@ set_constant_options(Transfer *transfer)
 	/* A part of a TLS record that does not fit would stay in OpenSSL, and no socket tells of it. */
 	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, TLS_RECORD_MAX);
 
+	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
+	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERDATA, transfer);
 	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, body_callback);
