@@ -4,7 +4,7 @@
 #   $hostile->functions('h1');      onesignal_cancel, some sessions at a time, in databases of several encodings
 #   $hostile->batches('h2');        onesignal_cancel_batch
 #   $hostile->worker('h1');         rows of onesignal_message
-#   $hostile->strays;               HTTP/1.1 answers that nobody asked for, in front of somebody else's
+#   $hostile->strays;               HTTP/1.1 answers that nobody asked for, before the next request
 #   $hostile->handshakes;           TLS that breaks before a request
 #   $hostile->proxies;              answers to CONNECT
 #   $hostile->floods('h2');         what does not end by itself soon
