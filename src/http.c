@@ -261,12 +261,10 @@ look_at_call(void)
 		cpu_before_us = cpu_us;
 	now = http_clock_us();
 	if (ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending)))
-		wire_cut_off(true);
-	else if (cpu_us - cpu_before_us >= (now < engine.next_deadline_us ? HTTP_FLOOD_CPU_US : HTTP_LATE_CPU_US))
-	{
+		(void) wire_cut_off(true);
+	else if (cpu_us - cpu_before_us >= (now < engine.next_deadline_us ? HTTP_FLOOD_CPU_US : HTTP_LATE_CPU_US) &&
+			 wire_cut_off(false))	/* reading the CAs takes long, too, on a slow machine */
 		flooded_us = now;
-		wire_cut_off(false);
-	}
 }
 
 /* A call into libcurl that reads: of a socket, or of whatever its timer is for. */

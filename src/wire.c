@@ -259,11 +259,11 @@ cut_off(WatchedSocket *watched)
 	watched->shut = true;
 }
 
-void
+bool
 wire_cut_off(bool all)
 {
 	WatchedSocket *worst = NULL;
-	int			most = -1;
+	int			most = 0;
 
 	for (int i = 0; i < socket_count; i++)
 	{
@@ -282,6 +282,7 @@ wire_cut_off(bool all)
 	}
 	if (worst != NULL)
 		cut_off(worst);
+	return worst != NULL;
 }
 
 /* ---- waiting ---- */

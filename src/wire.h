@@ -33,10 +33,10 @@ extern void wire_tidy(void);
 
 /*
  * For a signal handler: cuts off all that is watched, or the connection with
- * the most unread input.  A peer that never stops sending is ahead of us; an
- * honest answer is short.
+ * the most unread input, if there is one: then the result is true.  A peer that
+ * never stops sending is ahead of us; an honest answer is short.
  */
-extern void wire_cut_off(bool all);
+extern bool wire_cut_off(bool all);
 
 typedef struct WireEvent
 {
