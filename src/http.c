@@ -66,11 +66,12 @@ StaticAssertDecl(4 * HTTP_CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets 
 /*
  * A call into libcurl reads until nothing is left, without end if the peer
  * sends without end.  So often it is looked at from outside; and so much of the
- * processor's time it may take between two looks, of which an answer of 64 kB
- * takes one thousandth of a second: less when somebody's time is over.
+ * processor's time it may take, less when somebody's time is over.  On a quick
+ * machine an answer of 64 kB takes 1 ms of it, and parsing the CAs, while the
+ * peer's part of the handshake lies unread, 17 ms.
  */
 #define HTTP_LOOK_MS			50
-#define HTTP_FLOOD_CPU_US		INT64CONST(100000)
+#define HTTP_FLOOD_CPU_US		INT64CONST(250000)
 #define HTTP_LATE_CPU_US		INT64CONST(5000)
 
 /* What fails so soon after a flood was cut off was part of it: all streams of a connection do. */
@@ -263,7 +264,7 @@ look_at_call(void)
 	if (ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending)))
 		(void) wire_cut_off(true);
 	else if (cpu_us - cpu_before_us >= (now < engine.next_deadline_us ? HTTP_FLOOD_CPU_US : HTTP_LATE_CPU_US) &&
-			 wire_cut_off(false))	/* reading the CAs takes long, too, on a slow machine */
+			 wire_cut_off(false))
 		flooded_us = now;
 }
 
