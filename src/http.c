@@ -21,15 +21,12 @@
  */
 #include "postgres.h"
 
-#include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <pthread.h>
 #include <signal.h>
-#include <sys/socket.h>
 #include <time.h>
-#include <unistd.h>
 
 #include "lib/ilist.h"
+#include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
 #include "postmaster/interrupt.h"
@@ -55,35 +52,27 @@ StaticAssertDecl(4 * HTTP_CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets 
  * and epoll.
  */
 #define HTTP_FDS_STEP			24
-#define HTTP_FDS_MAX			(HTTP_CONNECTIONS_MAX / 2 * 3)
+#define fds_to_connections(fds)	((long) (fds) / 3 * 2)
 
-/* An exchange whose reused connection turned out dead is sent again so often. */
+/*
+ * An exchange is sent again so often when its connection turned out dead, and
+ * so often while others are answered: before it has read how many streams the
+ * peer allows, libcurl takes 100 for granted, and a peer that allows one
+ * refuses the rest, connection after connection.
+ */
 #define HTTP_RESUBMIT_MAX	3
-
-/*
- * And so often, if others have been answered in the meantime: before it has
- * read how many streams the peer allows, libcurl takes 100 for granted, and a
- * peer that allows one refuses the rest, connection after connection.
- */
 #define HTTP_REFUSED_MAX	50
-
-/* libcurl's own words come first, if it has any. */
-#define HTTP_CONNECT_GRACE_US	INT64CONST(100000)
-
-/*
- * Sent data that stays unacknowledged that long means a dead path: the kernel
- * then resets the connection, which otherwise would be reused, and time out,
- * for the quarter of an hour that TCP goes on trying.
- */
-#define HTTP_UNACKNOWLEDGED_MS	20000
 
 /*
  * A call into libcurl reads until nothing is left, without end if the peer
  * sends without end.  So often it is looked at from outside; and so much of the
- * processor's time it may take, of which an answer of 64 kB takes a hundredth.
+ * processor's time it may take, less when somebody's time is over.  On a quick
+ * machine an answer of 64 kB takes 1 ms of it, and parsing the CAs, while the
+ * peer's part of the handshake lies unread, 17 ms.
  */
 #define HTTP_LOOK_MS			50
-#define HTTP_FLOOD_CPU_US		INT64CONST(100000)
+#define HTTP_FLOOD_CPU_US		INT64CONST(250000)
+#define HTTP_LATE_CPU_US		INT64CONST(5000)
 
 /* What fails so soon after a flood was cut off was part of it: all streams of a connection do. */
 #define HTTP_FLOOD_MEMORY_US	INT64CONST(500000)
@@ -99,10 +88,8 @@ struct HttpExchange
 	int64		timeout_us;
 	int64		connect_us;		/* how long it may stay unsent */
 	int			resubmitted;
-	int			sendings;		/* in all */
-	int			sendings_before;	/* ... before it was last handed to libcurl */
-	bool		timed;			/* begun_us is final: it has been sent */
-	bool		over_tls;		/* ... so */
+	bool		sent;			/* since it was last handed to libcurl */
+	bool		sent_before;	/* and also before it was last sent, or handed over */
 	bool		unsent;			/* it counts in group->unsent */
 };
 
@@ -114,30 +101,21 @@ typedef struct HttpEngine
 	dlist_head	finished;
 	dlist_head	returned;		/* with the caller, who owes http_release() */
 	int			in_flight;
-	int			may_connect;	/* connections that may be opened for what is unsent */
-	int			connections_max;
+	int			unsent;			/* of all groups */
+	int			fds_reserved;
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
-	bool		disconnected;	/* a connection has ended since the last look */
 	bool		signals_blocked;
 	sigset_t	saved_signals;	/* while signals_blocked */
 } HttpEngine;
 
-/* The call into libcurl that goes on, for the handler of SIGALRM. */
-typedef struct HttpCall
-{
-	volatile sig_atomic_t going_on;
-	volatile sig_atomic_t looks;
-	int64		cpu_us;			/* of this thread, at the first look */
-	volatile int64 flooded_us;	/* when the last one was cut short */
-} HttpCall;
-
-volatile sig_atomic_t http_interrupted = false;
-
 static HttpEngine engine;
-static HttpCall call;
+
+/* For the handler of SIGALRM */
 static TimeoutId look_timeout = MAX_TIMEOUTS;	/* until it is registered */
-static int	fds_reserved = 0;
+static volatile sig_atomic_t calling = false;	/* libcurl */
+static int64 cpu_before_us;		/* of this thread, at the first look at that call; 0: none yet */
+static volatile int64 flooded_us = 0;	/* when a call was last cut short */
 
 int64
 http_clock_us(void)
@@ -159,17 +137,11 @@ http_clock_us(void)
 static void
 block_signals(void)
 {
-	sigset_t	blocked;
+	sigset_t	blocked = BlockSig;
 
 	if (engine.signals_blocked)
 		return;
-	sigfillset(&blocked);
-	sigdelset(&blocked, SIGSEGV);
-	sigdelset(&blocked, SIGBUS);
-	sigdelset(&blocked, SIGFPE);
-	sigdelset(&blocked, SIGILL);
-	sigdelset(&blocked, SIGTRAP);
-	sigdelset(&blocked, SIGABRT);
+	sigaddset(&blocked, SIGQUIT);
 	pthread_sigmask(SIG_SETMASK, &blocked, &engine.saved_signals);
 	engine.signals_blocked = true;
 }
@@ -202,33 +174,6 @@ socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *soc
 	return 0;
 }
 
-/* Called between socket() and connect(), for every socket that closesocket_callback() will see. */
-static int
-sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
-{
-#ifdef TCP_USER_TIMEOUT
-	unsigned int unacknowledged_ms = HTTP_UNACKNOWLEDGED_MS;
-
-	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
-#endif
-	(void) purpose;
-
-	(void) context;
-	wire_opening();
-	wire_own(fd);
-	return CURL_SOCKOPT_OK;
-}
-
-static int
-closesocket_callback(void *context, curl_socket_t fd)
-{
-	(void) context;
-
-	engine.disconnected = true;
-	wire_closed(fd);
-	return close(fd);
-}
-
 static int
 timer_callback(CURLM *multi, long timeout_ms, void *context)
 {
@@ -239,35 +184,26 @@ timer_callback(CURLM *multi, long timeout_ms, void *context)
 	return 0;
 }
 
-/*
- * Called in this thread each time before a name is resolved, and so before a
- * thread for that is started: CURLOPT_RESOLVER_START_FUNCTION.
- */
+/* Called in this thread before a name is resolved, and so before a thread for that is started. */
 static int
 resolver_callback(void *resolver, void *reserved, void *context)
 {
 	(void) resolver;
 	(void) reserved;
-
 	(void) context;
+
 	block_signals();
-	wire_opening();				/* its pipe comes next */
 	return 0;
 }
 
-/* What is unsent may open HTTP_HOST_CONNECTIONS connections a group. */
 static void
 set_unsent(HttpExchange *exchange, bool unsent)
 {
-	HttpGroup  *group = exchange->group;
+	int			change = (int) unsent - (int) exchange->unsent;
 
-	if (unsent == exchange->unsent)
-		return;
 	exchange->unsent = unsent;
-	if (unsent && group->unsent++ < HTTP_HOST_CONNECTIONS)
-		engine.may_connect++;
-	else if (!unsent && --group->unsent < HTTP_HOST_CONNECTIONS)
-		engine.may_connect--;
+	exchange->group->unsent += change;
+	engine.unsent += change;
 }
 
 /* The time runs from the submission, or from when the group last had an answer: others go first. */
@@ -280,18 +216,8 @@ waits_since(const HttpExchange *exchange)
 static int64
 deadline(const HttpExchange *exchange)
 {
-	return exchange->timed ? exchange->begun_us + exchange->timeout_us :
+	return exchange->transfer.local_port != 0 ? exchange->begun_us + exchange->timeout_us :
 		waits_since(exchange) + exchange->connect_us;
-}
-
-/* libcurl gives the TLS session of the connection that the exchange has now, if it has one. */
-static bool
-has_tls_session(const HttpExchange *exchange)
-{
-	struct curl_tlssessioninfo *session = NULL;
-
-	curl_easy_getinfo(exchange->transfer.easy, CURLINFO_TLS_SSL_PTR, &session);
-	return session != NULL && session->internals != NULL;
 }
 
 /* The connection is there and the request is about to go out, for the first time or again. */
@@ -303,26 +229,19 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 	(void) peer_ip;
 	(void) local_ip;
 	(void) peer_port;
-	(void) local_port;
 
-	if (!exchange->timed)
-		exchange->begun_us = waits_since(exchange);
-	exchange->timed = true;
-	exchange->over_tls = has_tls_session(exchange);
-	exchange->sendings++;
+	/* What the peer said unasked would be taken for the answer. */
+	if (!transfer_begin(&exchange->transfer, local_port))
+		return CURL_PREREQFUNC_ABORT;
+	exchange->sent_before |= exchange->sent;
+	exchange->sent = true;
+	exchange->begun_us = waits_since(exchange);
 	set_unsent(exchange, false);
-	engine.next_deadline_us = Min(engine.next_deadline_us, exchange->begun_us + exchange->timeout_us / 2);
+	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 	return CURL_PREREQFUNC_OK;
 }
 
 /* ---- a call that does not return ---- */
-
-static bool
-is_interrupted(void)
-{
-	return (InterruptPending && (QueryCancelPending || ProcDiePending)) ||
-		ShutdownRequestPending || http_interrupted;
-}
 
 /*
  * In the handler of SIGALRM.  Time on the processor counts, not that of the
@@ -333,21 +252,20 @@ look_at_call(void)
 {
 	struct timespec cpu;
 	int64		cpu_us;
+	int64		now;
 
-	if (!call.going_on)
+	if (!calling)
 		return;
 	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
 	cpu_us = cpu.tv_sec * INT64CONST(1000000) + cpu.tv_nsec / 1000;
-	if (call.looks == 0)
-		call.cpu_us = cpu_us;
-	call.looks = 1;
-	if (is_interrupted())
-		wire_cut_off(true);
-	else if (cpu_us - call.cpu_us >= HTTP_FLOOD_CPU_US)
-	{
-		call.flooded_us = http_clock_us();
-		wire_cut_off(false);
-	}
+	if (cpu_before_us == 0)
+		cpu_before_us = cpu_us;
+	now = http_clock_us();
+	if (ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending)))
+		(void) wire_cut_off(true);
+	else if (cpu_us - cpu_before_us >= (now < engine.next_deadline_us ? HTTP_FLOOD_CPU_US : HTTP_LATE_CPU_US) &&
+			 wire_cut_off(false))
+		flooded_us = now;
 }
 
 /* A call into libcurl that reads: of a socket, or of whatever its timer is for. */
@@ -356,57 +274,48 @@ act(curl_socket_t fd, int what)
 {
 	int			running;
 
-	call.looks = 0;
-	call.going_on = true;
+	cpu_before_us = 0;
+	calling = true;
 	enable_timeout_every(look_timeout, GetCurrentTimestamp() + HTTP_LOOK_MS * INT64CONST(1000), HTTP_LOOK_MS);
 	curl_multi_socket_action(engine.multi, fd, what, &running);
-	call.going_on = false;
+	calling = false;
 	disable_timeout(look_timeout, false);
 	restore_signals();
 }
 
 /* ---- opening and closing ---- */
 
-/* One step more, or nothing. */
-static bool
-reserve_fds(void)
-{
-	for (int i = 0; i < HTTP_FDS_STEP; i++)
-	{
-		if (AcquireExternalFD())
-			continue;
-		while (i-- > 0)
-			ReleaseExternalFD();
-		return false;
-	}
-	fds_reserved += HTTP_FDS_STEP;
-	return true;
-}
-
 /*
- * Before what is submitted next may open another connection.  Reserving may
- * close files and log, and so cannot wait for the callback.  Without more
- * descriptors it has to wait for a connection that is there.
+ * Before the next is submitted: each one that is unsent may want a connection.
+ * Reserving may close files and log, and so cannot wait for the callback.
+ * Without more descriptors it has to wait for a connection that is there.
  */
 static void
 make_room_for_connections(void)
 {
-	int			wanted = http_connections() + engine.may_connect + 1;
+	int			wanted = Min(wire_owned() + engine.unsent + 1, HTTP_CONNECTIONS_MAX);
 
-	if (engine.connections_max >= wanted && fds_reserved > 0)
-		return;
-	while (fds_reserved / 3 * 2 < wanted && fds_reserved < HTTP_FDS_MAX && reserve_fds())
-		 /* another step */ ;
-	if (fds_reserved == 0)
+	while (fds_to_connections(engine.fds_reserved) < wanted)
+	{
+		int			step = 0;
+
+		while (step < HTTP_FDS_STEP && AcquireExternalFD())
+			step++;
+		if (step < HTTP_FDS_STEP)
+		{
+			while (step-- > 0)
+				ReleaseExternalFD();
+			break;
+		}
+		engine.fds_reserved += HTTP_FDS_STEP;
+		curl_multi_setopt(engine.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, fds_to_connections(engine.fds_reserved));
+		curl_multi_setopt(engine.multi, CURLMOPT_MAXCONNECTS, fds_to_connections(engine.fds_reserved));
+	}
+	if (engine.fds_reserved == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
 				 errmsg("could not reserve file descriptors for HTTP connections"),
 				 errhint("Raise max_files_per_process and the server's ulimit -n.")));
-	if (engine.connections_max == fds_reserved / 3 * 2)
-		return;
-	engine.connections_max = fds_reserved / 3 * 2;
-	curl_multi_setopt(engine.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, (long) engine.connections_max);
-	curl_multi_setopt(engine.multi, CURLMOPT_MAXCONNECTS, (long) engine.connections_max);
 }
 
 static void
@@ -440,19 +349,6 @@ open_engine(void)
 	engine.multi = multi;
 }
 
-/* For what makes and ends the connection that it goes over. */
-static void
-watch_connection(HttpExchange *exchange)
-{
-	CURL	   *easy = exchange->transfer.easy;
-
-	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
-	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
-	curl_easy_setopt(easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
-	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, prereq_callback);
-	curl_easy_setopt(easy, CURLOPT_PREREQDATA, exchange);
-}
-
 static void
 out_of_memory(void)
 {
@@ -480,93 +376,98 @@ idle_exchange(void)
 	{
 		if (!transfer_make(&exchange->transfer, exchange))
 			out_of_memory();
-		watch_connection(exchange);
+		curl_easy_setopt(exchange->transfer.easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
+		curl_easy_setopt(exchange->transfer.easy, CURLOPT_PREREQFUNCTION, prereq_callback);
+		curl_easy_setopt(exchange->transfer.easy, CURLOPT_PREREQDATA, exchange);
 	}
 	return exchange;
 }
 
 /* ---- one exchange ---- */
 
-/* From engine.idle into engine.flying. */
+/* Hands it to libcurl, for the first time or again. */
 static bool
 launch(HttpExchange *exchange)
 {
 	transfer_reset(&exchange->transfer);
-	exchange->sendings_before = exchange->sendings;
+	exchange->sent_before |= exchange->sent;
+	exchange->sent = false;
 	exchange->launched_us = http_clock_us();
 	/* Resolves nothing yet: that begins with the next act(). */
 	if (curl_multi_add_handle(engine.multi, exchange->transfer.easy) != CURLM_OK)
 		return false;
-
-	dlist_delete(&exchange->node);
-	dlist_push_tail(&engine.flying, &exchange->node);
-	engine.in_flight++;
 	set_unsent(exchange, true);
 	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 	return true;
 }
 
-/* From engine.flying into the list given; libcurl lets go of it. */
+/* libcurl lets go of it. */
 static void
-land(HttpExchange *exchange, dlist_head *list)
+ground(HttpExchange *exchange)
 {
 	curl_multi_remove_handle(engine.multi, exchange->transfer.easy);
 	restore_signals();
-
-	dlist_delete(&exchange->node);
-	dlist_push_tail(list, &exchange->node);
-	engine.in_flight--;
 	set_unsent(exchange, false);
+}
+
+/* From engine.flying into engine.finished, with or without an answer. */
+static void
+land(HttpExchange *exchange)
+{
+	ground(exchange);
+	dlist_delete(&exchange->node);
+	dlist_push_tail(&engine.finished, &exchange->node);
+	engine.in_flight--;
 }
 
 /* It has no header yet, or is refused. */
 static bool
 may_resubmit(HttpExchange *exchange, CURLcode result)
 {
-	Transfer   *transfer = &exchange->transfer;
 	bool		others_answered = exchange->group->answered_us > exchange->launched_us;
+	bool		refused;
 	long		connects = 1;
 
-	if (transfer->header_bytes > 0)
+	if (exchange->transfer.header_bytes > 0)
 		return false;
-	/* libcurl tried it again and again, but not all streams were refused meanwhile. */
-	if (strncmp(transfer->error, "Connection died", strlen("Connection died")) == 0 && others_answered)
-		return exchange->resubmitted++ < HTTP_REFUSED_MAX;
-
 	switch (result)
 	{
-		case CURLE_OPERATION_TIMEDOUT:
-			/* To libcurl, waiting for a stream is connecting. */
-			return !exchange->timed && others_answered &&
-				deadline(exchange) - http_clock_us() > HTTP_CONNECT_GRACE_US;
+		case CURLE_ABORTED_BY_CALLBACK:	/* before it was sent; libcurl has closed that connection */
+			return true;
+		case CURLE_OPERATION_TIMEDOUT:	/* to libcurl, waiting for a stream is connecting */
+			return others_answered && waits_since(exchange) + exchange->connect_us > http_clock_us();
 		case CURLE_SEND_ERROR:
 		case CURLE_RECV_ERROR:
 		case CURLE_GOT_NOTHING:
 		case CURLE_HTTP2:
 		case CURLE_HTTP2_STREAM:
 		case CURLE_PARTIAL_FILE:	/* closed in mid-stream, here before any header */
-
-			/*
-			 * A connection that the peer closed while it was idle, or let go
-			 * in mid-flight, says nothing about the request, and DELETE may
-			 * be sent again.
-			 */
-			curl_easy_getinfo(transfer->easy, CURLINFO_NUM_CONNECTS, &connects);
-			return connects == 0 && exchange->resubmitted++ < HTTP_RESUBMIT_MAX;
+			break;
 		default:
 			return false;
 	}
+
+	/*
+	 * A connection that the peer closed while it was idle, or let go in
+	 * mid-flight, says nothing about the request, and DELETE may be sent
+	 * again.  Nor do streams that were refused again and again, so that
+	 * libcurl gave up, while not all were.
+	 */
+	curl_easy_getinfo(exchange->transfer.easy, CURLINFO_NUM_CONNECTS, &connects);
+	refused = others_answered && strncmp(exchange->transfer.error, "Connection died", strlen("Connection died")) == 0;
+	return (connects == 0 || refused) && exchange->resubmitted++ < (refused ? HTTP_REFUSED_MAX : HTTP_RESUBMIT_MAX);
 }
 
-/* Its answer is complete, or the words that say why there is none.  Not in engine.flying any more. */
+/* Its answer is complete, or the words that say why there is none. */
 static void
 conclude(HttpExchange *exchange, CURLcode result)
 {
 	HttpAnswer *answer = &exchange->transfer.answer;
 
-	transfer_conclude(&exchange->transfer, result, engine.disconnected);
-	answer->sent = exchange->sendings > 0;
-	answer->sent_before = exchange->sendings > (exchange->sendings > exchange->sendings_before ? 1 : 0);
+	transfer_conclude(&exchange->transfer, result);
+	land(exchange);
+	answer->sent = exchange->sent || exchange->sent_before;
+	answer->sent_before = exchange->sent_before;
 	if (answer->status != 0)
 		exchange->group->answered_us = http_clock_us();
 }
@@ -575,21 +476,17 @@ static void
 finish(HttpExchange *exchange, CURLcode result)
 {
 	bool		flooded = result != CURLE_OK && !exchange->transfer.oversized &&
-		call.flooded_us != 0 && http_clock_us() - call.flooded_us < HTTP_FLOOD_MEMORY_US;
+		flooded_us != 0 && http_clock_us() - flooded_us < HTTP_FLOOD_MEMORY_US;
 
-	if (!flooded && may_resubmit(exchange, result))
+	if (flooded)
+		strlcpy(exchange->transfer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
+	else if (may_resubmit(exchange, result))
 	{
-		land(exchange, &engine.idle);
+		ground(exchange);
 		if (launch(exchange))
 			return;
 		result = CURLE_OUT_OF_MEMORY;
-		dlist_delete(&exchange->node);
-		dlist_push_tail(&engine.finished, &exchange->node);
 	}
-	else
-		land(exchange, &engine.finished);
-	if (flooded)
-		strlcpy(exchange->transfer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
 	conclude(exchange, result);
 }
 
@@ -608,39 +505,17 @@ collect_finished(void)
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
 		finish(exchange, message->data.result);
 	}
-	engine.disconnected = false;
 }
 
 static void
 give_up(HttpExchange *exchange)
 {
-	bool		late = exchange->timed || exchange->connect_us == exchange->timeout_us;
+	bool		late = exchange->transfer.local_port != 0 || exchange->connect_us == exchange->timeout_us;
 
-	land(exchange, &engine.finished);
 	snprintf(exchange->transfer.error, HTTP_ERROR_SIZE,
 			 late ? "no answer within " INT64_FORMAT " ms" : "Connection timed out after " INT64_FORMAT " milliseconds",
 			 (late ? exchange->timeout_us : exchange->connect_us) / 1000);
 	conclude(exchange, CURLE_OPERATION_TIMEDOUT);
-}
-
-/*
- * A peer that refuses streams, or says GOAWAY, makes libcurl send again.  Until
- * then the exchange waits for its turn once more, which is looked at when half
- * of its time is over.
- */
-static int64
-next_deadline(HttpExchange *exchange, int64 now)
-{
-	int64		half = exchange->begun_us + exchange->timeout_us / 2;
-
-	if (exchange->timed && now < half)
-		return half;
-	if (exchange->timed && exchange->over_tls && !has_tls_session(exchange))
-	{
-		exchange->timed = false;
-		set_unsent(exchange, true);
-	}
-	return deadline(exchange);
 }
 
 static void
@@ -654,12 +529,17 @@ expire(int64 now)
 	dlist_foreach_modify(iter, &engine.flying)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
-		int64		next = next_deadline(exchange, now);
 
-		if (next <= now)
+		/* A peer that refused the stream, or said GOAWAY, made libcurl let it wait for another. */
+		if (deadline(exchange) <= now && exchange->transfer.local_port != 0 && wire_has_ended(exchange->transfer.local_port))
+		{
+			exchange->transfer.local_port = 0;
+			set_unsent(exchange, true);
+		}
+		if (deadline(exchange) <= now)
 			give_up(exchange);
 		else
-			engine.next_deadline_us = Min(engine.next_deadline_us, next);
+			engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 	}
 }
 
@@ -693,7 +573,7 @@ wait_once(long timeout_ms, bool *latched)
 static void
 read_arrived(bool *latched)
 {
-	for (int i = http_connections(); i > 0 && wait_once(0, latched); i--)
+	for (int i = wire_owned(); i > 0 && wait_once(0, latched); i--)
 		;
 }
 
@@ -718,12 +598,6 @@ http_in_flight(void)
 	return engine.in_flight;
 }
 
-int
-http_connections(void)
-{
-	return wire_owned();
-}
-
 /*
  * Starts an exchange; http_wait() returns it when it has finished.  Everything
  * in the request but the group is copied.  Call only while group->unsent is
@@ -742,8 +616,8 @@ http_submit(const HttpRequest *request, void *owner)
 
 	exchange->owner = owner;
 	exchange->group = request->group;
-	exchange->resubmitted = exchange->sendings = 0;
-	exchange->timed = false;
+	exchange->resubmitted = 0;
+	exchange->sent = exchange->sent_before = false;
 	exchange->begun_us = http_clock_us();
 	exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
 	exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);
@@ -752,6 +626,9 @@ http_submit(const HttpRequest *request, void *owner)
 		transfer_release(&exchange->transfer);
 		out_of_memory();
 	}
+	dlist_delete(&exchange->node);
+	dlist_push_tail(&engine.flying, &exchange->node);
+	engine.in_flight++;
 	return exchange;
 }
 
@@ -769,7 +646,6 @@ http_wait(int64 until_us)
 	bool		looked = false;
 
 	open_engine();
-	http_interrupted = false;
 	for (;;)
 	{
 		int64		now;
@@ -847,7 +723,6 @@ http_give_up(const char *words)
 	{
 		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.flying);
 
-		land(exchange, &engine.finished);
 		strlcpy(exchange->transfer.error, words, HTTP_ERROR_SIZE);
 		conclude(exchange, CURLE_OPERATION_TIMEDOUT);
 	}
@@ -864,7 +739,7 @@ http_abandon(void)
 	if (engine.multi == NULL)
 		return;
 	while (!dlist_is_empty(&engine.flying))
-		land(dlist_head_element(HttpExchange, node, &engine.flying), &engine.finished);
+		land(dlist_head_element(HttpExchange, node, &engine.flying));
 	while (!dlist_is_empty(&engine.finished))
 		http_release(dlist_head_element(HttpExchange, node, &engine.finished));
 	while (!dlist_is_empty(&engine.returned))

@@ -5,8 +5,6 @@
 #ifndef ONESIGNAL_CANCEL_HTTP_H
 #define ONESIGNAL_CANCEL_HTTP_H
 
-#include <signal.h>
-
 #include "lib/stringinfo.h"
 
 /* What the engine never exceeds, per process. */
@@ -67,14 +65,7 @@ typedef struct HttpExchange HttpExchange;
 /* A clock that no administrator turns back: microseconds since some moment. */
 extern int64 http_clock_us(void);
 
-/*
- * A signal handler may set it: a call into libcurl that goes on for long then
- * ends, and http_wait() returns.  http_wait() clears it when it begins.
- */
-extern volatile sig_atomic_t http_interrupted;
-
 extern int	http_in_flight(void);
-extern int	http_connections(void);
 extern HttpExchange *http_submit(const HttpRequest *request, void *owner);
 extern HttpExchange *http_wait(int64 until_us);
 extern HttpExchange *http_next(void);

@@ -13,9 +13,15 @@
 
 #include <ctype.h>
 #include <curl/curl.h>
+#include <dlfcn.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+#include <unistd.h>
 
 #include "compat.h"
 #include "transfer.h"
+#include "wire.h"
 
 /* A cancel's answer is under 1 kB; beyond 64 kB it is some proxy's page. */
 #define HTTP_BODY_MAX		(64 * 1024)
@@ -32,11 +38,15 @@
 /* OneSignal asks not to keep DNS answers longer. */
 #define HTTP_DNS_CACHE_SECONDS	300L
 
-/* What all handles of the process go by, once looked_around. */
-static bool looked_around = false;
-static bool reuses_handles;
-static bool environment_has_proxy;
-static const char *system_ca;	/* libcurl's own bundle, NULL: it has none */
+/*
+ * Sent data that stays unacknowledged that long means a dead path: the kernel
+ * then resets the connection, which otherwise would be reused, and time out,
+ * for the quarter of an hour that TCP goes on trying.
+ */
+#define HTTP_UNACKNOWLEDGED_MS	20000
+
+/* What is loaded, not what this was built with; its cainfo is NULL without a bundle of its own. */
+static const curl_version_info_data *libcurl = NULL;
 
 /* ---- what libcurl calls ---- */
 
@@ -66,8 +76,12 @@ header_callback(char *data, size_t size, size_t count, void *context)
 	transfer->header_bytes += length;
 	if (transfer->header_bytes > HTTP_HEADERS_MAX)
 		return refuse_more(transfer);
-	if (length >= 5 && memcmp(data, "HTTP/", 5) == 0)
+	if (length >= 7 && memcmp(data, "HTTP/", 5) == 0)
+	{
 		transfer->headers_ended = false;
+		if (data[5] == '1' && data[6] == '.')
+			wire_note_serial(transfer->local_port);
+	}
 	else if (length <= 2 && (data[0] == '\r' || data[0] == '\n'))
 		transfer->headers_ended = true;
 	return length;
@@ -98,23 +112,31 @@ body_callback(char *data, size_t size, size_t count, void *context)
 	return length;
 }
 
-/* ---- a handle ---- */
-
-/* Is there anything that libcurl could take for a proxy?  https_proxy, ALL_PROXY, ... */
-static bool
-finds_proxy(void)
+/* Called between socket() and connect(), for every socket that closesocket_callback() will see. */
+static int
+sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
 {
-	extern char **environ;
+#ifdef TCP_USER_TIMEOUT
+	unsigned int unacknowledged_ms = HTTP_UNACKNOWLEDGED_MS;
 
-	for (char **variable = environ; *variable != NULL; variable++)
-	{
-		size_t		name_length = strcspn(*variable, "=");
-
-		if (name_length >= 6 && pg_strncasecmp(*variable + name_length - 6, "_proxy", 6) == 0)
-			return true;
-	}
-	return false;
+	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
+#endif
+	(void) context;
+	(void) purpose;
+	wire_own(fd);
+	return CURL_SOCKOPT_OK;
 }
+
+static int
+closesocket_callback(void *context, curl_socket_t fd)
+{
+	(void) context;
+
+	wire_closed(fd);
+	return close(fd);
+}
+
+/* ---- a handle ---- */
 
 /*
  * What is the same for all exchanges: stated once a handle, and none of it
@@ -151,28 +173,44 @@ set_constant_options(Transfer *transfer)
 	/* A part of a TLS record that does not fit would stay in OpenSSL, and no socket tells of it. */
 	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, TLS_RECORD_MAX);
 
+	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
+	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERDATA, transfer);
 	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, body_callback);
 	curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
 }
 
-static void
-look_around(void)
+/*
+ * libcurl reads no more of a TLS record than what the body lacks, and only the
+ * TLS library knows of the rest.  It is asked for in what libcurl was linked
+ * with, since the server may have loaded another version.
+ */
+static bool
+has_tls_rest(Transfer *transfer)
 {
-	const curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
+	static int	(*pending) (const void *session) = NULL;
+	static bool known = false;
+	const struct curl_tlssessioninfo *tls = NULL;
+	Dl_info		where;
+	void	   *library;
 
-	reuses_handles = !CURL_COMPAT_REMEMBERS_HEADERS(info->version_num);
-	environment_has_proxy = finds_proxy();
-	system_ca = info->cainfo;
-	looked_around = true;
+	curl_easy_getinfo(transfer->easy, CURLINFO_TLS_SSL_PTR, &tls);
+	if (tls == NULL || tls->internals == NULL)
+		return false;
+	if (!known && dladdr((void *) curl_easy_init, &where) != 0 &&
+		(library = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD)) != NULL)
+		pending = (int (*) (const void *)) dlsym(library, tls->backend == CURLSSLBACKEND_OPENSSL ? "SSL_pending" :
+												 "gnutls_record_check_pending");
+	known = true;
+	return pending != NULL && pending(tls->internals) > 0;
 }
 
 bool
 transfer_make(Transfer *transfer, void *owner)
 {
-	if (!looked_around)
-		look_around();
+	if (libcurl == NULL)
+		libcurl = curl_version_info(CURLVERSION_NOW);
 	transfer->easy = curl_easy_init();
 	if (transfer->easy == NULL)
 		return false;
@@ -189,7 +227,7 @@ static CURLcode
 set_trust(CURL *easy, const char *ca_file)
 {
 	if (ca_file == NULL)
-		ca_file = system_ca;
+		ca_file = libcurl->cainfo;
 	if (ca_file == NULL)
 		return CURLE_OK;		/* a libcurl that only knows a directory */
 	curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
@@ -217,10 +255,10 @@ transfer_prepare(Transfer *transfer, const HttpRequest *request)
 	 * that the server's environment happens to name.
 	 */
 	curl_easy_setopt(easy, CURLOPT_NOPROXY,
-					 request->proxy == NULL &&
-					 (!environment_has_proxy || pg_strncasecmp(request->url, "http:", 5) == 0) ?
-					 "*" : NULL);
+					 request->proxy == NULL && pg_strncasecmp(request->url, "http:", 5) == 0 ? "*" : NULL);
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
+	/* libcurl divides it among a name's addresses. */
+	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) request->connect_timeout_ms);
 	return curl_easy_setopt(easy, CURLOPT_URL, request->url) == CURLE_OK &&
 		curl_easy_setopt(easy, CURLOPT_CUSTOMREQUEST, request->method) == CURLE_OK &&
 		curl_easy_setopt(easy, CURLOPT_PROXY, request->proxy) == CURLE_OK &&
@@ -232,6 +270,7 @@ transfer_reset(Transfer *transfer)
 {
 	memset(&transfer->answer, 0, sizeof(transfer->answer));
 	transfer->header_bytes = 0;
+	transfer->local_port = 0;
 	transfer->headers_ended = transfer->oversized = false;
 	curl_easy_setopt(transfer->easy, CURLOPT_FORBID_REUSE, 0L);
 	transfer->error[0] = transfer->redirect_host[0] = '\0';
@@ -252,9 +291,10 @@ note_redirect(Transfer *transfer)
 }
 
 /*
- * libcurl 7.88 takes the end of a connection for the end of an answer, if the
- * peer has said GOAWAY.  Without a length only the body tells: an object of
- * JSON that was cut lacks its end.
+ * Without a length, libcurl takes the end of an HTTP/2 connection for the end
+ * of an answer in some cases: after GOAWAY, or after a stream that nghttp2 has
+ * reset.  It does not tell, so the body has to: it is empty, or an object of
+ * JSON without its end.
  */
 static bool
 may_be_cut(Transfer *transfer)
@@ -275,19 +315,28 @@ may_be_cut(Transfer *transfer)
 
 /* In words, why an answer that libcurl takes for one is none; NULL: it is one. */
 static const char *
-unusable(Transfer *transfer, long status, bool disconnected)
+unusable(Transfer *transfer, long status)
 {
 	if (!transfer->headers_ended)
 		return "the answer ended within its headers";
 	if (status < 200 || status > 999)
 		return "the answer has no valid status";
-	if (disconnected && status != 204 && status != 304 && may_be_cut(transfer))
+	if (status != 204 && status != 304 && may_be_cut(transfer) && wire_has_ended(transfer->local_port))
 		return "the connection ended within the answer";
 	return NULL;
 }
 
+bool
+transfer_begin(Transfer *transfer, int local_port)
+{
+	bool		readable;
+
+	transfer->local_port = local_port;
+	return !wire_is_serial(local_port, &readable) || !(readable || has_tls_rest(transfer));
+}
+
 void
-transfer_conclude(Transfer *transfer, CURLcode result, bool disconnected)
+transfer_conclude(Transfer *transfer, CURLcode result)
 {
 	HttpAnswer *answer = &transfer->answer;
 	const char *problem = NULL;
@@ -299,19 +348,19 @@ transfer_conclude(Transfer *transfer, CURLcode result, bool disconnected)
 	if (result == CURLE_OK)
 	{
 		curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
-		problem = unusable(transfer, status, disconnected);
+		problem = unusable(transfer, status);
 	}
-	if (result == CURLE_OK && problem == NULL)
+	if (transfer->oversized)
+		snprintf(transfer->error, HTTP_ERROR_SIZE, "the answer is larger than %d kB", HTTP_BODY_MAX / 1024);
+	else if (problem != NULL)
+		strlcpy(transfer->error, problem, HTTP_ERROR_SIZE);
+	else if (result == CURLE_OK)
 	{
 		curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
 		answer->status = (int) status;
 		answer->retry_after = (int) Min(retry_after, PG_INT32_MAX);
 		note_redirect(transfer);
 	}
-	else if (transfer->oversized)
-		snprintf(transfer->error, HTTP_ERROR_SIZE, "the answer is larger than %d kB", HTTP_BODY_MAX / 1024);
-	else if (problem != NULL)
-		strlcpy(transfer->error, problem, HTTP_ERROR_SIZE);
 	else if (transfer->error[0] == '\0')
 		strlcpy(transfer->error, curl_easy_strerror(result), HTTP_ERROR_SIZE);
 }
@@ -330,7 +379,7 @@ transfer_release(Transfer *transfer)
 		transfer->body = NULL;
 		transfer->body_room = 0;
 	}
-	if (!reuses_handles)
+	if (CURL_COMPAT_REMEMBERS_HEADERS(libcurl->version_num))
 	{
 		curl_easy_cleanup(transfer->easy);
 		transfer->easy = NULL;
@@ -339,24 +388,16 @@ transfer_release(Transfer *transfer)
 
 /* ---- URLs ---- */
 
+/* Is there such a part?  Into "into", unless it is NULL, it has to fit. */
 static bool
-has_part(CURLU *url, CURLUPart part)
+get_part(CURLU *url, CURLUPart part, char *into, size_t size)
 {
 	char	   *text = NULL;
-	bool		found = curl_url_get(url, part, &text, 0) == CURLUE_OK;
+	bool		found = curl_url_get(url, part, &text, 0) == CURLUE_OK &&
+		(into == NULL || strlcpy(into, text, size) < size);
 
 	curl_free(text);
 	return found;
-}
-
-static bool
-copy_part(CURLU *url, CURLUPart part, char *into, size_t size)
-{
-	char	   *text = NULL;
-	bool		copied = curl_url_get(url, part, &text, 0) == CURLUE_OK && strlcpy(into, text, size) < size;
-
-	curl_free(text);
-	return copied;
 }
 
 /* By the parser that the request itself will go through.  False: not an absolute URL with a host. */
@@ -369,11 +410,11 @@ http_parse_url(const char *text, HttpUrl *parts)
 	if (url == NULL)
 		return false;
 	parsed = curl_url_set(url, CURLUPART_URL, text, CURLU_NON_SUPPORT_SCHEME) == CURLUE_OK &&
-		copy_part(url, CURLUPART_SCHEME, parts->scheme, sizeof(parts->scheme)) &&
-		copy_part(url, CURLUPART_HOST, parts->host, sizeof(parts->host));
-	parts->has_user = has_part(url, CURLUPART_USER) || has_part(url, CURLUPART_PASSWORD);
-	parts->has_query = has_part(url, CURLUPART_QUERY);
-	parts->has_fragment = has_part(url, CURLUPART_FRAGMENT);
+		get_part(url, CURLUPART_SCHEME, parts->scheme, sizeof(parts->scheme)) &&
+		get_part(url, CURLUPART_HOST, parts->host, sizeof(parts->host));
+	parts->has_user = get_part(url, CURLUPART_USER, NULL, 0) || get_part(url, CURLUPART_PASSWORD, NULL, 0);
+	parts->has_query = get_part(url, CURLUPART_QUERY, NULL, 0);
+	parts->has_fragment = get_part(url, CURLUPART_FRAGMENT, NULL, 0);
 	curl_url_cleanup(url);
 	return parsed;
 }

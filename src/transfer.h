@@ -18,6 +18,7 @@ typedef struct Transfer
 	char	   *body;
 	size_t		body_room;
 	size_t		header_bytes;
+	int			local_port;		/* of the connection that it is sent over; 0: not yet */
 	bool		headers_ended;	/* the empty line after them has been seen */
 	bool		oversized;
 	char		error[HTTP_ERROR_SIZE]; /* libcurl's, unless we know better */
@@ -34,8 +35,14 @@ extern bool transfer_prepare(Transfer *transfer, const HttpRequest *request);
 /* Forgets the answer, before the request is sent, for the first time or again. */
 extern void transfer_reset(Transfer *transfer);
 
-/* It has ended: completes the answer.  disconnected: a connection has ended, too. */
-extern void transfer_conclude(Transfer *transfer, CURLcode result, bool disconnected);
+/*
+ * It is about to be sent over the connection with this local port.  False: the
+ * peer has sent something over it that nobody asked for.
+ */
+extern bool transfer_begin(Transfer *transfer, int local_port);
+
+/* It has ended: completes the answer. */
+extern void transfer_conclude(Transfer *transfer, CURLcode result);
 
 /* Wipes the request; the answer is gone. */
 extern void transfer_release(Transfer *transfer);

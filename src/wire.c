@@ -12,12 +12,14 @@
 #include "postgres.h"
 
 #include <fcntl.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "miscadmin.h"
+#include "port/pg_bswap.h"
 #include "storage/latch.h"
 
 #include "compat.h"
@@ -32,39 +34,34 @@ typedef struct WatchedSocket
 {
 	int			fd;
 	ino_t		inode;			/* which file had this number when last looked at */
-	int			looked_at;		/* files_opened then */
 	uint32		wanted;			/* WL_SOCKET_*; 0: not watched now */
 	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
 	int			position;		/* in the WaitEventSet, while registered */
+	int			port;			/* the local one; 0: not known yet */
 	bool		ours;			/* its end is told by wire_closed() */
+	bool		serial;			/* HTTP/1.1: the peer may only speak when asked */
 	bool		shut;			/* by us */
 } WatchedSocket;
 
 static WaitEventSet *set = NULL;
 static bool set_is_stale = false;
 static bool set_is_behind = false;	/* some socket is wanted for something else */
-static int	files_opened = 0;
 static int	socket_count = 0;
 static int	owned_count = 0;
 static WatchedSocket sockets[WIRE_SOCKETS_MAX];
 
-/* By its number, the place of a socket in the array, plus one. */
-static int16 *places = NULL;
-static int	place_count = 0;
-
 /* ---- which sockets ---- */
 
+/* There are few, a dozen as a rule. */
 static WatchedSocket *
 find_socket(int fd)
 {
-	return fd < place_count && places[fd] > 0 ? &sockets[places[fd] - 1] : NULL;
-}
-
-static void
-set_owned(WatchedSocket *watched, bool ours)
-{
-	owned_count += (int) ours - (int) watched->ours;
-	watched->ours = ours;
+	for (int i = 0; i < socket_count; i++)
+	{
+		if (sockets[i].fd == fd)
+			return &sockets[i];
+	}
+	return NULL;
 }
 
 /* The last entry takes the place; its position in the set stays its own. */
@@ -73,23 +70,8 @@ forget_socket(WatchedSocket *watched)
 {
 	if (watched->registered != 0)
 		set_is_stale = true;
-	set_owned(watched, false);
-	places[watched->fd] = 0;
-	if (watched != &sockets[--socket_count])
-	{
-		*watched = sockets[socket_count];
-		places[watched->fd] = (int16) (watched - sockets + 1);
-	}
-}
-
-static void
-forget_idle_sockets(void)
-{
-	for (int i = socket_count - 1; i >= 0; i--)
-	{
-		if (sockets[i].wanted == 0)
-			forget_socket(&sockets[i]);
-	}
+	owned_count -= watched->ours;
+	*watched = sockets[--socket_count];
 }
 
 /* NULL: there is no room for it. */
@@ -98,25 +80,17 @@ add_socket(int fd)
 {
 	WatchedSocket *watched;
 
-	if (fd >= place_count)
+	for (int i = socket_count - 1; i >= 0 && socket_count == WIRE_SOCKETS_MAX; i--)
 	{
-		int			count = Max(fd + 1, 2 * place_count);
-		int16	   *more = realloc(places, sizeof(int16) * count);
-
-		if (more == NULL)
-			return NULL;
-		memset(more + place_count, 0, sizeof(int16) * (count - place_count));
-		places = more;
-		place_count = count;
+		if (sockets[i].wanted == 0)
+			forget_socket(&sockets[i]);
 	}
-	if (socket_count == WIRE_SOCKETS_MAX)
-		forget_idle_sockets();
 	if (socket_count == WIRE_SOCKETS_MAX)
 		return NULL;
 	watched = &sockets[socket_count++];
-	memset(watched, 0, sizeof(*watched));
-	watched->fd = fd;
-	places[fd] = (int16) socket_count;
+	*watched = (WatchedSocket) {.fd = fd};
+	/* Programs that this process starts must not hold the connection. */
+	(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
 	return watched;
 }
 
@@ -131,8 +105,6 @@ find_or_add_socket(int fd)
 	WatchedSocket *watched = find_socket(fd);
 	struct stat status = {0};
 
-	if (watched != NULL && watched->looked_at == files_opened)
-		return watched;
 	(void) fstat(fd, &status);
 	if (watched != NULL && watched->inode != status.st_ino)
 	{
@@ -140,22 +112,10 @@ find_or_add_socket(int fd)
 		watched = NULL;
 	}
 	if (watched == NULL)
-	{
 		watched = add_socket(fd);
-		if (watched == NULL)
-			return NULL;
-		/* Programs that this process starts must not hold the connection. */
-		(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
-	}
-	watched->inode = status.st_ino;
-	watched->looked_at = files_opened;
+	if (watched != NULL)
+		watched->inode = status.st_ino;
 	return watched;
-}
-
-void
-wire_opening(void)
-{
-	files_opened++;
 }
 
 void
@@ -163,8 +123,10 @@ wire_own(int fd)
 {
 	WatchedSocket *watched = find_or_add_socket(fd);
 
-	if (watched != NULL)
-		set_owned(watched, true);
+	if (watched == NULL || watched->ours)
+		return;
+	watched->ours = true;
+	owned_count++;
 }
 
 void
@@ -195,11 +157,70 @@ wire_watch(int fd, uint32 wanted)
 
 	/*
 	 * An idle connection stays in the set: the next request, usually at once,
-	 * wants it back.  A resolver's pipe is closed without a word to us, and
-	 * its number may name another file soon.
+	 * wants it back.  A resolver's pipe is closed without a word to us.
 	 */
 	if (wanted == 0 && !watched->ours)
 		forget_socket(watched);
+}
+
+/* ---- what a peer says or does unasked ---- */
+
+/* Where a port stands is the same for IPv4 and IPv6. */
+static bool
+has_port(WatchedSocket *watched, int port)
+{
+	struct sockaddr_storage address;
+	socklen_t	length = sizeof(address);
+
+	if (watched->port == 0 && watched->ours && getsockname(watched->fd, (struct sockaddr *) &address, &length) == 0)
+		watched->port = pg_ntoh16(((struct sockaddr_in *) &address)->sin_port);
+	return watched->port == port && port != 0;
+}
+
+/* 1: something can be read, 0: the connection has ended, -1: nothing. */
+static int
+peek(const WatchedSocket *watched)
+{
+	char		byte;
+	int			got = (int) recv(watched->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+
+	return got < 0 && errno != EAGAIN ? 0 : got;
+}
+
+void
+wire_note_serial(int port)
+{
+	for (int i = 0; i < socket_count; i++)
+		sockets[i].serial |= has_port(&sockets[i], port);
+}
+
+bool
+wire_is_serial(int port, bool *readable)
+{
+	bool		serial = false;
+
+	*readable = false;
+	for (int i = 0; i < socket_count; i++)
+	{
+		WatchedSocket *watched = &sockets[i];
+
+		if (!watched->serial || watched->wanted != 0 || !has_port(watched, port))
+			continue;
+		serial = true;
+		*readable |= peek(watched) >= 0;
+	}
+	return serial;
+}
+
+bool
+wire_has_ended(int port)
+{
+	for (int i = 0; i < socket_count; i++)
+	{
+		if (has_port(&sockets[i], port) && peek(&sockets[i]) != 0)
+			return false;
+	}
+	return true;
 }
 
 /*
@@ -238,11 +259,11 @@ cut_off(WatchedSocket *watched)
 	watched->shut = true;
 }
 
-void
+bool
 wire_cut_off(bool all)
 {
 	WatchedSocket *worst = NULL;
-	int			most = -1;
+	int			most = 0;
 
 	for (int i = 0; i < socket_count; i++)
 	{
@@ -261,6 +282,7 @@ wire_cut_off(bool all)
 	}
 	if (worst != NULL)
 		cut_off(worst);
+	return worst != NULL;
 }
 
 /* ---- waiting ---- */
@@ -277,10 +299,7 @@ rebuild_set(void)
 	if (IsUnderPostmaster)
 		AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
 	for (int i = 0; i < socket_count; i++)
-	{
 		sockets[i].registered = 0;
-		sockets[i].position = -1;
-	}
 	set_is_behind = true;
 	set_is_stale = false;
 }
@@ -319,10 +338,7 @@ wire_wait(long timeout_ms, WireEvent *event)
 	WatchedSocket *watched;
 	WaitEvent	occurred;
 
-	event->occurred = false;
-	event->fd = -1;
-	event->ready = 0;
-	event->latched = false;
+	*event = (WireEvent) {.fd = -1};
 	update_set();
 	if (WaitEventSetWait(set, timeout_ms, &occurred, 1, wait_event_named(&wait_event, "OnesignalCancelHttp")) == 0)
 		return;

@@ -11,28 +11,32 @@
 /* How many sockets can be watched at one time. */
 #define WIRE_SOCKETS_MAX	1024
 
-/* A file is about to be opened: a number that we know may name another file soon. */
-extern void wire_opening(void);
-
-/* wire_closed() tells the end of this socket, at least while it is connected. */
+/* wire_closed() will tell the end of this socket.  wire_owned(): how many there are. */
 extern void wire_own(int fd);
 extern void wire_closed(int fd);
-
-/* How many sockets are owned so. */
 extern int	wire_owned(void);
 
 /* For what the socket is watched: WL_SOCKET_*, 0: not now. */
 extern void wire_watch(int fd, uint32 wanted);
+
+/*
+ * By the local port of a connection: the peer may only speak when asked, and
+ * never while it is idle (HTTP/1.1).  wire_is_serial(): it is such a one, idle;
+ * *readable: the peer has spoken.  wire_has_ended(): the peer has closed, or we.
+ */
+extern void wire_note_serial(int port);
+extern bool wire_is_serial(int port, bool *readable);
+extern bool wire_has_ended(int port);
 
 /* Ends our side of each connection that its peer has closed while it was idle. */
 extern void wire_tidy(void);
 
 /*
  * For a signal handler: cuts off all that is watched, or the connection with
- * the most unread input.  A peer that never stops sending is ahead of us; an
- * honest answer is short.
+ * the most unread input, if there is one: then the result is true.  A peer that
+ * never stops sending is ahead of us; an honest answer is short.
  */
-extern void wire_cut_off(bool all);
+extern bool wire_cut_off(bool all);
 
 typedef struct WireEvent
 {

@@ -4,7 +4,7 @@
 #   $hostile->functions('h1');      onesignal_cancel, some sessions at a time, in databases of several encodings
 #   $hostile->batches('h2');        onesignal_cancel_batch
 #   $hostile->worker('h1');         rows of onesignal_message
-#   $hostile->strays;               HTTP/1.1 answers that nobody asked for, in front of somebody else's
+#   $hostile->strays;               HTTP/1.1 answers that nobody asked for, before the next request
 #   $hostile->handshakes;           TLS that breaks before a request
 #   $hostile->proxies;              answers to CONNECT
 #   $hostile->floods('h2');         what does not end by itself soon
@@ -472,16 +472,29 @@ sub handshakes
     $self->_conclude('handshakes', scalar @ids, @wrong);
 }
 
-# Behind each answer there is another, a refusal: the next request on that connection must not take it for its own.
+# Behind each answer, in one packet, there is another: the next request on that connection must not take it for its own.
 sub strays
 {
     my ($self) = @_;
     my @strays = $self->ids('h1', kind => 'two_answers', count => 60);
-    my @ids = map { $_, '00000000-0000-0000-0000-' . sprintf '%012x', ++$self->{files} } @strays;
-    my ($well, $said, @lines) = _wait($self->_psql('postgres', join '', map { _call_sql($self->{app}{h1}, $_) } @ids));
-    my @wrong = map { /for nobody/ ? "a stray answer was taken: $_" : () } @lines;
-    push @wrong, $said if !$well;
-    $self->_conclude('stray answers', scalar @ids, @wrong);
+    my $explained = $self->oracle(@strays);
+    # Those that end a batch are for sessions alone.
+    my %sets = (function => \@strays, batch => [ grep { $explained->{$_}{text} !~ /^4(?:01|03|29) / } @strays ]);
+    for my $through (sort keys %sets)
+    {
+        # A sound answer follows each.
+        my @ids = map { ($_, '00000000-0000-0000-0000-' . sprintf '%012x', ++$self->{files}) } @{ $sets{$through} };
+        $explained = $self->oracle(@ids);
+        for my $way ($through eq 'batch' ? 'h1' : ('h1', 'plain'))
+        {
+            my $sql = $through eq 'batch' ? $self->_batch_sql($way, @ids) : join '', map { _call_sql($self->{app}{$way}, $_) } @ids;
+            my ($well, $said, @lines) = _wait($self->_psql('postgres', $sql, timeout => '20s'));
+            my @rows = map { { %{ _row($_) }, together => 1 } } @lines;
+            my @wrong = map { $self->_check("stray, $through, $way", $_, $explained->{ $_->{id} }, $self->{app}{$way}) } @rows;
+            push @wrong, $said if !$well || @rows != @ids;
+            $self->_conclude("stray answers, $through, $way", scalar @ids, @wrong);
+        }
+    }
 }
 
 # The answer to CONNECT, whatever it is, is none to the request.

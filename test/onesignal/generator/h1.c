@@ -671,8 +671,11 @@ static void
 two_answers(Answer *answer)
 {
 	plain(answer);
+	if (answer->bytes.length > LARGE / 2)
+		return;					/* would not fit into one packet */
+	answer->stray_at = answer->bytes.length - random_below(&answer->random, 2);
 	buf_text(&answer->bytes, "HTTP/1.1 200 OK\r\nContent-Length: 41\r\n\r\n{\"success\":false,\"errors\":[\"for nobody\"]}");
-	answer->end = END_NOTIFY;
+	answer->variant = answer->bytes.data[answer->stray_at] == 'H' ? "in a record of its own" : "in a record that begins with the answer's last byte";
 	answer->whole = true;
 }
 

@@ -159,6 +159,7 @@ typedef struct Answer
 	size_t		head_end;		/* not 0: the connection's end is the body's */
 	size_t		complete_at;	/* not 0: from here on a length says that nothing is missing */
 	bool		at_once;		/* in one write, whatever the id says */
+	size_t		stray_at;		/* not 0: what follows has a TLS record of its own, and arrives together with the rest */
 	bool		whole;			/* is not cut */
 	bool		breaks;			/* others on the same connection suffer */
 

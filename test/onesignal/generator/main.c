@@ -185,10 +185,19 @@ put_spread(Channel *channel, Answer *answer)
 				break;
 		}
 		length = length < left ? length : left;
+		if (answer->stray_at > (size_t) (at - answer->bytes.data))
+			length = answer->stray_at - (size_t) (at - answer->bytes.data);
 		put(channel, at, length);
 		at += length;
 		left -= length;
 	}
+}
+
+/* What is written while corked leaves in one packet. */
+static void
+cork(Channel *channel, int on)
+{
+	setsockopt(channel->fd, IPPROTO_TCP, TCP_CORK, &on, sizeof(on));
 }
 
 static bool
@@ -234,7 +243,9 @@ send_answer(Channel *channel, Answer *answer)
 	alarm((unsigned) (IDLE_SECONDS + flood_seconds));
 	for (int i = 0; i < answer->record_count; i++)
 		put_record(channel, answer->records, i % 2);
+	cork(channel, answer->stray_at > 0);
 	put_spread(channel, answer);
+	cork(channel, false);
 	if (answer->unit.length > 0 || (answer->records != RECORDS_NONE && answer->record_count == 0))
 		flood(channel, answer);
 	if (answer->end != END_OWN)
