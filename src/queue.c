@@ -333,12 +333,11 @@ queue_enqueue(Oid schema, const pg_uuid_t *app_id, const pg_uuid_t *message_id,
 	char		nulls[] = {' ', ' ', send_after ? ' ' : 'n', reason ? ' ' : 'n'};
 
 	SPI_connect();
-	if (statement_run(STATEMENT_ENQUEUE, schema, values, nulls) != 1 ||
-		!DatumGetBool(column(SPI_tuptable->vals[0], 1, BoolGetDatum(false))))
+	if (statement_run(STATEMENT_ENQUEUE, schema, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the cancel was not requested"),
-				 errdetail("Another trigger or rule of table onesignal_message has left the row out, or has changed \"cancel\".")));
+				 errdetail("Another trigger or rule of table onesignal_message has left the row out.")));
 	SPI_finish();
 }
 

@@ -70,8 +70,7 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		"INSERT INTO @onesignal_message AS m (app_id, message_id, send_after, reason, cancel)"
 		" VALUES ($1, $2, $3, $4, true)"
 		" ON CONFLICT (message_id, app_id) DO UPDATE SET cancel = true,"
-		" send_after = COALESCE($3, m.send_after), reason = COALESCE($4, m.reason)"
-		" RETURNING m.cancel",
+		" send_after = COALESCE($3, m.send_after), reason = COALESCE($4, m.reason)",
 		4, {UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID}
 	},
 
