@@ -144,7 +144,7 @@ sub _fault
     return 'a character is cut' if !utf8::decode(my $copy = $errors);
     return "took $row->{ms} ms" if !$row->{together} && !$ENV{SANITIZE} && $row->{ms} > $self->{timeout} + 1000 * $GRACE;
     # What an earlier attempt may have done is not the generator's.
-    $errors =~ s/,?"an earlier attempt [^"]*"// if defined $row->{state};
+    $errors =~ s/,?"an earlier attempt [^"]*"//;
     for my $outcome (@{ $explained->{outcomes} }, @or)
     {
         return '' if $row->{status} eq $outcome->{status} && $success eq $outcome->{success} && $errors =~ $outcome->{errors}
