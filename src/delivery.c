@@ -423,11 +423,13 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	outcome->app_id = item->lane->key.app_id;
 	outcome->message_id = item->row.message_id;
 	outcome->requested_at = item->row.requested_at;
-	outcome->unanswered = item->answer.sent_before || (judged.status == 0 && item->answer.sent);
 	outcome->http_status = judged.status;
 	outcome->response = judged.response;
 	outcome->last_attempt_at = item->begun.ts;
 	outcome->state = decide_state(item, &judged, now);
+	/* Of a message that is canceled nobody asks any more. */
+	outcome->unanswered = outcome->state != QUEUE_CANCELED &&
+		(item->answer.sent_before || (judged.status == 0 && item->answer.sent));
 	if (outcome->state == QUEUE_PENDING)
 		outcome->next_attempt_at = next_attempt(item, &judged, now);
 	if (outcome->state == QUEUE_REFUSED && !item->denied)
