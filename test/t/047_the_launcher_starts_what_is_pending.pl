@@ -58,7 +58,7 @@ ok(Workers::wait_for($node, 'two', $id{two}, 'canceled'), 'after which it is del
 # ---- a retry ----
 
 my $retried = $api->schedule;
-$api->fault(message => $retried, status => 429, headers => { 'Retry-After' => 8 }, times => 1);
+$api->fault(message => $retried, status => 429, headers => { 'Retry-After' => 25 }, times => 1);    # longer than a worker stays for
 Workers::request($node, 'one', $api, $retried);
 ok($node->poll_query_until('one', "SELECT http_status = 429 FROM onesignal_message WHERE message_id = '$retried'"), 'a first attempt is throttled');
 ok(Workers::wait_for_no_worker($node), 'the worker does not wait for the retry');
