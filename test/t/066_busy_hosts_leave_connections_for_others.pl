@@ -11,7 +11,8 @@ use Test::More;
 use Workers;
 
 my $api = StandIn->new(accept_any => 1);
-my $node = Workers::start('main');
+# Longer than this test takes, however slow the machine.
+my $node = Workers::start('main', conf => "onesignal_cancel.timeout = '1h'\nonesignal_cancel.connect_timeout = '1h'\n");
 Workers::add_app($node, 'postgres', $api);
 my $healthy = $api->app_id;
 my @hanging = map { Frames->new($api, 'h1', 'h') } 1 .. 9;
