@@ -538,8 +538,10 @@ scan_lanes(Moment now)
 
 			lane->rewind_wanted = true;
 			lane->told |= entry->app.is_of_lane;
-			/* The key may be there by now. */
-			if (lane->key_missing && scan_rechecks++ < RECHECKS_MAX)
+			/* The key may be another one by now, or be there. */
+			if (lane->generation != credentials_generation())
+				lane->checked_us = lane->checks = 0;
+			else if (lane->key_missing && scan_rechecks++ < RECHECKS_MAX)
 				lane->checks = 0;
 			lane_place(lane, now);
 		}
