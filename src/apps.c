@@ -341,7 +341,10 @@ adopt_key(DeliveryLane *lane, LaneKey *key, Moment now)
 	if (changed)
 		lane->adopted_us = now.us;
 	if (lane->key_missing || (changed && lane->fingerprint != 0))
+	{
+		lane->has_new_key = true;
 		resume_lane(lane, now);
+	}
 	if (lane->key_missing)
 		set_text(&lane->reason, NULL);
 	lane->key_missing = false;
@@ -416,7 +419,7 @@ describe_rejection(int status)
 void
 apps_suspect(DeliveryLane *lane, int http_status, Moment now)
 {
-	if (lane->circuit.open || lane->success_us != 0)
+	if (lane->circuit.open || lane->success_us != 0 || lane->has_new_key)
 		return;
 	(void) circuit_open(&lane->circuit, now.us, now.us, now.us);
 	set_text(&lane->reason, describe_rejection(http_status));

@@ -93,6 +93,7 @@ typedef struct DeliveryLane
 	int64		checked_us;		/* when that was; 0: look again */
 	int			checks;			/* in vain, one after the other */
 	bool		key_missing;
+	bool		has_new_key;	/* it was found after another one, or none */
 	int64		adopted_us;		/* when the key was found for the first time */
 	int64		denied_us;		/* when OneSignal last rejected it */
 	int64		success_us;		/* when the last request began that it did not reject */
