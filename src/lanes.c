@@ -58,8 +58,7 @@
 #define REST				9
 #define SCAN_REST			4
 
-/* Requests begun and not yet recorded, of all apps together: at first, and at most. */
-#define RUN_TRUST_FIRST		64
+/* Requests begun and not yet recorded, of all apps together. */
 #define RUN_TRUST_MAX		16384
 
 /* Apps that are looked at for one that may use the room of a request that has ended. */
@@ -214,7 +213,7 @@ lanes_open(bool cautious)
 		pairingheap_reset(&timers);
 		pairingheap_reset(&keyless);
 		memset(&wire, 0, sizeof(wire));
-		trust_init(&run_trust, cautious ? 1 : RUN_TRUST_FIRST, RUN_TRUST_MAX);
+		trust_init(&run_trust, cautious ? 1 : RUN_TRUST_MAX, RUN_TRUST_MAX);
 		buffered = 0;
 		scan_runs = false;
 	}
