@@ -1,4 +1,4 @@
-# What test/t/018 tries, 20,000 times of each protocol, with a seed of its own each time.
+# What test/t/018 tries, 20,000 times of each protocol; HOSTILE_SEED chooses others.
 
 use strict;
 use warnings;
@@ -7,7 +7,7 @@ use lib "$FindBin::RealBin/../t";
 use Hostile;
 use Test::More;
 
-my $hostile = Hostile->new(count => $ENV{HOSTILE_COUNT} // 20_000, seed => $ENV{HOSTILE_SEED} // time);
+my $hostile = Hostile->new(count => $ENV{HOSTILE_COUNT} // 20_000, seed => $ENV{HOSTILE_SEED} // 2);
 for my $way ('h1', 'h2')
 {
     $hostile->functions($way);

@@ -8,6 +8,7 @@ use Hostile;
 use Test::More;
 
 my %opts = map { defined $ENV{"HOSTILE_\U$_"} ? ($_ => $ENV{"HOSTILE_\U$_"}) : () } qw(seed kind);
+$opts{seed} //= 1;
 my $hostile = Hostile->new(%opts);
 for my $way (split / /, $ENV{HOSTILE_PROTOCOL} // 'h1 plain proxy h2')
 {
