@@ -39,6 +39,9 @@
 /* So long after a pause should have ended, nobody knows whether the app is back. */
 #define PROBE_AFTER		(5 * USECS_PER_MINUTE)
 
+/* Another deliverer has probed before: the next probe but one follows as late as ever. */
+#define PROBES_BEFORE	3
+
 /*
  * Requests that are begun before the first outcomes of an app are recorded,
  * and before any are recorded at all: should that be impossible, they are
@@ -121,7 +124,10 @@ app_begin(DeliveryApp *app, const QueueAppState *state, Moment now)
 	 * same; any other circuit that stands there is forgotten.
 	 */
 	if (state->circuit_until > now.ts - PROBE_AFTER)
+	{
 		(void) circuit_open(&app->circuit, now.us, now.us + Max(state->circuit_until - now.ts, 0), now.us);
+		app->circuit.probes = PROBES_BEFORE;
+	}
 	else if (state->has_circuit)
 		app_set_unsaved(app);
 }

@@ -110,12 +110,6 @@
 #define PREPARED_SHARE	60
 #define PREPARED_LONGEST	(60 * USECS_PER_SEC)
 
-/*
- * While an app does not answer it is probed every 15 s.  A worker that left in
- * between would forget how often that was in vain.
- */
-#define STAY_FOR		(20 * USECS_PER_SEC)
-
 /* Between a run that found something due and the next, should delivery err about it. */
 #define TURN_MS			10
 
@@ -359,7 +353,7 @@ wait_for_work(TimestampTz due)
 			return false;
 		if (wakeup_take() || now >= due || !is_wanted())
 			return true;
-		if (now >= idle_end && due - now > STAY_FOR && wakeup_leave(due == DT_NOEND ? 0 : due))
+		if (now >= idle_end && wakeup_leave(due == DT_NOEND ? 0 : due))
 			return false;
 		worker_idle(now >= idle_end ? due : Min(due, idle_end));
 		now = GetCurrentTimestamp();
