@@ -39,9 +39,8 @@ extern bool lanes_take_again(DeliveryLane *lane, Moment now);
 extern void lanes_end_request(DeliveryLane *lane, bool answered, Moment now);
 
 /*
- * The outcome of a taken row was recorded or dropped.  state: what the row says
- * now, QUEUE_PENDING: it is tried again at next_due.  The lane may be gone
- * afterwards.
+ * The outcome of a taken row was recorded or dropped; next_due: when it is to
+ * be tried again, DT_NOEND: never.  The lane may be gone afterwards.
  */
 extern void lanes_settle(DeliveryLane *lane, const QueueRow *row, int http_status, TimestampTz next_due);
 
