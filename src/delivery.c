@@ -44,6 +44,9 @@
 /* Answers taken before others are begun, if so many are there. */
 #define TAKE_MIN			32
 
+/* How often requests are handed over before outcomes are looked at again. */
+#define BEGIN_ROUNDS		16
+
 /*
  * While requests are on the wire, outcomes wait this long for company.  When
  * none is, and none can be begun, they are recorded at once.
@@ -696,6 +699,24 @@ wait_for_answers(int64 until_us)
 }
 
 /*
+ * libcurl is given an app's requests some at a time (HTTP_UNSENT_MAX).  It is
+ * called between them, so that the peer works while others are begun.
+ */
+static void
+fill_wire(Moment now)
+{
+	for (int round = 0; round < BEGIN_ROUNDS; round++)
+	{
+		int			before = http_in_flight();
+
+		begin_requests(now);
+		if (http_in_flight() - before < HTTP_UNSENT_MAX / 2)
+			break;
+		wait_for_answers(0);
+	}
+}
+
+/*
  * The last visit of a run that has to stop: what is on the wire has had no
  * answer, and what waits is tried once more.
  */
@@ -742,8 +763,7 @@ run(const DeliveryOptions *options)
 			now = apps_now();
 		}
 		if (may)
-			begin_requests(now);
-
+			fill_wire(now);
 		next_due = may ? lanes_next_due(now) : DT_NOEND;
 		if (is_done(options, may, now, next_due))
 			return next_due;

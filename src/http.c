@@ -273,13 +273,19 @@ static void
 act(curl_socket_t fd, int what)
 {
 	int			running;
+	bool		many = engine.unsent > 1;
 
+	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */
+	if (many)
+		wire_cork(true);
 	cpu_before_us = 0;
 	calling = true;
 	enable_timeout_every(look_timeout, GetCurrentTimestamp() + HTTP_LOOK_MS * INT64CONST(1000), HTTP_LOOK_MS);
 	curl_multi_socket_action(engine.multi, fd, what, &running);
 	calling = false;
 	disable_timeout(look_timeout, false);
+	if (many)
+		wire_cork(false);
 	restore_signals();
 }
 

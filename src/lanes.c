@@ -15,7 +15,8 @@
  *				dormant: its app may not send now
  *				timer: it waits for a row to fall due, a probe, or its key
  *		app		ready: its next row may begin; they take turns
- *				crowded: others have too many requests on the wire
+ *				crowded: others have too many requests on the wire, or
+ *				libcurl has yet to send some of its own
  *				timer: it waits for its pace, or for a pause to end
  *				none: its own answers, or their recording, bring it back
  *
@@ -451,8 +452,8 @@ app_place(DeliveryApp *app, Moment now)
 		timer_set(&app->timer, &timers, app->trust.paused_until);
 	else if (!trust_permits(&app->trust, now.us))
 		record_awaited = true;
-	else if (!allowance_is_full(&app->allowance) && app->group.unsent < HTTP_UNSENT_MAX)
-		app_enter(app, allowance_permits(&app->allowance, &wire) ? &ready : &crowded);
+	else if (!allowance_is_full(&app->allowance))
+		app_enter(app, app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire) ? &ready : &crowded);
 }
 
 /*

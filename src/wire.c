@@ -13,6 +13,7 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -283,6 +284,22 @@ wire_cut_off(bool all)
 	if (worst != NULL)
 		cut_off(worst);
 	return worst != NULL;
+}
+
+void
+wire_cork(bool corked)
+{
+#ifdef TCP_CORK
+	int			value = corked;
+
+	for (int i = 0; i < socket_count; i++)
+	{
+		if (sockets[i].ours)
+			(void) setsockopt(sockets[i].fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value));
+	}
+#else
+	(void) corked;
+#endif
 }
 
 /* ---- waiting ---- */

@@ -49,4 +49,7 @@ typedef struct WireEvent
 /* Waits for at most timeout_ms, -1: no limit.  May return early with no event. */
 extern void wire_wait(long timeout_ms, WireEvent *event);
 
+/* Corked, the sockets keep small writes back until they are let go. */
+extern void wire_cork(bool corked);
+
 #endif
