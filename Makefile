@@ -76,8 +76,17 @@ libcurl:
 
 $(OBJS): $(wildcard src/*.h) onesignal_cancel.control | libcurl
 
+# The tests try the library that is installed: it should be this one.
+.PHONY: installed
+installed:
+	@test ! -e onesignal_cancel$(DLSUFFIX) \
+	|| cmp -s onesignal_cancel$(DLSUFFIX) '$(DESTDIR)$(pkglibdir)/onesignal_cancel$(DLSUFFIX)' \
+	|| { echo 'error: the installed onesignal_cancel is another build than this one: run make install' >&2; exit 1; }
+
+installcheck: installed
+
 .PHONY: tap
-tap:
+tap: installed
 	rm -rf '$(CURDIR)'/tmp_check
 	cd $(srcdir) && TESTDIR='$(CURDIR)' TESTDATADIR='$(CURDIR)/tmp_check' TESTLOGDIR='$(CURDIR)/tmp_check/log' \
 	PATH="$(bindir):$$PATH" PGPORT='6$(DEF_PGPORT)' \
