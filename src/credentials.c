@@ -40,8 +40,9 @@
 #include "compat.h"
 #include "credentials.h"
 
-#define KEY_FILE_HINT "The file must be readable by the user that runs PostgreSQL (owner postgres, mode 600) and " \
-	"contain the key alone, without \"Key \" or \"Basic \"."
+static const char key_file_hint[] =
+	"The file must be readable by the user that runs PostgreSQL (owner postgres, mode 600) and "
+	"contain the key alone, without \"Key \" or \"Basic \".";
 
 /* The servers of an app. */
 typedef struct AppServers
@@ -179,7 +180,8 @@ no_mapping(const Lookup *lookup, const ForeignServer *server)
 	return problem(ERRCODE_UNDEFINED_OBJECT,
 				   psprintf("no user mapping for role \"%s\" or PUBLIC on server \"%s\"",
 							lookup->role_name, server->servername),
-				   psprintf("Create one with CREATE USER MAPPING FOR PUBLIC SERVER %s OPTIONS (api_key_file '/path/to/key').",
+				   psprintf("Create one with CREATE USER MAPPING FOR PUBLIC SERVER %s "
+							"OPTIONS (api_key_file '/path/to/key').",
 							quote_identifier(server->servername)));
 }
 
@@ -342,7 +344,8 @@ key_from_file(const Lookup *lookup, const char *path, char **key)
 
 	error = problem(ERRCODE_UNDEFINED_FILE,
 					psprintf("could not read the API key file of the user mapping for %s on server \"%s\": %s",
-							 mapping_text(lookup), lookup->server->servername, reason), KEY_FILE_HINT);
+							 mapping_text(lookup), lookup->server->servername, reason),
+					pstrdup(key_file_hint));
 	/* Only the log, and roles that may read the file, are told where it is. */
 	located = psprintf("The file is \"%s\".", path);
 	if (has_privs_of_role(lookup->role, ROLE_PG_READ_SERVER_FILES))
@@ -364,7 +367,8 @@ key_from_mapping(const Lookup *lookup, char *stored, char **key)
 	return problem(ERRCODE_UNDEFINED_OBJECT,
 				   psprintf("user mapping for %s on server \"%s\" %s", mapping_text(lookup),
 							lookup->server->servername, stored != NULL ? "holds no valid API key" : "has no API key"),
-				   psprintf("Set it with ALTER USER MAPPING FOR %s SERVER %s OPTIONS (%sADD api_key_file '/path/to/key').",
+				   psprintf("Set it with ALTER USER MAPPING FOR %s SERVER %s "
+							"OPTIONS (%sADD api_key_file '/path/to/key').",
 							lookup->is_own ? quote_identifier(lookup->role_name) : "PUBLIC",
 							quote_identifier(lookup->server->servername), stored != NULL ? "DROP api_key, " : ""));
 }

@@ -47,7 +47,8 @@ typedef struct OptionRule
 	const char *name;
 	Oid			catalog;
 	const char *setter;			/* SUPERUSERS, FILE_READERS, or NULL for anybody */
-	const char *(*problem) (const char *value); /* a sentence, or NULL for a valid value */
+	/* Returns a sentence, or NULL for a valid value. */
+	const char *(*problem) (const char *value);
 } OptionRule;
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_fdw_validator);
@@ -76,6 +77,7 @@ options_parse_uuid(const char *text, pg_uuid_t *uuid)
 	bool		braces = *text == '{';
 
 	text += braces;
+	memset(uuid, 0, sizeof(*uuid));
 	for (int i = 0; i < UUID_LEN * 2; i++)
 	{
 		static const char digits[] = "0123456789abcdef";
