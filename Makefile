@@ -16,7 +16,6 @@ OBJS = \
 	src/deliverer.o \
 	src/delivery.o \
 	src/http.o \
-	src/keyfile.o \
 	src/lanes.o \
 	src/launcher.o \
 	src/message.o \
@@ -28,7 +27,6 @@ OBJS = \
 	src/queue.o \
 	src/record.o \
 	src/request.o \
-	src/servers.o \
 	src/settings.o \
 	src/statements.o \
 	src/transfer.o \

@@ -364,6 +364,7 @@ find_key(DeliveryLane *lane, MemoryContext context, char **message)
 {
 	Oid			role = get_role_oid(NameStr(lane->key.requested_by), true);
 	LaneKey    *key = palloc0(sizeof(LaneKey));
+	ErrorData  *error;
 
 	key->context = context;
 	if (!OidIsValid(role))
@@ -371,8 +372,12 @@ find_key(DeliveryLane *lane, MemoryContext context, char **message)
 		*message = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
 		return NULL;
 	}
-	if (credentials_find(&lane->key.app_id, role, &key->credentials, message) != CREDENTIALS_OK)
+	error = credentials_find(&lane->key.app_id, role, &key->credentials);
+	if (error != NULL)
+	{
+		*message = error->message;
 		return NULL;
+	}
 	onesignal_request_begin(&key->request, &lane->key.app_id, &key->credentials);
 	key->request.http.group = &lane->app->group;
 	return key;

@@ -1,57 +1,85 @@
 /*
  * credentials.c
- *		Which server and key a role's cancels for an app use.
+ *		Finds the server and the key that a role's cancels for an app use.
  *
- * User mappings are not cached here: the syscache finds them by role and
- * server, and this way no key from a catalog stays with us; keys from files
- * do, for a second.  Access rights are asked for each time, since they also
- * depend on memberships.
+ * Nothing in the catalogs finds a server by one of its options, so each
+ * process remembers which servers an app has.  Everything else is looked up
+ * each time: PostgreSQL caches the catalogs, rights depend on memberships, and
+ * a key that is not kept cannot leak.  A key file is read each time too,
+ * because it is replaced without SQL; that takes a few microseconds.
  *
- * A background worker must be able to ask on behalf of any role, of one that
- * was dropped too, and go on when something is missing: look-ups fill in a
- * Problem, and only credentials_get() and credentials_check() raise it.
+ * The worker asks for roles that may be gone, and must go on when something
+ * is missing.  A look-up therefore returns the error, for the caller to raise.
  */
 #include "postgres.h"
 
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/reloptions.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
+#include "catalog/pg_foreign_server.h"
 #include "catalog/pg_user_mapping.h"
+#include "foreign/foreign.h"
 #include "miscadmin.h"
+#include "storage/fd.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/hsearch.h"
 #include "utils/inval.h"
+#include "utils/memutils.h"
+#include "utils/rel.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
 #include "credentials.h"
-#include "keyfile.h"
-#include "options.h"
-#include "servers.h"
 
-/* What a role's cancels for an app go through. */
-typedef struct Choice
-{
-	const Server *server;
-	Oid			mapped_role;	/* InvalidOid: PUBLIC */
-} Choice;
+static const char key_file_hint[] =
+	"The file must be readable by the user that runs PostgreSQL (owner postgres, mode 600) and "
+	"contain the key alone, without \"Key \" or \"Basic \".";
 
-typedef struct Problem
+/* The servers of an app. */
+typedef struct AppServers
 {
-	CredentialsStatus status;
-	char	   *message;
-	char	   *detail;			/* or NULL */
-	char	   *detail_log;		/* what only the server's log may say, or NULL */
-	char	   *hint;			/* or NULL */
-} Problem;
+	pg_uuid_t	app_id;			/* hash key */
+	List	   *servers;		/* OIDs */
+} AppServers;
 
-static bool
-problem_is(Problem *problem, CredentialsStatus status, char *message)
+/* What is asked for, and the server and mapping found so far. */
+typedef struct Lookup
 {
-	memset(problem, 0, sizeof(*problem));
-	problem->status = status;
-	problem->message = message;
-	return false;
+	const pg_uuid_t *app_id;
+	Oid			role;
+	char	   *role_name;
+	ForeignServer *server;
+	bool		is_own;			/* the role's own mapping, not PUBLIC's */
+} Lookup;
+
+/* Counts changes of the catalogs. */
+static uint64 changes = 1;
+
+/* All apps that have servers, as of that count of changes. */
+static HTAB *apps_with_servers = NULL;
+static MemoryContext apps_context = NULL;
+static uint64 apps_as_of = 0;
+
+/* The hint may be NULL. */
+static ErrorData *
+problem(int sqlstate, char *message, char *hint)
+{
+	ErrorData  *error = palloc0(sizeof(ErrorData));
+
+	error->elevel = ERROR;
+	error->sqlerrcode = sqlstate;
+	error->message = message;
+	error->hint = hint;
+	return error;
 }
 
 static char *
@@ -60,345 +88,377 @@ app_text(const pg_uuid_t *app_id)
 	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(app_id)));
 }
 
-/* The role may be dropped while we look. */
-static char *
-role_name(Oid role)
-{
-	char	   *name = GetUserNameFromId(role, true);
+/* ---- which servers an app has ---- */
 
-	return name != NULL ? name : psprintf("%u", role);
+/* Invalidations arrive in the middle of any catalog access, so this only counts. */
+static void
+catalog_changed(Datum arg pg_attribute_unused(), int cacheid pg_attribute_unused(),
+				uint32 hashvalue pg_attribute_unused())
+{
+	changes++;
 }
 
-/* As SQL has it, for hints that can be typed. */
-static const char *
-role_sql(Oid role)
+static void
+remember_server(HTAB *apps, HeapTuple tuple, TupleDesc descriptor)
 {
-	return OidIsValid(role) ? quote_identifier(role_name(role)) : "PUBLIC";
+	bool		isnull;
+	Datum		stored = heap_getattr(tuple, Anum_pg_foreign_server_srvoptions, descriptor, &isnull);
+	const char *text = isnull ? NULL : options_get(untransformRelOptions(stored), "app_id");
+	pg_uuid_t	app_id;
+	AppServers *app;
+	bool		found;
+
+	/* Without a usable app_id nobody can ask for the server. */
+	if (text == NULL || !options_parse_uuid(text, &app_id))
+		return;
+	app = hash_search(apps, &app_id, HASH_ENTER, &found);
+	app->servers = lappend_oid(found ? app->servers : NIL, ((Form_pg_foreign_server) GETSTRUCT(tuple))->oid);
 }
 
-/* As messages have it. */
-static const char *
-role_text(Oid role)
+/* Reads the wrapper's servers into a hash table in the current memory context. */
+static HTAB *
+read_servers(void)
 {
-	return OidIsValid(role) ? psprintf("role \"%s\"", role_name(role)) : "PUBLIC";
+	HASHCTL		control = {
+		.keysize = sizeof(pg_uuid_t),
+		.entrysize = sizeof(AppServers),
+		.hcxt = CurrentMemoryContext
+	};
+	HTAB	   *apps = hash_create("onesignal_cancel servers", 16, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	Relation	relation = table_open(ForeignServerRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+
+	ScanKeyInit(&key, Anum_pg_foreign_server_srvfdw, BTEqualStrategyNumber, F_OIDEQ,
+				ObjectIdGetDatum(get_foreign_data_wrapper_oid(CREDENTIALS_WRAPPER, true)));
+	scan = systable_beginscan(relation, InvalidOid, false, NULL, 1, &key);
+	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
+		remember_server(apps, tuple, RelationGetDescr(relation));
+	systable_endscan(scan);
+	table_close(relation, AccessShareLock);
+	return apps;
 }
 
 /*
- * The ACL check raises an error for a server that is not there, and one may
- * have been dropped since our copy was made.  What the check reads first, the
- * role, is cached by superuser_arg(): it finds the server as we found it.
+ * Returns the OIDs of an app's servers; the list is valid until the next call.
+ *
+ * A new table is built below the caller's memory context and adopted when it
+ * is complete, so an error leaves the old one, still out of date.  Changes
+ * during the scan make the new one out of date as well.
  */
-static bool
-server_may_be_used(Oid server, Oid role)
+static List *
+servers_of(const pg_uuid_t *app_id)
 {
-	if (superuser_arg(role))
-		return true;
-	return SearchSysCacheExists1(FOREIGNSERVEROID, ObjectIdGetDatum(server)) &&
-		foreign_server_aclcheck(server, role, ACL_USAGE) == ACLCHECK_OK;
+	uint64		as_of = credentials_generation();
+	AppServers *app;
+
+	if (apps_as_of != as_of)
+	{
+		MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "onesignal_cancel servers",
+													  ALLOCSET_SMALL_SIZES);
+		MemoryContext caller = MemoryContextSwitchTo(context);
+		HTAB	   *apps = read_servers();
+
+		MemoryContextSwitchTo(caller);
+		MemoryContextSetParent(context, CacheMemoryContext);
+		if (apps_context != NULL)
+			MemoryContextDelete(apps_context);
+		apps_context = context;
+		apps_with_servers = apps;
+		apps_as_of = as_of;
+	}
+	app = hash_search(apps_with_servers, app_id, HASH_FIND, NULL);
+	return app != NULL ? app->servers : NIL;
 }
 
-/*
- * Problems of the choice of a server
- */
+/* ---- which of them a role's cancels use ---- */
 
-static bool
-no_role(Problem *problem, Oid role)
+static ErrorData *
+no_mapping(const Lookup *lookup, const ForeignServer *server)
 {
-	return problem_is(problem, CREDENTIALS_NO_USAGE,
-					  psprintf("role with OID %u does not exist", role));
+	return problem(ERRCODE_UNDEFINED_OBJECT,
+				   psprintf("no user mapping for role \"%s\" or PUBLIC on server \"%s\"",
+							lookup->role_name, server->servername),
+				   psprintf("Create one with CREATE USER MAPPING FOR PUBLIC SERVER %s "
+							"OPTIONS (api_key_file '/path/to/key').",
+							quote_identifier(server->servername)));
 }
 
-static bool
-no_server(Problem *problem, const pg_uuid_t *app_id)
+static ErrorData *
+no_server(const Lookup *lookup)
 {
-	char	   *app = app_text(app_id);
+	const char *app = app_text(lookup->app_id);
 
-	problem_is(problem, CREDENTIALS_NO_SERVER, psprintf("no server for OneSignal app \"%s\"", app));
-	problem->hint = psprintf("Create one with CREATE SERVER name FOREIGN DATA WRAPPER %s OPTIONS (app_id '%s').",
-							 CREDENTIALS_WRAPPER, app);
-	return false;
+	return problem(ERRCODE_UNDEFINED_OBJECT, psprintf("no server for OneSignal app \"%s\"", app),
+				   psprintf("Create one with CREATE SERVER name FOREIGN DATA WRAPPER %s OPTIONS (app_id '%s').",
+							CREDENTIALS_WRAPPER, app));
 }
 
-static bool
-no_usage(Problem *problem, const Server *server, Oid role)
+static ErrorData *
+no_usage(const Lookup *lookup, const ForeignServer *server)
 {
-	problem_is(problem, CREDENTIALS_NO_USAGE,
-			   psprintf("permission denied for foreign server %s", server->name));
-	problem->detail = psprintf("To cancel messages of OneSignal app \"%s\", %s needs USAGE on its server.",
-							   app_text(&server->app_id), role_text(role));
-	problem->hint = psprintf("Grant it with GRANT USAGE ON FOREIGN SERVER %s TO %s.",
-							 quote_identifier(server->name), role_sql(role));
-	return false;
+	ErrorData  *error = problem(ERRCODE_INSUFFICIENT_PRIVILEGE,
+								psprintf("permission denied for foreign server %s", server->servername),
+								psprintf("Grant it with GRANT USAGE ON FOREIGN SERVER %s TO %s.",
+										 quote_identifier(server->servername), quote_identifier(lookup->role_name)));
+
+	error->detail = psprintf("To cancel messages of OneSignal app \"%s\", role \"%s\" needs USAGE on its server.",
+							 app_text(lookup->app_id), lookup->role_name);
+	return error;
 }
 
-static bool
-no_mapping(Problem *problem, const Server *server, Oid role)
+/* Whose mapping it is. */
+static const char *
+mapping_text(const Lookup *lookup)
 {
-	problem_is(problem, CREDENTIALS_NO_MAPPING,
-			   psprintf("no user mapping for %s or PUBLIC on server \"%s\"",
-						role_text(role), server->name));
-	problem->hint = psprintf("Create one with CREATE USER MAPPING FOR PUBLIC SERVER %s OPTIONS (api_key_file '/path/to/key').",
-							 quote_identifier(server->name));
-	return false;
+	return lookup->is_own ? psprintf("role \"%s\"", lookup->role_name) : "PUBLIC";
 }
 
-static bool
-ambiguous(Problem *problem, List *candidates, Oid mapped_role)
+static ErrorData *
+ambiguous(const Lookup *lookup, List *candidates)
 {
 	StringInfoData names;
 	ListCell   *cell;
-	const Server *first = linitial(candidates);
 
 	initStringInfo(&names);
 	foreach(cell, candidates)
-		appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "",
-						 ((const Server *) lfirst(cell))->name);
-	problem_is(problem, CREDENTIALS_AMBIGUOUS,
-			   psprintf("more than one server for OneSignal app \"%s\" has a user mapping for %s: %s",
-						app_text(&first->app_id), role_text(mapped_role), names.data));
-	problem->hint = pstrdup(OidIsValid(mapped_role) ?
-							"Keep this user mapping on one of them only." :
-							"Create a user mapping for the role on the one that it is to use: it wins over PUBLIC's.");
-	return false;
+		appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "", ((ForeignServer *) lfirst(cell))->servername);
+	return problem(ERRCODE_DUPLICATE_OBJECT,
+				   psprintf("more than one server for OneSignal app \"%s\" has a user mapping for %s: %s",
+							app_text(lookup->app_id), mapping_text(lookup), names.data),
+				   lookup->is_own ? "Keep this user mapping on only one of them." :
+				   "Create a user mapping for the role on the server that it should use: it wins over PUBLIC's.");
 }
 
 /*
- * A role's own mapping, on whichever server, wins over PUBLIC's.  Fills in
- * the choice and returns true, or the problem and returns false.
+ * The ACL check raises an error for a server that is gone.  It reads the role
+ * first, which superuser_arg() caches, and then finds the server as we did.
  */
-static bool
-choose(const pg_uuid_t *app_id, Oid role, Choice *choice, Problem *problem)
+static ForeignServer *
+get_server(Oid oid, Oid role, bool *may_use)
+{
+	bool		is_superuser = superuser_arg(role);
+	ForeignServer *server = GetForeignServerExtended(oid, FSV_MISSING_OK);
+
+	*may_use = server != NULL &&
+		(is_superuser || foreign_server_aclcheck(oid, role, ACL_USAGE) == ACLCHECK_OK);
+	return server;
+}
+
+/* A role's own mapping, on whichever server, wins over PUBLIC's. */
+static ErrorData *
+choose_server(Lookup *lookup)
 {
 	List	   *own = NIL;
 	List	   *shared = NIL;
 	List	   *candidates;
-	const Server *usable = NULL;
-	const Server *servers;
-	int			count;
+	ForeignServer *any = NULL;
+	ForeignServer *usable = NULL;
+	ListCell   *cell;
 
-	/* PUBLIC's rights would do for a role that is gone. */
-	if (!SearchSysCacheExists1(AUTHOID, ObjectIdGetDatum(role)))
-		return no_role(problem, role);
-
-	servers = servers_of_app(app_id, &count);
-	if (count == 0)
-		return no_server(problem, app_id);
-	for (const Server *server = servers; server < servers + count; server++)
+	foreach(cell, servers_of(lookup->app_id))
 	{
-		Datum		oid = ObjectIdGetDatum(server->oid);
+		Datum		oid = ObjectIdGetDatum(lfirst_oid(cell));
+		bool		may_use;
+		ForeignServer *server = get_server(lfirst_oid(cell), lookup->role, &may_use);
 
-		if (!server_may_be_used(server->oid, role))
+		any = any != NULL ? any : server;
+		if (!may_use)
 			continue;
-		if (usable == NULL)
-			usable = server;
-		if (SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(role), oid))
-			own = lappend(own, unconstify(Server *, server));
+		usable = usable != NULL ? usable : server;
+		if (SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->role), oid))
+			own = lappend(own, server);
 		else if (SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(InvalidOid), oid))
-			shared = lappend(shared, unconstify(Server *, server));
+			shared = lappend(shared, server);
 	}
+	if (any == NULL)
+		return no_server(lookup);
 	if (usable == NULL)
-		return no_usage(problem, servers, role);
-
-	candidates = own != NIL ? own : shared;
+		return no_usage(lookup, any);
+	lookup->is_own = own != NIL;
+	candidates = lookup->is_own ? own : shared;
 	if (candidates == NIL)
-		return no_mapping(problem, usable, role);
-	choice->mapped_role = own != NIL ? role : InvalidOid;
+		return no_mapping(lookup, usable);
 	if (list_length(candidates) > 1)
-		return ambiguous(problem, candidates, choice->mapped_role);
-	choice->server = linitial(candidates);
-	list_free(own);
-	list_free(shared);
-	return true;
+		return ambiguous(lookup, candidates);
+	lookup->server = linitial(candidates);
+	return NULL;
 }
+
+/* ---- which key they use ---- */
 
 /*
- * Problems of the key
+ * Reads the key into a buffer of OPTIONS_KEY_MAX + 2 bytes.  Returns NULL, or
+ * why it could not, in words that contain neither the path nor the contents.
+ * Without O_NONBLOCK a FIFO would hang the backend, and without O_NOCTTY a
+ * terminal would become its own, before fstat() can tell.
  */
-
-static bool
-no_key(Problem *problem, const Choice *choice, bool invalid)
+static const char *
+read_key_file(const char *path, char *buffer)
 {
-	const char *what = invalid ? "holds no valid API key" : "has no API key";
+	struct stat status;
+	size_t		length = 0;
+	ssize_t		got;
+	const char *reason = NULL;
+	int			fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 
-	problem_is(problem, CREDENTIALS_NO_KEY,
-			   psprintf("user mapping for %s on server \"%s\" %s",
-						role_text(choice->mapped_role), choice->server->name, what));
-	problem->hint = psprintf("Set it with ALTER USER MAPPING FOR %s SERVER %s OPTIONS (%sapi_key_file '/path/to/key').",
-							 role_sql(choice->mapped_role), quote_identifier(choice->server->name),
-							 invalid ? "DROP api_key, ADD " : "ADD ");
-	return false;
-}
-
-/* Where the file is, is told to those who may read it, and to the log. */
-static bool
-bad_key_file(Problem *problem, const Choice *choice, Oid role, const char *path, const char *reason)
-{
-	char	   *located = psprintf("The file is \"%s\".", path);
-
-	problem_is(problem, CREDENTIALS_KEY_FILE,
-			   psprintf("could not read the API key file of the user mapping for %s on server \"%s\": %s",
-						role_text(choice->mapped_role), choice->server->name, reason));
-	if (has_privs_of_role(role, ROLE_PG_READ_SERVER_FILES))
-		problem->detail = located;
+	if (fd < 0)
+		return psprintf("%m");
+	if (fstat(fd, &status) < 0)
+		reason = psprintf("%m");
+	else if (!S_ISREG(status.st_mode))
+		reason = "not a regular file";
 	else
-		problem->detail_log = located;
-	return false;
+	{
+		while ((got = read(fd, buffer + length, OPTIONS_KEY_MAX + 1 - length)) > 0 || (got < 0 && errno == EINTR))
+			length += Max(got, 0);
+		if (got < 0)
+			reason = psprintf("%m");
+	}
+	CloseTransientFile(fd);
+	if (reason != NULL)
+		return reason;
+	if (length > OPTIONS_KEY_MAX)
+		return "larger than 4 kB";
+	while (length > 0 && (buffer[length - 1] == '\n' || buffer[length - 1] == '\r'))
+		length--;
+	buffer[length] = '\0';
+	return options_key_is_valid(buffer, length) ? NULL :
+		"it must contain exactly one line of printable ASCII without spaces";
 }
 
-/* Fills in the key, palloc'd, and returns true, or the problem and returns false. */
-static bool
-find_key(const Choice *choice, Oid role, char **key, Problem *problem)
+static ErrorData *
+key_from_file(const Lookup *lookup, const char *path, char **key)
+{
+	char		buffer[OPTIONS_KEY_MAX + 2];
+	const char *reason = read_key_file(path, buffer);
+	char	   *located;
+	ErrorData  *error;
+
+	if (reason == NULL)
+		*key = pstrdup(buffer);
+	explicit_bzero(buffer, sizeof(buffer));
+	if (reason == NULL)
+		return NULL;
+
+	error = problem(ERRCODE_UNDEFINED_FILE,
+					psprintf("could not read the API key file of the user mapping for %s on server \"%s\": %s",
+							 mapping_text(lookup), lookup->server->servername, reason),
+					pstrdup(key_file_hint));
+	/* Only the log, and roles that may read the file, are told where it is. */
+	located = psprintf("The file is \"%s\".", path);
+	if (has_privs_of_role(lookup->role, ROLE_PG_READ_SERVER_FILES))
+		error->detail = located;
+	else
+		error->detail_log = located;
+	return error;
+}
+
+static ErrorData *
+key_from_mapping(const Lookup *lookup, char *stored, char **key)
+{
+	if (stored != NULL && options_key_is_valid(stored, strlen(stored)))
+		*key = pstrdup(stored);
+	if (stored != NULL)
+		explicit_bzero(stored, strlen(stored));
+	if (*key != NULL)
+		return NULL;
+	return problem(ERRCODE_UNDEFINED_OBJECT,
+				   psprintf("user mapping for %s on server \"%s\" %s", mapping_text(lookup),
+							lookup->server->servername, stored != NULL ? "holds no valid API key" : "has no API key"),
+				   psprintf("Set it with ALTER USER MAPPING FOR %s SERVER %s "
+							"OPTIONS (%sADD api_key_file '/path/to/key').",
+							lookup->is_own ? quote_identifier(lookup->role_name) : "PUBLIC",
+							quote_identifier(lookup->server->servername), stored != NULL ? "DROP api_key, " : ""));
+}
+
+static ErrorData *
+find_api_key(const Lookup *lookup, char **key)
 {
 	HeapTuple	tuple = SearchSysCache2(USERMAPPINGUSERSERVER,
-										ObjectIdGetDatum(choice->mapped_role),
-										ObjectIdGetDatum(choice->server->oid));
-	Oid			mapping;
+										ObjectIdGetDatum(lookup->is_own ? lookup->role : InvalidOid),
+										ObjectIdGetDatum(lookup->server->serverid));
 	Datum		stored;
 	bool		isnull;
 	List	   *options;
-	char	   *in_mapping;
 	const char *path;
-	char	   *reason = NULL;
-	const char *found = NULL;
 
 	if (!HeapTupleIsValid(tuple))	/* dropped since it was chosen */
-		return no_mapping(problem, choice->server, role);
-	mapping = ((Form_pg_user_mapping) GETSTRUCT(tuple))->oid;
+		return no_mapping(lookup, lookup->server);
 	stored = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple, Anum_pg_user_mapping_umoptions, &isnull);
 	options = isnull ? NIL : untransformRelOptions(stored);
 	ReleaseSysCache(tuple);
 
-	in_mapping = options_get(options, "api_key");
 	path = options_get(options, "api_key_file");
 	if (path != NULL)
-		found = keyfile_get(mapping, path, &reason);
-	else if (in_mapping != NULL && options_key_is_valid(in_mapping, strlen(in_mapping)))
-		found = in_mapping;
-
-	if (found != NULL)
-		*key = pstrdup(found);
-	if (in_mapping != NULL)
-		explicit_bzero(in_mapping, strlen(in_mapping));
-	if (found != NULL)
-		return true;
-	return path != NULL ? bad_key_file(problem, choice, role, path, reason) :
-		no_key(problem, choice, in_mapping != NULL);
+		return key_from_file(lookup, path, key);
+	return key_from_mapping(lookup, options_get(options, "api_key"), key);
 }
 
-/*
- * The whole of a look-up; credentials is NULL when only the configuration is
- * asked for.
- */
-static bool
-look_up(const pg_uuid_t *app_id, Oid role, Credentials *credentials, Problem *problem)
+/* ---- the whole of it ---- */
+
+/* The options may have been set while the wrapper had no validator. */
+static ErrorData *
+read_server_options(const ForeignServer *server, Credentials *credentials)
 {
-	static uint64 keys_as_of = 0;
-	Choice		choice = {0};
-	const Server *server;
+	const char *rate_limit = options_get(server->options, "rate_limit");
+	char	   *base_url = options_get(server->options, "base_url");
+	const char *invalid = NULL;
 
-	Assert(IsTransactionState());	/* catalog access; callers see to it */
+	credentials->rate_limit = CREDENTIALS_RATE_ADAPTS;
+	if (rate_limit != NULL && !options_parse_rate(rate_limit, &credentials->rate_limit))
+		invalid = "rate_limit";
+	if (base_url == NULL)
+		base_url = pstrdup(CREDENTIALS_DEFAULT_URL);
+	else if (options_url_problem(base_url) != NULL)
+		invalid = "base_url";
+	if (invalid != NULL)
+		return problem(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE,
+					   psprintf("invalid value for option \"%s\" of server \"%s\"", invalid, server->servername), NULL);
+	for (size_t length = strlen(base_url); length > 0 && base_url[length - 1] == '/'; length--)
+		base_url[length - 1] = '\0';
+	credentials->server = server->serverid;
+	credentials->server_name = server->servername;
+	credentials->base_url = base_url;
+	credentials->ca_file = options_get(server->options, "ca_file");
+	credentials->proxy = options_get(server->options, "proxy");
+	return NULL;
+}
 
-	/* A REVOKE shall also stop a loop that runs within one statement. */
+ErrorData *
+credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
+{
+	Lookup		lookup = {.app_id = app_id, .role = role};
+	ErrorData  *error;
+
+	Assert(IsTransactionState());	/* callers see to it */
+
+	/* A REVOKE must also stop a loop within one statement. */
 	AcceptInvalidationMessages();
-	if (keys_as_of != servers_changes())
+	/* A role that is gone must not cancel with PUBLIC's rights. */
+	lookup.role_name = GetUserNameFromId(role, true);
+	if (lookup.role_name == NULL)
+		return problem(ERRCODE_INSUFFICIENT_PRIVILEGE, psprintf("role with OID %u does not exist", role), NULL);
+
+	error = choose_server(&lookup);
+	if (error == NULL && credentials != NULL)
 	{
-		keyfile_forget();
-		keys_as_of = servers_changes();
+		memset(credentials, 0, sizeof(*credentials));
+		error = read_server_options(lookup.server, credentials);
+		if (error == NULL)
+			error = find_api_key(&lookup, &credentials->api_key);
 	}
-
-	if (!choose(app_id, role, &choice, problem))
-		return false;
-	if (credentials == NULL)
-		return true;
-
-	server = choice.server;
-	if (server->invalid != NULL)
-		return problem_is(problem, CREDENTIALS_INVALID,
-						  psprintf("invalid value for option \"%s\" of server \"%s\"",
-								   server->invalid, server->name));
-	if (!find_key(&choice, role, &credentials->api_key, problem))
-		return false;
-	credentials->server = server->oid;
-	credentials->server_name = pstrdup(server->name);
-	credentials->base_url = pstrdup(server->base_url);
-	credentials->ca_file = server->ca_file != NULL ? pstrdup(server->ca_file) : NULL;
-	credentials->proxy = server->proxy != NULL ? pstrdup(server->proxy) : NULL;
-	credentials->rate_limit = server->rate_limit;
-	return true;
-}
-
-static int
-sqlstate_of(CredentialsStatus status)
-{
-	switch (status)
-	{
-		case CREDENTIALS_OK:
-			break;
-		case CREDENTIALS_NO_SERVER:
-		case CREDENTIALS_NO_MAPPING:
-		case CREDENTIALS_NO_KEY:
-			return ERRCODE_UNDEFINED_OBJECT;
-		case CREDENTIALS_NO_USAGE:
-			return ERRCODE_INSUFFICIENT_PRIVILEGE;
-		case CREDENTIALS_AMBIGUOUS:
-			return ERRCODE_DUPLICATE_OBJECT;
-		case CREDENTIALS_INVALID:
-			return ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE;
-		case CREDENTIALS_KEY_FILE:
-			return ERRCODE_UNDEFINED_FILE;
-	}
-	return ERRCODE_INTERNAL_ERROR;
-}
-
-static void
-raise_problem(const Problem *problem)
-{
-	ereport(ERROR,
-			(errcode(sqlstate_of(problem->status)),
-			 errmsg_internal("%s", problem->message),
-			 problem->detail != NULL ? errdetail_internal("%s", problem->detail) : 0,
-			 problem->detail_log != NULL ? errdetail_log("%s", problem->detail_log) : 0,
-			 problem->hint != NULL ? errhint("%s", problem->hint) : 0));
-}
-
-CredentialsStatus
-credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials, char **message)
-{
-	Problem		problem;
-
-	*message = NULL;
-	memset(credentials, 0, sizeof(*credentials));
-	if (look_up(app_id, role, credentials, &problem))
-		return CREDENTIALS_OK;
-	*message = problem.message;
-	return problem.status;
+	return error;
 }
 
 void
 credentials_get(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 {
-	Problem		problem;
+	ErrorData  *error = credentials_find(app_id, role, credentials);
 
-	memset(credentials, 0, sizeof(*credentials));
-	if (!look_up(app_id, role, credentials, &problem))
-		raise_problem(&problem);
-}
-
-void
-credentials_check(const pg_uuid_t *app_id, Oid role)
-{
-	Problem		problem;
-
-	if (!look_up(app_id, role, NULL, &problem))
-		raise_problem(&problem);
-}
-
-bool
-credentials_allow(const pg_uuid_t *app_id, Oid role)
-{
-	Problem		problem;
-
-	return look_up(app_id, role, NULL, &problem);
+	if (error != NULL)
+		ThrowErrorData(error);
 }
 
 void
@@ -411,8 +471,23 @@ credentials_wipe(Credentials *credentials)
 	credentials->api_key = NULL;
 }
 
+bool
+credentials_app_has_server(const pg_uuid_t *app_id)
+{
+	return servers_of(app_id) != NIL;
+}
+
 uint64
 credentials_generation(void)
 {
-	return servers_changes() + keyfile_changes();
+	static bool watching = false;
+
+	if (!watching)
+	{
+		CacheRegisterSyscacheCallback(FOREIGNSERVEROID, catalog_changed, (Datum) 0);
+		CacheRegisterSyscacheCallback(USERMAPPINGOID, catalog_changed, (Datum) 0);
+		CacheRegisterSyscacheCallback(FOREIGNDATAWRAPPEROID, catalog_changed, (Datum) 0);
+		watching = true;
+	}
+	return changes;
 }

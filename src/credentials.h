@@ -1,10 +1,12 @@
 /*
  * credentials.h
- *		Which server and key a role's cancels for an app use.
+ *		Servers and user mappings: what their options may say, and which server
+ *		and key a role's cancels for an app use.
  */
 #ifndef ONESIGNAL_CANCEL_CREDENTIALS_H
 #define ONESIGNAL_CANCEL_CREDENTIALS_H
 
+#include "nodes/pg_list.h"
 #include "utils/uuid.h"
 
 #define CREDENTIALS_WRAPPER "onesignal"
@@ -13,7 +15,9 @@
 /* rate_limit of a server that does not state one */
 #define CREDENTIALS_RATE_ADAPTS (-1.0)
 
-/* All strings are palloc'd in the caller's context; credentials_wipe() wipes the key. */
+/* ---- credentials.c ---- */
+
+/* The strings live in the caller's memory context; credentials_wipe() wipes the key. */
 typedef struct Credentials
 {
 	Oid			server;
@@ -21,48 +25,48 @@ typedef struct Credentials
 	char	   *base_url;		/* without a trailing slash */
 	char	   *ca_file;		/* or NULL */
 	char	   *proxy;			/* or NULL */
-	double		rate_limit;		/* requests a second; 0: unpaced */
+	double		rate_limit;		/* requests a second; 0: unlimited */
 	char	   *api_key;
 } Credentials;
 
-typedef enum CredentialsStatus
-{
-	CREDENTIALS_OK,
-	CREDENTIALS_NO_SERVER,		/* 42704 */
-	CREDENTIALS_NO_USAGE,		/* 42501; also when the role is gone */
-	CREDENTIALS_NO_MAPPING,		/* 42704 */
-	CREDENTIALS_AMBIGUOUS,		/* 42710 */
-	CREDENTIALS_INVALID,		/* HV024: a server option, set while there was no validator */
-	CREDENTIALS_NO_KEY,			/* 42704; also when the mapping's api_key cannot be one */
-	CREDENTIALS_KEY_FILE		/* 58P01: cannot be read, or holds no key */
-} CredentialsStatus;
-
 /*
- * With the key, for requests that are about to start.  A problem of
- * configuration is a value: *message (palloc'd) says it without the key or the
- * key file's path, and *credentials is all zeros.  All of these need a
- * transaction, none looks at who the current user is, and each leaves under a
- * kilobyte of scrap in the caller's context.
+ * Returns NULL, or what is missing: an error with SQLSTATE, message, detail
+ * and hint, whose message contains neither the key nor the key file's path.
+ * Without credentials the key is not looked at, only server, USAGE and user
+ * mapping.  It needs a transaction and does not depend on the current user.
  */
-extern CredentialsStatus credentials_find(const pg_uuid_t *app_id, Oid role,
-										  Credentials *credentials, char **message);
+extern ErrorData *credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials);
 
-/* The same, but a problem is raised with SQLSTATE, detail and hint. */
+/* The same, but it raises the error. */
 extern void credentials_get(const pg_uuid_t *app_id, Oid role, Credentials *credentials);
-
-/* Configuration only (server, USAGE, mapping), the key is not looked at; raises. */
-extern void credentials_check(const pg_uuid_t *app_id, Oid role);
-
-/* Would credentials_check() raise nothing? */
-extern bool credentials_allow(const pg_uuid_t *app_id, Oid role);
 
 extern void credentials_wipe(Credentials *credentials);
 
-/*
- * Grows when a server, mapping or wrapper changed (noticed when a transaction
- * starts), and when a look-up found another key in a key file than the last
- * one did: time to look again.
- */
+/* So that a mistyped app id can be told from an app without messages. */
+extern bool credentials_app_has_server(const pg_uuid_t *app_id);
+
+/* Grows when a server, user mapping or wrapper changes; noticed when a transaction starts. */
 extern uint64 credentials_generation(void);
+
+/* ---- options.c ---- */
+
+/* These rules hold when an option is set and when it is used: a superuser can drop the validator. */
+
+/* App API keys are about 120 characters long; this is room for the next format. */
+#define OPTIONS_KEY_MAX 4096
+
+extern bool options_key_is_valid(const char *key, size_t length);
+
+/* Returns NULL for a valid base_url, else a sentence that says why it is not. */
+extern const char *options_url_problem(const char *url);
+
+/* Reads what uuid_in() reads, but never throws. */
+extern bool options_parse_uuid(const char *text, pg_uuid_t *uuid);
+
+/* Requests a second, 0 for unlimited. */
+extern bool options_parse_rate(const char *text, double *rate);
+
+/* The value of an option in a list of DefElem, or NULL; not a copy. */
+extern char *options_get(List *options, const char *name);
 
 #endif

@@ -55,9 +55,6 @@ typedef struct HttpUrl
 {
 	char		scheme[8];
 	char		host[HTTP_HOST_SIZE];
-	bool		has_user;
-	bool		has_query;
-	bool		has_fragment;
 } HttpUrl;
 
 typedef struct HttpExchange HttpExchange;

@@ -507,7 +507,7 @@ is_granted(MessageRow *row, Oid role)
 	access = &shared->access[shared->access_count];
 	access->app_id = *DatumGetUUIDP(app_id);
 	access->role = role;
-	access->granted = credentials_allow(&access->app_id, role);
+	access->granted = credentials_find(&access->app_id, role, NULL) == NULL;
 	shared->access_count++;
 	return access->granted;
 }
@@ -519,7 +519,7 @@ require_access(MessageRow *row)
 	Datum		app_id = slot_getattr(row->new, COLUMN_APP_ID, &isnull);
 
 	if (!is_granted(row, GetUserId()))
-		credentials_check(DatumGetUUIDP(app_id), GetUserId());
+		credentials_get(DatumGetUUIDP(app_id), GetUserId(), NULL);
 }
 
 static void

@@ -26,7 +26,6 @@
 #include "utils/timestamp.h"
 
 #include "credentials.h"
-#include "options.h"
 #include "owner.h"
 #include "queue.h"
 

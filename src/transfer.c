@@ -412,9 +412,6 @@ http_parse_url(const char *text, HttpUrl *parts)
 	parsed = curl_url_set(url, CURLUPART_URL, text, CURLU_NON_SUPPORT_SCHEME) == CURLUE_OK &&
 		get_part(url, CURLUPART_SCHEME, parts->scheme, sizeof(parts->scheme)) &&
 		get_part(url, CURLUPART_HOST, parts->host, sizeof(parts->host));
-	parts->has_user = get_part(url, CURLUPART_USER, NULL, 0) || get_part(url, CURLUPART_PASSWORD, NULL, 0);
-	parts->has_query = get_part(url, CURLUPART_QUERY, NULL, 0);
-	parts->has_fragment = get_part(url, CURLUPART_FRAGMENT, NULL, 0);
 	curl_url_cleanup(url);
 	return parsed;
 }

@@ -18,8 +18,8 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
+#include "credentials.h"
 #include "queue.h"
-#include "servers.h"
 #include "settings.h"
 #include "wakeup.h"
 #include "worker.h"
@@ -110,10 +110,7 @@ onesignal_cancel_purge(PG_FUNCTION_ARGS)
 static void
 require_app(const pg_uuid_t *app_id)
 {
-	int			servers;
-
-	(void) servers_of_app(app_id, &servers);
-	if (servers == 0 && !queue_knows_app(app_id))
+	if (!credentials_app_has_server(app_id) && !queue_knows_app(app_id))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("could not find OneSignal app \"%s\"",

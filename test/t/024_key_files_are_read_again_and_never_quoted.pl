@@ -84,9 +84,9 @@ for (
     [ 'a symbolic link to itself', sub { symlink $file, $file }, problem('Too many levels of symbolic links') ],
     [ '5 kB', sub { write_file('k' x 5000) }, problem('larger than 4 kB') ],
     [ 'a sparse terabyte', sub { write_file($key); truncate $file, 1 << 40 }, problem('larger than 4 kB') ],
-    [ 'empty', sub { write_file('') }, problem('it does not hold one line of visible ASCII') ],
-    [ 'binary', sub { write_file(join '', map { chr } 0 .. 255) }, problem('it does not hold one line of visible ASCII') ],
-    [ 'two lines', sub { write_file("$key\nX-Injected: $key\n") }, problem('it does not hold one line of visible ASCII') ],
+    [ 'empty', sub { write_file('') }, problem('it must contain exactly one line of printable ASCII without spaces') ],
+    [ 'binary', sub { write_file(join '', map { chr } 0 .. 255) }, problem('it must contain exactly one line of printable ASCII without spaces') ],
+    [ 'two lines', sub { write_file("$key\nX-Injected: $key\n") }, problem('it must contain exactly one line of printable ASCII without spaces') ],
     [ 'repaired, by a symbolic link, as mounted secrets are', sub { write_file("$key\n", "$file.real"); symlink "$file.real", $file }, 200 ],
     [ 'ends as on Windows', sub { write_file("$key\r\n") }, 200 ])
 {
