@@ -16,7 +16,6 @@ typedef struct Transfer
 	CURL	   *easy;			/* NULL: the next request needs a fresh one */
 	struct curl_slist *headers; /* holds the key: wiped by transfer_release() */
 	char	   *body;
-	size_t		body_room;
 	size_t		header_bytes;
 	int			local_port;		/* of the connection that it is sent over; 0: not yet */
 	bool		headers_ended;	/* the empty line after them has been seen */
