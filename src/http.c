@@ -70,7 +70,7 @@ StaticAssertDecl(4 * HTTP_CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets 
 
 struct HttpExchange
 {
-	dlist_node	node;			/* in engine.idle, .flying, .finished or .returned */
+	dlist_node	node;			/* in engine.flying, .finished or .returned */
 	Transfer	transfer;
 	void	   *owner;
 	HttpGroup  *group;
@@ -87,7 +87,6 @@ struct HttpExchange
 typedef struct HttpEngine
 {
 	CURLM	   *multi;
-	dlist_head	idle;
 	dlist_head	flying;
 	dlist_head	finished;
 	dlist_head	returned;		/* with the caller, who owes http_release() */
@@ -327,7 +326,6 @@ open_engine(void)
 	curl_multi_setopt(multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
 	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long) HTTP_HOST_CONNECTIONS);
 
-	dlist_init(&engine.idle);
 	dlist_init(&engine.flying);
 	dlist_init(&engine.finished);
 	dlist_init(&engine.returned);
@@ -336,40 +334,23 @@ open_engine(void)
 	engine.multi = multi;
 }
 
-static void
-out_of_memory(void)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_OUT_OF_MEMORY),
-			 errmsg("out of memory"),
-			 errdetail("Failed while preparing an HTTP request.")));
-}
-
-static HttpExchange *
-idle_exchange(void)
-{
-	HttpExchange *exchange;
-
-	if (dlist_is_empty(&engine.idle))
-	{
-		exchange = calloc(1, sizeof(HttpExchange));
-		if (exchange == NULL)
-			out_of_memory();
-		dlist_push_head(&engine.idle, &exchange->node);
-	}
-	exchange = dlist_head_element(HttpExchange, node, &engine.idle);
-	if (exchange->transfer.easy == NULL)
-	{
-		if (!transfer_make(&exchange->transfer, exchange))
-			out_of_memory();
-		curl_easy_setopt(exchange->transfer.easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
-		curl_easy_setopt(exchange->transfer.easy, CURLOPT_PREREQFUNCTION, prereq_callback);
-		curl_easy_setopt(exchange->transfer.easy, CURLOPT_PREREQDATA, exchange);
-	}
-	return exchange;
-}
-
 /* ---- one exchange ---- */
+
+/* Makes an exchange's handle. */
+static bool
+make_handle(HttpExchange *exchange, const HttpRequest *request)
+{
+	CURL	   *easy;
+
+	if (!transfer_make(&exchange->transfer, request))
+		return false;
+	easy = exchange->transfer.easy;
+	curl_easy_setopt(easy, CURLOPT_PRIVATE, exchange);
+	curl_easy_setopt(easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
+	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, prereq_callback);
+	curl_easy_setopt(easy, CURLOPT_PREREQDATA, exchange);
+	return true;
+}
 
 /* Hands it to libcurl, for the first time or again. */
 static bool
@@ -514,9 +495,10 @@ expire(int64 now)
 	dlist_foreach_modify(iter, &engine.flying)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
+		int			port = exchange->transfer.local_port;
 
 		/* After a refused stream or GOAWAY libcurl lets the request wait for another connection. */
-		if (deadline(exchange) <= now && exchange->transfer.local_port != 0 && wire_has_ended(exchange->transfer.local_port))
+		if (deadline(exchange) <= now && port != 0 && wire_has_ended(port))
 		{
 			exchange->transfer.local_port = 0;
 			set_unsent(exchange, true);
@@ -593,21 +575,25 @@ http_submit(const HttpRequest *request, void *owner)
 
 	open_engine();
 	make_room_for_connections();
-	exchange = idle_exchange();
-
-	exchange->owner = owner;
-	exchange->group = request->group;
-	exchange->resubmitted = 0;
-	exchange->sent = exchange->sent_before = false;
-	exchange->begun_us = http_clock_us();
-	exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
-	exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);
-	if (!transfer_prepare(&exchange->transfer, request) || !launch(exchange))
+	exchange = calloc(1, sizeof(HttpExchange));
+	if (exchange != NULL)
 	{
-		transfer_release(&exchange->transfer);
-		out_of_memory();
+		exchange->owner = owner;
+		exchange->group = request->group;
+		exchange->begun_us = http_clock_us();
+		exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
+		exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);
 	}
-	dlist_delete(&exchange->node);
+	if (exchange == NULL || !make_handle(exchange, request) || !launch(exchange))
+	{
+		if (exchange != NULL)
+			transfer_release(&exchange->transfer);
+		free(exchange);
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory"),
+				 errdetail("Failed while preparing an HTTP request.")));
+	}
 	dlist_push_tail(&engine.flying, &exchange->node);
 	engine.in_flight++;
 	return exchange;
@@ -676,13 +662,13 @@ http_owner(const HttpExchange *exchange)
 	return exchange->owner;
 }
 
-/* Gives a finished exchange back; its answer is gone. */
+/* Frees a finished exchange and its answer. */
 void
 http_release(HttpExchange *exchange)
 {
-	transfer_release(&exchange->transfer);
 	dlist_delete(&exchange->node);
-	dlist_push_head(&engine.idle, &exchange->node);
+	transfer_release(&exchange->transfer);
+	free(exchange);
 }
 
 /* Ends all that is in flight without an answer, with this error; http_next() returns it. */

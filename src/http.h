@@ -12,6 +12,7 @@
 #define HTTP_CONNECTIONS_MAX	256
 #define HTTP_ERROR_SIZE		256
 #define HTTP_HOST_SIZE		256
+/* Seconds; OneSignal asks for less. */
 #define HTTP_RETRY_AFTER_MAX	3600
 
 /*

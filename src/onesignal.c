@@ -53,13 +53,6 @@ collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
 	return true;
 }
 
-/* One line from status and body, for an answer that does not explain itself. */
-static void
-add_excerpt(CancelOutcome *outcome, const char *what, const char *body, const char *api_key)
-{
-	add_error(outcome, psprintf("%s %d with %s", what, outcome->status, answer_excerpt(body, api_key)), api_key);
-}
-
 /* ---- judging ---- */
 
 /* 1: the field is true, 0: false, also as text as in version 7 of the API; -1: anything else. */
@@ -98,25 +91,26 @@ judge_status(int status, Jsonb *json, bool has_errors)
 	return CANCEL_UNEXPECTED;
 }
 
+/* Adds one line from status and body when the answer does not explain itself. */
 static void
-explain(CancelOutcome *outcome, const HttpAnswer *answer, const char *body, const char *api_key)
+explain(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key)
 {
-	if (outcome->verdict == CANCEL_UNEXPECTED)
-		outcome->error_count = 0;	/* these are not OneSignal's words */
+	bool		unexpected = outcome->verdict == CANCEL_UNEXPECTED;
 
-	if (outcome->verdict == CANCEL_UNEXPECTED && answer->status >= 300 && answer->status < 400)
-		add_error(outcome,
-				  answer->redirect_host[0] != '\0' ?
-				  psprintf("HTTP %d redirects to host \"%s\", which is not followed",
-						   answer->status, answer_text(answer->redirect_host)) :
-				  psprintf("HTTP %d redirects nowhere", answer->status),
-				  api_key);
-	else if (outcome->verdict == CANCEL_UNEXPECTED)
-		add_excerpt(outcome, "unexpected answer: HTTP", body, api_key);
-	else if (outcome->error_count == 0 &&
-			 (outcome->verdict == CANCEL_UNAVAILABLE || outcome->verdict == CANCEL_THROTTLED ||
-			  outcome->verdict == CANCEL_UNAUTHORIZED))
-		add_excerpt(outcome, "HTTP", body, api_key);
+	if (unexpected)
+		outcome->error_count = 0;	/* these are not OneSignal's words */
+	if (outcome->error_count > 0 || outcome->verdict == CANCEL_DONE || outcome->verdict == CANCEL_REFUSED ||
+		outcome->verdict == CANCEL_NOT_FOUND)
+		return;
+
+	if (!unexpected || answer->status < 300 || answer->status >= 400)
+		add_error(outcome, psprintf("%s %d with %s", unexpected ? "unexpected answer: HTTP" : "HTTP",
+									answer->status, answer_excerpt(answer->body, api_key)), api_key);
+	else if (answer->redirect_host[0] == '\0')
+		add_error(outcome, psprintf("HTTP %d redirects nowhere", answer->status), api_key);
+	else
+		add_error(outcome, psprintf("HTTP %d redirects to host \"%s\", which is not followed",
+									answer->status, answer_text(answer->redirect_host)), api_key);
 }
 
 /*
@@ -148,7 +142,6 @@ onesignal_glance(const HttpAnswer *answer)
 void
 onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key)
 {
-	const char *body = answer->body;
 	Jsonb	   *json;
 	char	   *text = NULL;
 	bool		has_errors = false;
@@ -163,11 +156,11 @@ onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *ap
 		return;
 	}
 
-	json = answer_json(body, answer->body_length, &text);
+	json = answer_json(answer->body, answer->body_length, &text);
 	if (json != NULL && JB_ROOT_IS_OBJECT(json))
 		has_errors = collect_errors(outcome, json, api_key);
 	outcome->verdict = judge_status(answer->status, json, has_errors);
-	explain(outcome, answer, body, api_key);
+	explain(outcome, answer, api_key);
 	if (json != NULL && !(outcome->verdict == CANCEL_DONE && outcome->error_count == 0))
 		outcome->response = answer_without_key(text, api_key);
 }

@@ -2,8 +2,9 @@
  * transfer.c
  *		One libcurl handle: a request's options go in, an answer comes out.
  *
- * A handle is reused where libcurl can do so safely: what all requests share is
- * set once.  A request's key is wiped when the request has ended.
+ * Each request has a fresh handle.  libcurl 7.83 to 8.0 reads freed memory when
+ * a reused one gets an answer whose first header begins with a blank (curl
+ * issue 11101).  A request's key is wiped when the request has ended.
  *
  * Nothing here throws or pallocs: an error would leave through libcurl's frames.
  */
@@ -39,9 +40,6 @@
  * goes on trying.
  */
 #define HTTP_UNACKNOWLEDGED_MS	20000
-
-/* The loaded version, which may differ from the headers'. */
-static const curl_version_info_data *libcurl = NULL;
 
 /* ---- what libcurl calls ---- */
 
@@ -188,19 +186,6 @@ has_tls_rest(Transfer *transfer)
 	return pending != NULL && pending(tls->internals) > 0;
 }
 
-bool
-transfer_make(Transfer *transfer, void *owner)
-{
-	if (libcurl == NULL)
-		libcurl = curl_version_info(CURLVERSION_NOW);
-	transfer->easy = curl_easy_init();
-	if (transfer->easy == NULL)
-		return false;
-	curl_easy_setopt(transfer->easy, CURLOPT_PRIVATE, owner);
-	set_constant_options(transfer);
-	return true;
-}
-
 /*
  * With a bundle named and no directory, libcurl parses the CA store once and
  * keeps it in the multi handle: 1.2 ms instead of 17 ms a connection.
@@ -209,7 +194,7 @@ static CURLcode
 set_trust(CURL *easy, const char *ca_file)
 {
 	if (ca_file == NULL)
-		ca_file = libcurl->cainfo;
+		ca_file = curl_version_info(CURLVERSION_NOW)->cainfo;
 	if (ca_file == NULL)
 		return CURLE_OK;		/* a libcurl that only knows a directory */
 	curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
@@ -219,10 +204,14 @@ set_trust(CURL *easy, const char *ca_file)
 /* ---- a request, and its answer ---- */
 
 bool
-transfer_prepare(Transfer *transfer, const HttpRequest *request)
+transfer_make(Transfer *transfer, const HttpRequest *request)
 {
-	CURL	   *easy = transfer->easy;
+	CURL	   *easy = curl_easy_init();
 
+	transfer->easy = easy;
+	if (easy == NULL)
+		return false;
+	set_constant_options(transfer);
 	for (const char *const *header = request->headers; *header != NULL; header++)
 	{
 		struct curl_slist *longer = curl_slist_append(transfer->headers, *header);
@@ -251,7 +240,6 @@ transfer_reset(Transfer *transfer)
 	transfer->header_bytes = 0;
 	transfer->local_port = 0;
 	transfer->headers_ended = transfer->oversized = false;
-	curl_easy_setopt(transfer->easy, CURLOPT_FORBID_REUSE, 0L);
 	transfer->error[0] = transfer->redirect_host[0] = '\0';
 	transfer->answer.body = "";
 	transfer->answer.error = transfer->error;
@@ -346,18 +334,11 @@ transfer_conclude(Transfer *transfer, CURLcode result)
 void
 transfer_release(Transfer *transfer)
 {
-	curl_easy_setopt(transfer->easy, CURLOPT_HTTPHEADER, NULL);
+	curl_easy_cleanup(transfer->easy);
 	for (struct curl_slist *item = transfer->headers; item != NULL; item = item->next)
 		explicit_bzero(item->data, strlen(item->data));
 	curl_slist_free_all(transfer->headers);
-	transfer->headers = NULL;
 	free(transfer->body);
-	transfer->body = NULL;
-	if (CURL_COMPAT_REMEMBERS_HEADERS(libcurl->version_num))
-	{
-		curl_easy_cleanup(transfer->easy);
-		transfer->easy = NULL;
-	}
 }
 
 /* ---- URLs ---- */
