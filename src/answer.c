@@ -2,15 +2,12 @@
  * answer.c
  *		Text from outside, made safe and readable.
  *
- * Whatever came from outside is hostile here: it may be no JSON, no UTF-8, too
- * deep, too long, or contain the API key.  jsonb's input and the conversion to
- * the database's encoding raise errors for such text.  To catch them would
- * take a subtransaction for each answer, and an error while one is open (there
- * may be no memory) leaves the session in it.  So nothing is caught here: the
- * text is changed, or refused, until nothing in it can raise an error.  Only
- * lack of memory can.
- *
- * A database with SQL_ASCII takes UTF-8 as it comes.
+ * Text from outside may be no JSON, no UTF-8, too deep, too long, or contain
+ * the API key.  jsonb's input and the conversion to the database's encoding
+ * raise errors for such text.  Catching them would take a subtransaction for
+ * each answer, and an error within one (there may be no memory) would leave the
+ * session in it.  So this file changes or refuses the text until only lack of
+ * memory can raise an error.
  */
 #include "postgres.h"
 
@@ -47,7 +44,7 @@
 
 /* ---- the key ---- */
 
-/* The UTF-16 unit that a \uXXXX escape stands for, or -1. */
+/* The UTF-16 unit that a \uXXXX escape stands for; -1: no escape. */
 static long
 escaped_unit(const char *json)
 {
@@ -59,7 +56,7 @@ escaped_unit(const char *json)
 	return strtol(digits, NULL, 16);
 }
 
-/* How long the key is at the beginning of a text, spelled as JSON may spell it; 0: it is not there. */
+/* The length of the key at the beginning of a text, with JSON's escapes or without; 0: it is not there. */
 static size_t
 spelled_key_length(const char *text, const char *key)
 {
@@ -79,51 +76,39 @@ spelled_key_length(const char *text, const char *key)
 	return text - begin;
 }
 
-/* Where the key is in a text, as it is or spelled with escapes, and how long it is there. */
-static const char *
-find_key(const char *text, const char *key, size_t *length)
-{
-	for (; *text != '\0'; text++)
-	{
-		*length = strlen(key);
-		if (strncmp(text, key, *length) == 0)
-			return text;
-		*length = spelled_key_length(text, key);
-		if (*length > 0)
-			return text;
-	}
-	return NULL;
-}
-
-/* A debugging proxy may send the key back, or an error page that shows the request. */
+/* A debugging proxy, or an error page that shows the request, may send the key back. */
 static char *
 redact(const char *text, const char *key)
 {
 	StringInfoData out;
-	const char *found;
-	size_t		length;
+	size_t		key_length = key != NULL ? strlen(key) : 0;
 
 	initStringInfo(&out);
-	while (key != NULL && key[0] != '\0' && (found = find_key(text, key, &length)) != NULL)
+	while (*text != '\0')
 	{
-		appendBinaryStringInfo(&out, text, found - text);
-		appendStringInfoString(&out, KEY_PLACEHOLDER);
-		text = found + length;
+		size_t		length = 0;
+
+		if (key_length > 0)
+			length = strncmp(text, key, key_length) == 0 ? key_length : spelled_key_length(text, key);
+		if (length > 0)
+			appendStringInfoString(&out, KEY_PLACEHOLDER);
+		else
+			appendStringInfoChar(&out, *text++);
+		text += length;
 	}
-	appendStringInfoString(&out, text);
 	return out.data;
 }
 
 /* ---- encoding ---- */
 
-/* Of the texts that this file makes */
+/* The encoding of the texts that this file makes.  A database with SQL_ASCII takes UTF-8 as it comes. */
 static int
 text_encoding(void)
 {
 	return GetDatabaseEncoding() == PG_SQL_ASCII ? PG_UTF8 : GetDatabaseEncoding();
 }
 
-/* Bytes that the database's encoding lacks: their values, or "?" where a backslash would break JSON. */
+/* Shows the values of bytes that cannot be converted; in JSON, where a backslash does harm, "?". */
 static void
 append_unconvertible(StringInfo out, const char *bytes, int length, bool as_json)
 {
@@ -169,7 +154,7 @@ append_converted(StringInfo out, const char *utf8, int length, bool as_json)
 	}
 }
 
-/* Any bytes as text of the database's encoding, with what cannot be converted made visible. */
+/* Any bytes as text in the database's encoding; it shows what cannot be converted. */
 char *
 answer_text(const char *bytes)
 {
@@ -192,18 +177,11 @@ answer_text(const char *bytes)
 
 /* ---- what a line may hold ---- */
 
-/* Is a byte from 0x80 to 0x9f a control character?  Elsewhere it is a letter or a part of one. */
-static bool
-has_c1_bytes(int encoding)
-{
-	return (encoding >= PG_LATIN1 && encoding <= PG_LATIN10) ||
-		(encoding >= PG_ISO_8859_5 && encoding <= PG_ISO_8859_8);
-}
-
-/* Is this character of so many bytes a control character, C1 among them? */
+/* In UTF-8 and the ISO 8859 encodings 0x80 to 0x9f are control characters too; in others, letters or parts of them. */
 static bool
 is_control(const char *character, int length)
 {
+	int			encoding = text_encoding();
 	unsigned char first = character[0];
 	unsigned char last = character[length - 1];
 
@@ -211,13 +189,15 @@ is_control(const char *character, int length)
 		return true;
 	if (last < 0x80 || last >= 0xa0)
 		return false;
-	return text_encoding() == PG_UTF8 ? length == 2 && first == 0xc2 : has_c1_bytes(text_encoding());
+	if (encoding == PG_UTF8)
+		return length == 2 && first == 0xc2;
+	return (encoding >= PG_LATIN1 && encoding <= PG_LATIN10) ||
+		(encoding >= PG_ISO_8859_5 && encoding <= PG_ISO_8859_8);
 }
 
 /*
- * One line for the row or the log: without the key, with control characters
- * escaped, so that nothing can forge log lines or move a terminal's cursor,
- * and cut between characters.
+ * One line for the row or the log, without the key, cut between characters.
+ * Escaped control characters cannot forge log lines or move a terminal's cursor.
  */
 char *
 answer_line(const char *text, const char *api_key)
@@ -242,7 +222,7 @@ answer_line(const char *text, const char *api_key)
 	return out.data;
 }
 
-/* What is shown of a body that does not explain itself. */
+/* The beginning of a body that is not OneSignal's. */
 char *
 answer_excerpt(const char *body, const char *api_key)
 {
@@ -266,7 +246,7 @@ answer_excerpt(const char *body, const char *api_key)
 
 /* ---- JSON ---- */
 
-/* Appends the character of an escape that is not ASCII.  Returns the escape's length; 0: it is none. */
+/* Appends the character that a non-ASCII escape stands for.  Returns the escape's length; 0: it is none. */
 static int
 append_unescaped(StringInfo out, const char *json)
 {
@@ -293,9 +273,9 @@ append_unescaped(StringInfo out, const char *json)
 }
 
 /*
- * The same JSON with characters in place of their escapes, if they are not
- * ASCII: an escape of what the database's encoding lacks is an error to jsonb.
- * So are U+0000 and half of a surrogate pair; they become "?".
+ * Replaces the escapes of non-ASCII characters by these characters: jsonb
+ * raises an error for an escape of what the database's encoding lacks.  U+0000
+ * and half a surrogate pair, errors too, become "?".
  */
 static void
 unescape(StringInfo out, const char *json)
@@ -306,7 +286,7 @@ unescape(StringInfo out, const char *json)
 
 		if (length == 0)
 		{
-			/* A backslash takes the next character along: "\\u0000" is no escape. */
+			/* A backslash belongs to the next character: "\\u0000" is no escape. */
 			length = json[0] == '\\' && json[1] != '\0' && !IS_HIGHBIT_SET(json[1]) ? 2 : 1;
 			appendBinaryStringInfo(out, json, length);
 		}
@@ -337,7 +317,7 @@ is_long_number(const char *number, size_t length)
 		(exponent < length && strspn(number + exponent + 1, "+-") + 2 < length - exponent - 1);
 }
 
-/* Can jsonb hold it, if it is JSON, and write it out in not much more room? */
+/* Can jsonb hold this JSON, and print it in not much more room? */
 static bool
 is_modest(const char *json)
 {
@@ -363,7 +343,7 @@ is_modest(const char *json)
 	return true;
 }
 
-/* Would jsonb take this text in the database's encoding, without escapes of what is not ASCII? */
+/* Does jsonb take this text?  It has no escapes of non-ASCII characters. */
 static bool
 fits_jsonb(const char *text)
 {
@@ -371,9 +351,8 @@ fits_jsonb(const char *text)
 }
 
 /*
- * A body as jsonb, and as text that jsonb takes in the database's encoding.
- * NULL when it is no JSON.  A character that the encoding lacks is lost, not
- * more.
+ * A body as jsonb, and as text that jsonb takes; NULL: it is no JSON.  Only
+ * characters that the database's encoding lacks are lost.
  */
 Jsonb *
 answer_json(const char *body, size_t length, char **text)
@@ -394,7 +373,7 @@ answer_json(const char *body, size_t length, char **text)
 	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(converted.data)));
 }
 
-/* JSON text without the key; NULL when that is no JSON, as when an escape's backslash went with the key. */
+/* JSON text without the key; NULL if it is no JSON then, because an escape's backslash went with the key. */
 char *
 answer_without_key(const char *json, const char *api_key)
 {

@@ -497,7 +497,7 @@ static void
 learn_throttled(DeliveryApp *app, const HttpAnswer *answer, int64 begun_us, Moment now)
 {
 	int64		wait = backoff_direct(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state),
-									  Min(answer->retry_after, RETRY_AFTER_MAX) * USECS_PER_SEC);
+									  answer->retry_after * USECS_PER_SEC);
 
 	pace_throttled(&app->pace, begun_us, now.us);
 	if (circuit_open(&app->circuit, begun_us, now.us + wait, now.us))

@@ -362,12 +362,11 @@ static void
 finish_check(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 {
 	CancelResult *result = &run->results[item->index];
-	int			retry_after;
-	ViewVerdict verdict = onesignal_judge_view(answer, &retry_after);
+	ViewVerdict verdict = onesignal_judge_view(answer);
 
 	if (verdict == VIEW_UNAVAILABLE && !run->stopped)
 	{
-		run->view_not_before_us = http_clock_us() + Max(retry_after, 1) * INT64CONST(1000000);
+		run->view_not_before_us = http_clock_us() + Max(answer->retry_after, 1) * INT64CONST(1000000);
 		dlist_push_head(&run->unchecked, &item->node);
 		return;
 	}
@@ -421,7 +420,7 @@ finish_exchange(CancelRun *run, HttpExchange *exchange)
 	MemoryContext old = MemoryContextSwitchTo(run->scratch);
 
 	if (item->attempts == 1 && !item->checking)
-		item->begun_us = http_begun_us(exchange);
+		item->begun_us = http_answer(exchange)->begun_us;
 	if (item->checking)
 		finish_check(run, item, http_answer(exchange));
 	else

@@ -156,13 +156,6 @@ is_json(const char *text, int encoding)
 	curl_easy_setopt(easy, CURLOPT_PROTOCOLS, (long) (CURLPROTO_HTTP | CURLPROTO_HTTPS))
 #endif
 
-/*
- * From 7.83 on, until 8.1.0, a handle that has had an answer reads freed memory
- * when the first header of the next begins with a blank (curl issue 11101).
- */
-#define CURL_COMPAT_REMEMBERS_HEADERS(loaded_version) \
-	((loaded_version) >= 0x075300 && (loaded_version) < 0x080100)
-
 #endif							/* CURLINC_CURL_H */
 
 #endif

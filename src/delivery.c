@@ -265,14 +265,13 @@ begin_view(DeliveryItem *item, Moment now)
 static bool
 judge_view(DeliveryItem *item)
 {
-	int			retry_after;
-	ViewVerdict verdict = onesignal_judge_view(&item->view, &retry_after);
+	ViewVerdict verdict = onesignal_judge_view(&item->view);
 
 	pfree(item->view_text);
 	item->view_text = NULL;
 	if (verdict == VIEW_UNAVAILABLE)
 		return stopping_since != 0 ||
-			!schedule_check(item, http_clock_us() + Max(retry_after, 1) * USECS_PER_SEC);
+			!schedule_check(item, http_clock_us() + Max(item->view.retry_after, 1) * USECS_PER_SEC);
 	item->check = verdict == VIEW_CANCELED ? CHECK_CONFIRMED : CHECK_DENIED;
 	return true;
 }

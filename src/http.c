@@ -2,22 +2,16 @@
  * http.c
  *		Exchanges over libcurl, many in flight, interruptible.
  *
- * One multi handle a process, opened on first use and kept, so that
- * connections, TLS sessions, the parsed CA store and DNS answers outlive
- * statements and transactions.  libcurl never waits here: it tells which
- * sockets and which timer it is interested in, and http_wait() waits for them
- * (wire.c) together with the latch, so that an interrupt takes effect
- * at once, whether a name is being resolved, a handshake goes on or a body
- * drips in.
+ * Each process has one multi handle, opened on first use and kept: connections,
+ * TLS sessions, the parsed CA store and DNS answers outlive transactions.
+ * libcurl never waits.  It names the sockets and the timer that it needs, and
+ * http_wait() waits for them (wire.c) and for the latch, so that an interrupt
+ * always takes effect at once.
  *
- * This room knows requests and answers, nothing of OneSignal.  It and transfer.c,
- * its other half, are the only ones that see curl/curl.h.
- *
- * libcurl's callbacks only record: what they could throw or palloc would leave
- * through C frames that do not expect it.  For the same reason all memory in
- * here is malloc'd and hangs on the static engine, so that no error loses it.
- * When the process exits, the kernel closes what is open: libcurl could wait
- * for a resolver there.
+ * libcurl's callbacks only record: an error or a palloc would leave through C
+ * frames that do not expect it.  All memory is malloc'd and belongs to the
+ * static engine, so that no error loses it.  When the process exits, the kernel
+ * closes what is open: libcurl could wait for a resolver.
  */
 #include "postgres.h"
 
@@ -43,43 +37,40 @@
 /* At 100 streams each, 8 carry 22,700 requests a second over 30 ms. */
 #define HTTP_HOST_CONNECTIONS	8
 
-/* Two sockets a connection while it is made, and a resolver's pipe */
+/* A connection takes two sockets while it is made, and a resolver's pipe. */
 StaticAssertDecl(4 * HTTP_CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets can be watched");
 
 /*
- * File descriptors are reserved in steps.  Two of three are for connections,
- * the others for the losers of a race between IPv4 and IPv6, resolver pipes
- * and epoll.
+ * File descriptors are reserved in steps.  Two of three are for connections, the
+ * others for epoll, resolver pipes and the loser when IPv4 and IPv6 are both tried.
  */
 #define HTTP_FDS_STEP			24
 #define fds_to_connections(fds)	((long) (fds) / 3 * 2)
 
 /*
- * An exchange is sent again so often when its connection turned out dead, and
- * so often while others are answered: before it has read how many streams the
- * peer allows, libcurl takes 100 for granted, and a peer that allows one
- * refuses the rest, connection after connection.
+ * How often an exchange is sent again when its connection turned out dead, and
+ * when its stream was refused while others had answers: libcurl opens 100
+ * streams before it has read how many the peer allows, on each connection.
  */
 #define HTTP_RESUBMIT_MAX	3
 #define HTTP_REFUSED_MAX	50
 
 /*
- * A call into libcurl reads until nothing is left, without end if the peer
- * sends without end.  So often it is looked at from outside; and so much of the
- * processor's time it may take, less when somebody's time is over.  On a quick
- * machine an answer of 64 kB takes 1 ms of it, and parsing the CAs, while the
- * peer's part of the handshake lies unread, 17 ms.
+ * A call into libcurl returns only when nothing is left to read, which a
+ * flooding peer can prevent.  A timer looks at the call every HTTP_LOOK_MS.  It
+ * may use so much processor time, and less when some deadline has passed.  An
+ * answer of 64 kB takes 1 ms; parsing the CAs during a handshake takes 17 ms.
  */
 #define HTTP_LOOK_MS			50
 #define HTTP_FLOOD_CPU_US		INT64CONST(250000)
 #define HTTP_LATE_CPU_US		INT64CONST(5000)
 
-/* What fails so soon after a flood was cut off was part of it: all streams of a connection do. */
+/* All streams of a flooding connection fail when it is cut off: those that fail so soon after. */
 #define HTTP_FLOOD_MEMORY_US	INT64CONST(500000)
 
 struct HttpExchange
 {
-	dlist_node	node;			/* in engine.idle, .flying, .finished or .returned */
+	dlist_node	node;			/* in engine.flying, .finished or .returned */
 	Transfer	transfer;
 	void	   *owner;
 	HttpGroup  *group;
@@ -89,14 +80,13 @@ struct HttpExchange
 	int64		connect_us;		/* how long it may stay unsent */
 	int			resubmitted;
 	bool		sent;			/* since it was last handed to libcurl */
-	bool		sent_before;	/* and also before it was last sent, or handed over */
+	bool		sent_before;	/* also before it was last sent */
 	bool		unsent;			/* it counts in group->unsent */
 };
 
 typedef struct HttpEngine
 {
 	CURLM	   *multi;
-	dlist_head	idle;
 	dlist_head	flying;
 	dlist_head	finished;
 	dlist_head	returned;		/* with the caller, who owes http_release() */
@@ -127,12 +117,9 @@ http_clock_us(void)
 }
 
 /*
- * libcurl may start a thread to resolve a name.  Threads inherit the signal
- * mask: with everything blocked, PostgreSQL's handlers only ever run on the
- * main thread.  Faults stay deliverable.
- *
- * It says so beforehand, see resolver_callback(); blocking them for each call
- * would be two system calls more for each step of each request.
+ * A resolver thread inherits this signal mask, so that PostgreSQL's handlers run
+ * only on the main thread.  Faults stay deliverable.  The signals cannot be
+ * blocked around each whole call: look_at_call() needs SIGALRM.
  */
 static void
 block_signals(void)
@@ -146,7 +133,6 @@ block_signals(void)
 	engine.signals_blocked = true;
 }
 
-/* After each call into libcurl that may resolve a name or end a connection. */
 static void
 restore_signals(void)
 {
@@ -156,7 +142,7 @@ restore_signals(void)
 	pthread_sigmask(SIG_SETMASK, &engine.saved_signals, NULL);
 }
 
-/* ---- what libcurl calls: only to record ---- */
+/* ---- what libcurl calls ---- */
 
 static int
 socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *socket_context)
@@ -169,7 +155,7 @@ socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *soc
 	wire_watch(fd, what == CURL_POLL_REMOVE ? 0 :
 			   ((what & CURL_POLL_IN) ? WL_SOCKET_READABLE : 0) |
 			   ((what & CURL_POLL_OUT) ? WL_SOCKET_WRITEABLE : 0));
-	/* It tells of a resolver's pipe right after it has started the thread. */
+	/* libcurl names a resolver's pipe right after it has started the thread. */
 	restore_signals();
 	return 0;
 }
@@ -184,7 +170,7 @@ timer_callback(CURLM *multi, long timeout_ms, void *context)
 	return 0;
 }
 
-/* Called in this thread before a name is resolved, and so before a thread for that is started. */
+/* Called in this thread before libcurl starts one that resolves a name. */
 static int
 resolver_callback(void *resolver, void *reserved, void *context)
 {
@@ -206,7 +192,7 @@ set_unsent(HttpExchange *exchange, bool unsent)
 	engine.unsent += change;
 }
 
-/* The time runs from the submission, or from when the group last had an answer: others go first. */
+/* While the group has answers, waiting for a connection costs an exchange none of its time. */
 static int64
 waits_since(const HttpExchange *exchange)
 {
@@ -230,7 +216,7 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 	(void) local_ip;
 	(void) peer_port;
 
-	/* What the peer said unasked would be taken for the answer. */
+	/* libcurl would take what the peer sent unasked for the answer. */
 	if (!transfer_begin(&exchange->transfer, local_port))
 		return CURL_PREREQFUNC_ABORT;
 	exchange->sent_before |= exchange->sent;
@@ -244,8 +230,8 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 /* ---- a call that does not return ---- */
 
 /*
- * In the handler of SIGALRM.  Time on the processor counts, not that of the
- * clock: an honest peer must not pay for a machine that let us wait.
+ * Runs in the handler of SIGALRM.  It counts processor time: an honest peer must
+ * not be cut off because the machine is busy.
  */
 static void
 look_at_call(void)
@@ -268,7 +254,7 @@ look_at_call(void)
 		flooded_us = now;
 }
 
-/* A call into libcurl that reads: of a socket, or of whatever its timer is for. */
+/* Calls libcurl for a socket that is ready, or for its timer. */
 static void
 act(curl_socket_t fd, int what)
 {
@@ -292,9 +278,9 @@ act(curl_socket_t fd, int what)
 /* ---- opening and closing ---- */
 
 /*
- * Before the next is submitted: each one that is unsent may want a connection.
- * Reserving may close files and log, and so cannot wait for the callback.
- * Without more descriptors it has to wait for a connection that is there.
+ * Each unsent exchange may need a connection.  Reserving descriptors may close
+ * files and log, which no callback may do.  If there are no more, exchanges wait
+ * for the connections that exist.
  */
 static void
 make_room_for_connections(void)
@@ -346,7 +332,6 @@ open_engine(void)
 	curl_multi_setopt(multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
 	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long) HTTP_HOST_CONNECTIONS);
 
-	dlist_init(&engine.idle);
 	dlist_init(&engine.flying);
 	dlist_init(&engine.finished);
 	dlist_init(&engine.returned);
@@ -355,41 +340,23 @@ open_engine(void)
 	engine.multi = multi;
 }
 
-static void
-out_of_memory(void)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_OUT_OF_MEMORY),
-			 errmsg("out of memory"),
-			 errdetail("Failed while preparing an HTTP request.")));
-}
-
-/* One that is idle, with a handle. */
-static HttpExchange *
-idle_exchange(void)
-{
-	HttpExchange *exchange;
-
-	if (dlist_is_empty(&engine.idle))
-	{
-		exchange = calloc(1, sizeof(HttpExchange));
-		if (exchange == NULL)
-			out_of_memory();
-		dlist_push_head(&engine.idle, &exchange->node);
-	}
-	exchange = dlist_head_element(HttpExchange, node, &engine.idle);
-	if (exchange->transfer.easy == NULL)
-	{
-		if (!transfer_make(&exchange->transfer, exchange))
-			out_of_memory();
-		curl_easy_setopt(exchange->transfer.easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
-		curl_easy_setopt(exchange->transfer.easy, CURLOPT_PREREQFUNCTION, prereq_callback);
-		curl_easy_setopt(exchange->transfer.easy, CURLOPT_PREREQDATA, exchange);
-	}
-	return exchange;
-}
-
 /* ---- one exchange ---- */
+
+/* Makes an exchange's handle. */
+static bool
+make_handle(HttpExchange *exchange, const HttpRequest *request)
+{
+	CURL	   *easy;
+
+	if (!transfer_make(&exchange->transfer, request))
+		return false;
+	easy = exchange->transfer.easy;
+	curl_easy_setopt(easy, CURLOPT_PRIVATE, exchange);
+	curl_easy_setopt(easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
+	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, prereq_callback);
+	curl_easy_setopt(easy, CURLOPT_PREREQDATA, exchange);
+	return true;
+}
 
 /* Hands it to libcurl, for the first time or again. */
 static bool
@@ -399,7 +366,7 @@ launch(HttpExchange *exchange)
 	exchange->sent_before |= exchange->sent;
 	exchange->sent = false;
 	exchange->launched_us = http_clock_us();
-	/* Resolves nothing yet: that begins with the next act(). */
+	/* This resolves nothing yet: the next act() does. */
 	if (curl_multi_add_handle(engine.multi, exchange->transfer.easy) != CURLM_OK)
 		return false;
 	set_unsent(exchange, true);
@@ -426,7 +393,7 @@ land(HttpExchange *exchange)
 	engine.in_flight--;
 }
 
-/* It has no header yet, or is refused. */
+/* Has the connection failed in a way that says nothing about the request?  DELETE may be sent again. */
 static bool
 may_resubmit(HttpExchange *exchange, CURLcode result)
 {
@@ -454,17 +421,15 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 	}
 
 	/*
-	 * A connection that the peer closed while it was idle, or let go in
-	 * mid-flight, says nothing about the request, and DELETE may be sent
-	 * again.  Nor do streams that were refused again and again, so that
-	 * libcurl gave up, while not all were.
+	 * The peer closed a connection that was there before, or refused this
+	 * stream so often that libcurl gave up, but answered others.
 	 */
 	curl_easy_getinfo(exchange->transfer.easy, CURLINFO_NUM_CONNECTS, &connects);
 	refused = others_answered && strncmp(exchange->transfer.error, "Connection died", strlen("Connection died")) == 0;
 	return (connects == 0 || refused) && exchange->resubmitted++ < (refused ? HTTP_REFUSED_MAX : HTTP_RESUBMIT_MAX);
 }
 
-/* Its answer is complete, or the words that say why there is none. */
+/* Completes the answer, or the words that say why there is none. */
 static void
 conclude(HttpExchange *exchange, CURLcode result)
 {
@@ -474,6 +439,7 @@ conclude(HttpExchange *exchange, CURLcode result)
 	land(exchange);
 	answer->sent = exchange->sent || exchange->sent_before;
 	answer->sent_before = exchange->sent_before;
+	answer->begun_us = exchange->begun_us;
 	if (answer->status != 0)
 		exchange->group->answered_us = http_clock_us();
 }
@@ -535,9 +501,10 @@ expire(int64 now)
 	dlist_foreach_modify(iter, &engine.flying)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
+		int			port = exchange->transfer.local_port;
 
-		/* A peer that refused the stream, or said GOAWAY, made libcurl let it wait for another. */
-		if (deadline(exchange) <= now && exchange->transfer.local_port != 0 && wire_has_ended(exchange->transfer.local_port))
+		/* After a refused stream or GOAWAY libcurl lets the request wait for another connection. */
+		if (deadline(exchange) <= now && port != 0 && wire_has_ended(port))
 		{
 			exchange->transfer.local_port = 0;
 			set_unsent(exchange, true);
@@ -572,10 +539,7 @@ wait_once(long timeout_ms, bool *latched)
 	return event.occurred;
 }
 
-/*
- * What has arrived is not late, however long the caller was kept from reading
- * it: by a lock on a table, say.
- */
+/* What has arrived is not late, even if the caller could not read it earlier: it waited for a lock, say. */
 static void
 read_arrived(bool *latched)
 {
@@ -605,11 +569,10 @@ http_in_flight(void)
 }
 
 /*
- * Starts an exchange; http_wait() returns it when it has finished.  Everything
- * in the request but the group is copied.  Call only while group->unsent is
- * below HTTP_UNSENT_MAX.  Raises 53000 when no file descriptors are to be had
- * and 53200 without memory; what becomes of the request itself is in its
- * answer.
+ * Starts an exchange; http_wait() returns it when it has finished.  Copies all
+ * of the request but the group.  Call it only while group->unsent is below
+ * HTTP_UNSENT_MAX.  Raises 53000 without file descriptors and 53200 without
+ * memory; all other failures are in the answer.
  */
 HttpExchange *
 http_submit(const HttpRequest *request, void *owner)
@@ -618,32 +581,35 @@ http_submit(const HttpRequest *request, void *owner)
 
 	open_engine();
 	make_room_for_connections();
-	exchange = idle_exchange();
-
-	exchange->owner = owner;
-	exchange->group = request->group;
-	exchange->resubmitted = 0;
-	exchange->sent = exchange->sent_before = false;
-	exchange->begun_us = http_clock_us();
-	exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
-	exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);
-	if (!transfer_prepare(&exchange->transfer, request) || !launch(exchange))
+	exchange = calloc(1, sizeof(HttpExchange));
+	if (exchange != NULL)
 	{
-		transfer_release(&exchange->transfer);
-		out_of_memory();
+		exchange->owner = owner;
+		exchange->group = request->group;
+		exchange->begun_us = http_clock_us();
+		exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
+		exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);
 	}
-	dlist_delete(&exchange->node);
+	if (exchange == NULL || !make_handle(exchange, request) || !launch(exchange))
+	{
+		if (exchange != NULL)
+			transfer_release(&exchange->transfer);
+		free(exchange);
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory"),
+				 errdetail("Failed while preparing an HTTP request.")));
+	}
 	dlist_push_tail(&engine.flying, &exchange->node);
 	engine.in_flight++;
 	return exchange;
 }
 
 /*
- * Waits until an exchange has finished, and returns it; it stays valid until
+ * Waits until an exchange has finished and returns it; it is valid until
  * http_release().  NULL: until_us (of http_clock_us(); PG_INT64_MAX: no limit)
- * has come, or the latch was set: the caller may have something to do.
- * Interrupts are served, and so this may throw: the caller then owes
- * http_abandon().
+ * has come, or the latch was set.  Serves interrupts and so may throw: the
+ * caller must then call http_abandon().
  */
 HttpExchange *
 http_wait(int64 until_us)
@@ -702,26 +668,16 @@ http_owner(const HttpExchange *exchange)
 	return exchange->owner;
 }
 
-/* From when its time runs: its submission, or the end of its waiting for others. */
-int64
-http_begun_us(const HttpExchange *exchange)
-{
-	return exchange->begun_us;
-}
-
-/* Gives a finished exchange back; its answer is gone. */
+/* Frees a finished exchange and its answer. */
 void
 http_release(HttpExchange *exchange)
 {
-	transfer_release(&exchange->transfer);
 	dlist_delete(&exchange->node);
-	dlist_push_head(&engine.idle, &exchange->node);
+	transfer_release(&exchange->transfer);
+	free(exchange);
 }
 
-/*
- * Ends all that is in flight without an answer, in the words given; http_next()
- * returns it.
- */
+/* Ends all that is in flight without an answer, with this error; http_next() returns it. */
 void
 http_give_up(const char *words)
 {
@@ -734,11 +690,7 @@ http_give_up(const char *words)
 	}
 }
 
-/*
- * Drops whatever is in flight, finished, or returned and not released.  For
- * the error path of http_wait()'s caller; does nothing when there is nothing,
- * never throws.
- */
+/* Drops all that is in flight, finished, or returned and not released.  For error paths: never throws. */
 void
 http_abandon(void)
 {
@@ -746,13 +698,13 @@ http_abandon(void)
 		return;
 	while (!dlist_is_empty(&engine.flying))
 		land(dlist_head_element(HttpExchange, node, &engine.flying));
-	while (!dlist_is_empty(&engine.finished))
-		http_release(dlist_head_element(HttpExchange, node, &engine.finished));
+	while (http_next() != NULL)
+		;
 	while (!dlist_is_empty(&engine.returned))
 		http_release(dlist_head_element(HttpExchange, node, &engine.returned));
 }
 
-/* "libcurl 7.88.1, OpenSSL/3.0.15, nghttp2 1.52.0": what is loaded, not what it was built with */
+/* "libcurl 7.88.1, OpenSSL/3.0.15, nghttp2 1.52.0": the loaded versions */
 void
 http_append_versions(StringInfo out)
 {
@@ -764,7 +716,7 @@ http_append_versions(StringInfo out)
 					 info->nghttp2_version : "none");
 }
 
-/* At the end of a statement or a run: to peers that have gone no connection stays. */
+/* At the end of a statement or a run: ends the connections that their peers have closed. */
 void
 http_tidy(void)
 {

@@ -12,11 +12,12 @@
 #define HTTP_CONNECTIONS_MAX	256
 #define HTTP_ERROR_SIZE		256
 #define HTTP_HOST_SIZE		256
+/* Seconds; OneSignal asks for less. */
+#define HTTP_RETRY_AFTER_MAX	3600
 
 /*
- * libcurl opens another connection only while exchanges wait for one, and yet
- * touches each of those whenever any finishes: callers keep the unsent ones of
- * a group below this, so that there are a few.
+ * Callers keep the unsent exchanges of a group below this.  libcurl opens
+ * connections only while some wait, but looks at each of them whenever one ends.
  */
 #define HTTP_UNSENT_MAX		32
 
@@ -44,11 +45,12 @@ typedef struct HttpAnswer
 	int			status;			/* 0: no usable answer, and error says why */
 	const char *body;			/* NUL-terminated, at most HTTP_BODY_MAX bytes */
 	size_t		body_length;
-	int			retry_after;	/* seconds, 0: not asked for */
+	int			retry_after;	/* seconds, at most HTTP_RETRY_AFTER_MAX; 0: not asked for */
 	const char *error;			/* libcurl's own words, or "" */
 	const char *redirect_host;	/* of a 3xx with a Location, or "" */
 	bool		sent;			/* the request, or a part of it, may have left this machine */
-	bool		sent_before;	/* it was also sent before the sending that was answered, or was not */
+	bool		sent_before;	/* it was also sent before that, with no answer */
+	int64		begun_us;		/* when its time began: submitted, or no longer waiting for others */
 } HttpAnswer;
 
 typedef struct HttpUrl
@@ -68,7 +70,6 @@ extern HttpExchange *http_wait(int64 until_us);
 extern HttpExchange *http_next(void);
 extern const HttpAnswer *http_answer(const HttpExchange *exchange);
 extern void *http_owner(const HttpExchange *exchange);
-extern int64 http_begun_us(const HttpExchange *exchange);
 extern void http_release(HttpExchange *exchange);
 extern void http_give_up(const char *words);
 extern void http_abandon(void);

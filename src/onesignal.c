@@ -31,15 +31,13 @@ add_error(CancelOutcome *outcome, const char *text, const char *api_key)
 	outcome->errors[outcome->error_count++] = answer_line(text, api_key);
 }
 
-/* True when the answer is an object that has errors, in whatever shape. */
+/* True: the answer is an object that has errors, in whatever shape. */
 static bool
 collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
 {
 	JsonbValue	errors;
 	JsonbValue	element;
-	JsonbContainer *array;
 	JsonbIterator *iterator;
-	JsonbIteratorToken token;
 
 	if (answer_field(&json->root, "errors", &errors) == NULL || errors.type == jbvNull)
 		return false;
@@ -48,26 +46,16 @@ collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
 		add_error(outcome, answer_error_text(&errors), api_key);
 		return true;
 	}
-	array = errors.val.binary.data;
-	iterator = JsonbIteratorInit(array);
-	token = JsonbIteratorNext(&iterator, &element, true);
-	Assert(token == WJB_BEGIN_ARRAY);	/* it is an array */
-	while (outcome->error_count < ERRORS_MAX &&
-		   (token = JsonbIteratorNext(&iterator, &element, true)) == WJB_ELEM)
+	iterator = JsonbIteratorInit(errors.val.binary.data);
+	(void) JsonbIteratorNext(&iterator, &element, true);	/* WJB_BEGIN_ARRAY */
+	while (outcome->error_count < ERRORS_MAX && JsonbIteratorNext(&iterator, &element, true) == WJB_ELEM)
 		add_error(outcome, answer_error_text(&element), api_key);
 	return true;
 }
 
-/* One line from status and body, for an answer that does not explain itself. */
-static void
-add_excerpt(CancelOutcome *outcome, const char *what, const char *body, const char *api_key)
-{
-	add_error(outcome, psprintf("%s %d with %s", what, outcome->status, answer_excerpt(body, api_key)), api_key);
-}
-
 /* ---- judging ---- */
 
-/* A field that is true (1) or false (0), or says so as text, as version 7 of the API did; -1: anything else. */
+/* 1: the field is true, 0: false, also as text as in version 7 of the API; -1: anything else. */
 static int
 flag_field(Jsonb *json, const char *name)
 {
@@ -84,21 +72,14 @@ flag_field(Jsonb *json, const char *name)
 	return -1;
 }
 
-/* 200: only what says plainly whether it was canceled counts. */
-static CancelVerdict
-judge_success(Jsonb *json)
-{
-	int			success = flag_field(json, "success");
-
-	return success < 0 ? CANCEL_UNEXPECTED : success ? CANCEL_DONE : CANCEL_REFUSED;
-}
-
 /* The outcome table of design section 3, by status. */
 static CancelVerdict
 judge_status(int status, Jsonb *json, bool has_errors)
 {
+	int			success = flag_field(json, "success");
+
 	if (status == 200)
-		return judge_success(json);
+		return success < 0 ? CANCEL_UNEXPECTED : success ? CANCEL_DONE : CANCEL_REFUSED;
 	if (status == 401 || status == 403)
 		return CANCEL_UNAUTHORIZED;
 	if (status == 429)
@@ -110,31 +91,32 @@ judge_status(int status, Jsonb *json, bool has_errors)
 	return CANCEL_UNEXPECTED;
 }
 
+/* Adds one line from status and body when the answer does not explain itself. */
 static void
-explain(CancelOutcome *outcome, const HttpAnswer *answer, const char *body, const char *api_key)
+explain(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key)
 {
-	if (outcome->verdict == CANCEL_UNEXPECTED)
-		outcome->error_count = 0;	/* whatever it says, the news is that it is not OneSignal's */
+	bool		unexpected = outcome->verdict == CANCEL_UNEXPECTED;
 
-	if (outcome->verdict == CANCEL_UNEXPECTED && answer->status >= 300 && answer->status < 400)
-		add_error(outcome,
-				  answer->redirect_host[0] != '\0' ?
-				  psprintf("HTTP %d redirects to host \"%s\", which is not followed",
-						   answer->status, answer_text(answer->redirect_host)) :
-				  psprintf("HTTP %d redirects nowhere", answer->status),
-				  api_key);
-	else if (outcome->verdict == CANCEL_UNEXPECTED)
-		add_excerpt(outcome, "unexpected answer: HTTP", body, api_key);
-	else if (outcome->error_count == 0 &&
-			 (outcome->verdict == CANCEL_UNAVAILABLE || outcome->verdict == CANCEL_THROTTLED ||
-			  outcome->verdict == CANCEL_UNAUTHORIZED))
-		add_excerpt(outcome, "HTTP", body, api_key);
+	if (unexpected)
+		outcome->error_count = 0;	/* these are not OneSignal's words */
+	if (outcome->error_count > 0 || outcome->verdict == CANCEL_DONE || outcome->verdict == CANCEL_REFUSED ||
+		outcome->verdict == CANCEL_NOT_FOUND)
+		return;
+
+	if (!unexpected || answer->status < 300 || answer->status >= 400)
+		add_error(outcome, psprintf("%s %d with %s", unexpected ? "unexpected answer: HTTP" : "HTTP",
+									answer->status, answer_excerpt(answer->body, api_key)), api_key);
+	else if (answer->redirect_host[0] == '\0')
+		add_error(outcome, psprintf("HTTP %d redirects nowhere", answer->status), api_key);
+	else
+		add_error(outcome, psprintf("HTTP %d redirects to host \"%s\", which is not followed",
+									answer->status, answer_text(answer->redirect_host)), api_key);
 }
 
 /*
- * What an answer tells of app and key, at once and without a transaction:
- * CANCEL_DONE for whatever OneSignal itself decided on the message.  A proxy's
- * page, which is no JSON object, tells as little as a 5xx.
+ * What an answer says about app and key; needs no transaction.  CANCEL_DONE:
+ * OneSignal itself decided on the message.  A proxy's page, which is no JSON
+ * object, says as little as a 5xx.
  */
 CancelVerdict
 onesignal_glance(const HttpAnswer *answer)
@@ -152,28 +134,21 @@ onesignal_glance(const HttpAnswer *answer)
 	return CANCEL_UNAVAILABLE;
 }
 
-static int
-clamp_retry_after(const HttpAnswer *answer)
-{
-	return Max(0, Min(answer->retry_after, RETRY_AFTER_MAX));
-}
-
 /*
- * What an answer means.  Never raises an error on account of the answer;
- * palloc's in the current context a small multiple of the body's size (at most
- * 64 kB).  A transaction must be open.
+ * What an answer means.  Raises no error because of the answer, and pallocs a
+ * small multiple of the body's size (at most 64 kB) in the current context.  A
+ * transaction must be open.
  */
 void
 onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key)
 {
-	const char *body = answer->body;
 	Jsonb	   *json;
 	char	   *text = NULL;
 	bool		has_errors = false;
 
 	memset(outcome, 0, sizeof(*outcome));
 	outcome->status = answer->status;
-	outcome->retry_after = clamp_retry_after(answer);
+	outcome->retry_after = answer->retry_after;
 	if (answer->status == 0)
 	{
 		outcome->verdict = CANCEL_UNANSWERED;
@@ -181,11 +156,11 @@ onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *ap
 		return;
 	}
 
-	json = answer_json(body, answer->body_length, &text);
+	json = answer_json(answer->body, answer->body_length, &text);
 	if (json != NULL && JB_ROOT_IS_OBJECT(json))
 		has_errors = collect_errors(outcome, json, api_key);
 	outcome->verdict = judge_status(answer->status, json, has_errors);
-	explain(outcome, answer, body, api_key);
+	explain(outcome, answer, api_key);
 	if (json != NULL && !(outcome->verdict == CANCEL_DONE && outcome->error_count == 0))
 		outcome->response = answer_without_key(text, api_key);
 }
@@ -198,18 +173,13 @@ onesignal_hint_unanswered(CancelOutcome *outcome)
 	add_error(outcome, "an earlier attempt had no answer and may have canceled it", NULL);
 }
 
-/*
- * What View message says of a message; *retry_after: in so many seconds, 0:
- * it did not say.  Raises no error on account of the answer, keeps nothing; a
- * transaction must be open.
- */
+/* What View message says of a message.  Raises no error because of the answer; a transaction must be open. */
 ViewVerdict
-onesignal_judge_view(const HttpAnswer *answer, int *retry_after)
+onesignal_judge_view(const HttpAnswer *answer)
 {
 	char	   *text;
 	int			canceled;
 
-	*retry_after = clamp_retry_after(answer);
 	if (answer->status == 0 || answer->status == 408 || answer->status == 429 || answer->status >= 500)
 		return VIEW_UNAVAILABLE;
 	if (answer->status != 200)
@@ -223,8 +193,7 @@ onesignal_judge_view(const HttpAnswer *answer, int *retry_after)
  * caller owes onesignal_request_end(), on its error path too, for the key.
  */
 void
-onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id,
-						const Credentials *credentials)
+onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id, const Credentials *credentials)
 {
 	char	   *app = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(app_id)));
 
@@ -266,7 +235,7 @@ onesignal_request(CancelRequest *request, const pg_uuid_t *message_id)
 	return request_for(request, "DELETE", message_id);
 }
 
-/* The request that asks what became of it; valid until the next call. */
+/* The request that asks whether this message was canceled; valid until the next call. */
 HttpRequest *
 onesignal_view_request(CancelRequest *request, const pg_uuid_t *message_id)
 {

@@ -9,16 +9,13 @@
 #include "http.h"
 #include "utils/uuid.h"
 
-/* Longer waits are not OneSignal's. */
-#define RETRY_AFTER_MAX		3600
-
 /* What an answer means for the message. */
 typedef enum CancelVerdict
 {
 	CANCEL_DONE,				/* 200 with success */
 	CANCEL_REFUSED,				/* OneSignal said no: usually too late */
 	CANCEL_NOT_FOUND,			/* 404 in OneSignal's own words: refused, or not there yet */
-	CANCEL_UNEXPECTED,			/* an answer nobody documented, a proxy's page, a redirect */
+	CANCEL_UNEXPECTED,			/* an undocumented answer, a proxy's page, a redirect */
 	CANCEL_THROTTLED,			/* 429 */
 	CANCEL_UNAUTHORIZED,		/* 401, 403 */
 	CANCEL_UNAVAILABLE,			/* 408, 5xx */
@@ -55,8 +52,7 @@ typedef struct CancelRequest
 	const char *headers[4];		/* the last one NULL */
 } CancelRequest;
 
-extern void onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id,
-									const Credentials *credentials);
+extern void onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id, const Credentials *credentials);
 extern HttpRequest *onesignal_request(CancelRequest *request, const pg_uuid_t *message_id);
 extern HttpRequest *onesignal_view_request(CancelRequest *request, const pg_uuid_t *message_id);
 extern void onesignal_request_end(CancelRequest *request);
@@ -64,6 +60,6 @@ extern void onesignal_request_end(CancelRequest *request);
 extern CancelVerdict onesignal_glance(const HttpAnswer *answer);
 extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);
 extern void onesignal_hint_unanswered(CancelOutcome *outcome);
-extern ViewVerdict onesignal_judge_view(const HttpAnswer *answer, int *retry_after);
+extern ViewVerdict onesignal_judge_view(const HttpAnswer *answer);
 
 #endif

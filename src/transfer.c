@@ -2,12 +2,11 @@
  * transfer.c
  *		One libcurl handle: a request's options go in, an answer comes out.
  *
- * A handle is used again and again, where libcurl can do so safely.  What is
- * the same for all requests is said once; a request states the rest, and its
- * key is wiped when it has ended.
+ * Each request has a fresh handle.  libcurl 7.83 to 8.0 reads freed memory when
+ * a reused one gets an answer whose first header begins with a blank (curl
+ * issue 11101).  A request's key is wiped when the request has ended.
  *
- * Nothing in here throws or pallocs: what the callbacks would throw would leave
- * through C frames that do not expect it.
+ * Nothing here throws or pallocs: an error would leave through libcurl's frames.
  */
 #include "postgres.h"
 
@@ -29,9 +28,6 @@
 /* The whole of an answer's headers; Cloudflare's take 1 to 2 kB. */
 #define HTTP_HEADERS_MAX	(64 * 1024)
 
-/* A finished exchange keeps its body buffer up to this size for the next. */
-#define HTTP_BODY_KEPT		(4 * 1024)
-
 /* What a TLS record holds */
 #define TLS_RECORD_MAX		16384L
 
@@ -39,21 +35,17 @@
 #define HTTP_DNS_CACHE_SECONDS	300L
 
 /*
- * Sent data that stays unacknowledged that long means a dead path: the kernel
- * then resets the connection, which otherwise would be reused, and time out,
- * for the quarter of an hour that TCP goes on trying.
+ * If sent data stays unacknowledged that long, the kernel resets the connection.
+ * Otherwise requests would use a dead path for the quarter of an hour that TCP
+ * goes on trying.
  */
 #define HTTP_UNACKNOWLEDGED_MS	20000
-
-/* What is loaded, not what this was built with; its cainfo is NULL without a bundle of its own. */
-static const curl_version_info_data *libcurl = NULL;
 
 /* ---- what libcurl calls ---- */
 
 /*
- * Ends an exchange whose answer is too large, and its connection with it:
- * what is still under way is not worth reading, and libcurl 7.88, having let
- * go of a stream in the middle, may never see the end of the next.
+ * Ends an exchange whose answer is too large, and its connection: libcurl 7.88
+ * may not see the end of the next stream after it dropped one in the middle.
  */
 static size_t
 refuse_more(Transfer *transfer)
@@ -63,10 +55,7 @@ refuse_more(Transfer *transfer)
 	return 0;
 }
 
-/*
- * Called for each line: of interim answers and of a proxy's answer to CONNECT,
- * too, each of which begins anew, and of trailers.
- */
+/* Called for each line, also of trailers, of interim answers and of a proxy's answer to CONNECT. */
 static size_t
 header_callback(char *data, size_t size, size_t count, void *context)
 {
@@ -92,20 +81,14 @@ body_callback(char *data, size_t size, size_t count, void *context)
 {
 	Transfer   *transfer = context;
 	size_t		length = size * count;
-	size_t		wanted = transfer->answer.body_length + length + 1;
+	char	   *body;
 
-	if (wanted > HTTP_BODY_MAX + 1)
+	if (transfer->answer.body_length + length > HTTP_BODY_MAX)
 		return refuse_more(transfer);
-	if (wanted > transfer->body_room)
-	{
-		size_t		room = Max(wanted, 2 * transfer->body_room);
-		char	   *body = realloc(transfer->body, room);
-
-		if (body == NULL)
-			return 0;
-		transfer->body = body;
-		transfer->body_room = room;
-	}
+	body = realloc(transfer->body, transfer->answer.body_length + length + 1);
+	if (body == NULL)
+		return 0;
+	transfer->body = body;
 	memcpy(transfer->body + transfer->answer.body_length, data, length);
 	transfer->answer.body_length += length;
 	transfer->body[transfer->answer.body_length] = '\0';
@@ -138,10 +121,7 @@ closesocket_callback(void *context, curl_socket_t fd)
 
 /* ---- a handle ---- */
 
-/*
- * What is the same for all exchanges: stated once a handle, and none of it
- * left to a default where the key's safety hangs on it.
- */
+/* What all exchanges share.  Where the key's safety depends on it, nothing is left to a default. */
 static void
 set_constant_options(Transfer *transfer)
 {
@@ -182,9 +162,9 @@ set_constant_options(Transfer *transfer)
 }
 
 /*
- * libcurl reads no more of a TLS record than what the body lacks, and only the
- * TLS library knows of the rest.  It is asked for in what libcurl was linked
- * with, since the server may have loaded another version.
+ * libcurl reads only as much of a TLS record as the body lacks; only the TLS
+ * library knows about the rest.  We ask the one that libcurl is linked with:
+ * the server may have loaded another.
  */
 static bool
 has_tls_rest(Transfer *transfer)
@@ -206,19 +186,6 @@ has_tls_rest(Transfer *transfer)
 	return pending != NULL && pending(tls->internals) > 0;
 }
 
-bool
-transfer_make(Transfer *transfer, void *owner)
-{
-	if (libcurl == NULL)
-		libcurl = curl_version_info(CURLVERSION_NOW);
-	transfer->easy = curl_easy_init();
-	if (transfer->easy == NULL)
-		return false;
-	curl_easy_setopt(transfer->easy, CURLOPT_PRIVATE, owner);
-	set_constant_options(transfer);
-	return true;
-}
-
 /*
  * With a bundle named and no directory, libcurl parses the CA store once and
  * keeps it in the multi handle: 1.2 ms instead of 17 ms a connection.
@@ -227,7 +194,7 @@ static CURLcode
 set_trust(CURL *easy, const char *ca_file)
 {
 	if (ca_file == NULL)
-		ca_file = libcurl->cainfo;
+		ca_file = curl_version_info(CURLVERSION_NOW)->cainfo;
 	if (ca_file == NULL)
 		return CURLE_OK;		/* a libcurl that only knows a directory */
 	curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
@@ -237,10 +204,14 @@ set_trust(CURL *easy, const char *ca_file)
 /* ---- a request, and its answer ---- */
 
 bool
-transfer_prepare(Transfer *transfer, const HttpRequest *request)
+transfer_make(Transfer *transfer, const HttpRequest *request)
 {
-	CURL	   *easy = transfer->easy;
+	CURL	   *easy = curl_easy_init();
 
+	transfer->easy = easy;
+	if (easy == NULL)
+		return false;
+	set_constant_options(transfer);
 	for (const char *const *header = request->headers; *header != NULL; header++)
 	{
 		struct curl_slist *longer = curl_slist_append(transfer->headers, *header);
@@ -250,10 +221,7 @@ transfer_prepare(Transfer *transfer, const HttpRequest *request)
 		transfer->headers = longer;
 	}
 
-	/*
-	 * Plain HTTP is for a loopback address only, and so never for a proxy
-	 * that the server's environment happens to name.
-	 */
+	/* Plain HTTP is for loopback addresses, and so never for a proxy from the environment. */
 	curl_easy_setopt(easy, CURLOPT_NOPROXY,
 					 request->proxy == NULL && pg_strncasecmp(request->url, "http:", 5) == 0 ? "*" : NULL);
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
@@ -272,7 +240,6 @@ transfer_reset(Transfer *transfer)
 	transfer->header_bytes = 0;
 	transfer->local_port = 0;
 	transfer->headers_ended = transfer->oversized = false;
-	curl_easy_setopt(transfer->easy, CURLOPT_FORBID_REUSE, 0L);
 	transfer->error[0] = transfer->redirect_host[0] = '\0';
 	transfer->answer.body = "";
 	transfer->answer.error = transfer->error;
@@ -291,10 +258,9 @@ note_redirect(Transfer *transfer)
 }
 
 /*
- * Without a length, libcurl takes the end of an HTTP/2 connection for the end
- * of an answer in some cases: after GOAWAY, or after a stream that nghttp2 has
- * reset.  It does not tell, so the body has to: it is empty, or an object of
- * JSON without its end.
+ * Without a length, libcurl sometimes takes the end of an HTTP/2 connection for
+ * the end of the answer: after GOAWAY, or when nghttp2 has reset the stream.
+ * Only the body shows it then: it is empty, or a JSON object without its end.
  */
 static bool
 may_be_cut(Transfer *transfer)
@@ -313,7 +279,7 @@ may_be_cut(Transfer *transfer)
 	return end == 0 ? version >= CURL_HTTP_VERSION_2_0 : answer->body[0] == '{' && answer->body[end - 1] != '}';
 }
 
-/* In words, why an answer that libcurl takes for one is none; NULL: it is one. */
+/* Why the answer that libcurl accepted is not usable; NULL: it is. */
 static const char *
 unusable(Transfer *transfer, long status)
 {
@@ -358,7 +324,7 @@ transfer_conclude(Transfer *transfer, CURLcode result)
 	{
 		curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
 		answer->status = (int) status;
-		answer->retry_after = (int) Min(retry_after, PG_INT32_MAX);
+		answer->retry_after = (int) Min(retry_after, HTTP_RETRY_AFTER_MAX);
 		note_redirect(transfer);
 	}
 	else if (transfer->error[0] == '\0')
@@ -368,27 +334,16 @@ transfer_conclude(Transfer *transfer, CURLcode result)
 void
 transfer_release(Transfer *transfer)
 {
-	curl_easy_setopt(transfer->easy, CURLOPT_HTTPHEADER, NULL);
+	curl_easy_cleanup(transfer->easy);
 	for (struct curl_slist *item = transfer->headers; item != NULL; item = item->next)
 		explicit_bzero(item->data, strlen(item->data));
 	curl_slist_free_all(transfer->headers);
-	transfer->headers = NULL;
-	if (transfer->body_room > HTTP_BODY_KEPT)
-	{
-		free(transfer->body);
-		transfer->body = NULL;
-		transfer->body_room = 0;
-	}
-	if (CURL_COMPAT_REMEMBERS_HEADERS(libcurl->version_num))
-	{
-		curl_easy_cleanup(transfer->easy);
-		transfer->easy = NULL;
-	}
+	free(transfer->body);
 }
 
 /* ---- URLs ---- */
 
-/* Is there such a part?  Into "into", unless it is NULL, it has to fit. */
+/* Is there such a part, and does it fit into "into", if that is not NULL? */
 static bool
 get_part(CURLU *url, CURLUPart part, char *into, size_t size)
 {

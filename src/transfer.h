@@ -13,10 +13,9 @@ StaticAssertDecl(HTTP_ERROR_SIZE >= CURL_ERROR_SIZE, "libcurl writes so many byt
 
 typedef struct Transfer
 {
-	CURL	   *easy;			/* NULL: the next request needs a fresh one */
+	CURL	   *easy;
 	struct curl_slist *headers; /* holds the key: wiped by transfer_release() */
 	char	   *body;
-	size_t		body_room;
 	size_t		header_bytes;
 	int			local_port;		/* of the connection that it is sent over; 0: not yet */
 	bool		headers_ended;	/* the empty line after them has been seen */
@@ -26,11 +25,8 @@ typedef struct Transfer
 	HttpAnswer	answer;			/* with pointers to these */
 } Transfer;
 
-/* Of one without a handle; owner: CURLOPT_PRIVATE.  False: out of memory. */
-extern bool transfer_make(Transfer *transfer, void *owner);
-
-/* What is special to this request.  False: out of memory. */
-extern bool transfer_prepare(Transfer *transfer, const HttpRequest *request);
+/* Makes the handle of one that is zeroed.  False: out of memory; transfer_release() is still needed. */
+extern bool transfer_make(Transfer *transfer, const HttpRequest *request);
 
 /* Forgets the answer, before the request is sent, for the first time or again. */
 extern void transfer_reset(Transfer *transfer);
@@ -44,7 +40,7 @@ extern bool transfer_begin(Transfer *transfer, int local_port);
 /* It has ended: completes the answer. */
 extern void transfer_conclude(Transfer *transfer, CURLcode result);
 
-/* Wipes the request; the answer is gone. */
+/* Wipes the request, and frees the handle and the answer. */
 extern void transfer_release(Transfer *transfer);
 
 #endif

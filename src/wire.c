@@ -2,12 +2,9 @@
  * wire.c
  *		Waiting for sockets that somebody else opens and closes.
  *
- * libcurl opens and closes its sockets as it likes, and tells which of them it
- * wants watched, and for what.  They are kept in a WaitEventSet, together with
- * the latch, and the kernel is told of changes only: between two requests on
- * one connection there is none.
- *
- * This room knows what libcurl does with sockets, and calls nothing of it.
+ * libcurl opens and closes sockets, and says which of them to watch and for what.
+ * A WaitEventSet keeps them together with the latch.  The kernel is told only
+ * of changes; between two requests on one connection there is none.
  */
 #include "postgres.h"
 
@@ -34,7 +31,7 @@
 typedef struct WatchedSocket
 {
 	int			fd;
-	ino_t		inode;			/* which file had this number when last looked at */
+	ino_t		inode;			/* the file that had this number when we last looked */
 	uint32		wanted;			/* WL_SOCKET_*; 0: not watched now */
 	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
 	int			position;		/* in the WaitEventSet, while registered */
@@ -53,7 +50,6 @@ static WatchedSocket sockets[WIRE_SOCKETS_MAX];
 
 /* ---- which sockets ---- */
 
-/* There are few, a dozen as a rule. */
 static WatchedSocket *
 find_socket(int fd)
 {
@@ -96,9 +92,8 @@ add_socket(int fd)
 }
 
 /*
- * The number alone says little: libcurl 7.88 closes a socket that it gave up
- * before it was connected without a word, and the kernel drops it from the
- * set.  The next file gets its number.
+ * libcurl 7.88 does not tell when it closes a socket that was never connected.
+ * The kernel drops it from the set, and the next file gets its number.
  */
 static WatchedSocket *
 find_or_add_socket(int fd)
@@ -156,17 +151,14 @@ wire_watch(int fd, uint32 wanted)
 	if (wanted != watched->registered)
 		set_is_behind = true;
 
-	/*
-	 * An idle connection stays in the set: the next request, usually at once,
-	 * wants it back.  A resolver's pipe is closed without a word to us.
-	 */
+	/* An idle connection stays in the set for the next request.  Nobody tells the end of a resolver's pipe. */
 	if (wanted == 0 && !watched->ours)
 		forget_socket(watched);
 }
 
 /* ---- what a peer says or does unasked ---- */
 
-/* Where a port stands is the same for IPv4 and IPv6. */
+/* IPv4 and IPv6 addresses have the port in the same place. */
 static bool
 has_port(WatchedSocket *watched, int port)
 {
@@ -224,10 +216,7 @@ wire_has_ended(int port)
 	return true;
 }
 
-/*
- * We cannot close the descriptor, which is libcurl's: it does so when it next
- * looks for a connection.  To the peer and the kernel the connection is over.
- */
+/* The descriptor is libcurl's, which closes it when it next looks for a connection.  The connection is over. */
 void
 wire_tidy(void)
 {
@@ -249,7 +238,7 @@ wire_tidy(void)
 	}
 }
 
-/* Linux resets the connection and drops what is unread; elsewhere that has to be read first. */
+/* connect() makes Linux reset the connection and drop what is unread. */
 static void
 cut_off(WatchedSocket *watched)
 {
@@ -321,7 +310,6 @@ rebuild_set(void)
 	set_is_stale = false;
 }
 
-/* The set as it is wanted now; only what changed is told to the kernel. */
 static void
 update_set(void)
 {
@@ -345,8 +333,8 @@ update_set(void)
 }
 
 /*
- * One event at a time, which epoll hands out in turn: eight connections may
- * have 800 answers, and the caller should send more before all are read.
+ * Takes one event at a time (epoll takes turns): eight connections may have 800
+ * answers, and the caller should send more before all are read.
  */
 void
 wire_wait(long timeout_ms, WireEvent *event)
@@ -373,10 +361,7 @@ wire_wait(long timeout_ms, WireEvent *event)
 		return;
 	if (watched->wanted == 0)
 	{
-		/*
-		 * An idle connection has something to say, likely its end: libcurl
-		 * looks when it next wants it, and until then we do not.
-		 */
+		/* An idle connection's end, likely: libcurl looks when it next needs it.  Until then we do not watch it. */
 		set_is_stale = true;
 		return;
 	}

@@ -20,9 +20,9 @@ extern int	wire_owned(void);
 extern void wire_watch(int fd, uint32 wanted);
 
 /*
- * By the local port of a connection: the peer may only speak when asked, and
- * never while it is idle (HTTP/1.1).  wire_is_serial(): it is such a one, idle;
- * *readable: the peer has spoken.  wire_has_ended(): the peer has closed, or we.
+ * A local port names a connection.  On a serial one (HTTP/1.1) the peer sends
+ * only when asked.  wire_is_serial(): it is serial and idle; *readable: the peer
+ * has sent something or closed.  wire_has_ended(): either side has closed it.
  */
 extern void wire_note_serial(int port);
 extern bool wire_is_serial(int port, bool *readable);
@@ -32,9 +32,8 @@ extern bool wire_has_ended(int port);
 extern void wire_tidy(void);
 
 /*
- * For a signal handler: cuts off all that is watched, or the connection with
- * the most unread input, if there is one: then the result is true.  A peer that
- * never stops sending is ahead of us; an honest answer is short.
+ * For a signal handler: cuts off all that is watched, or the connection with the
+ * most unread input, which a flooding peer has.  True: one had unread input.
  */
 extern bool wire_cut_off(bool all);
 
