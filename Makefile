@@ -9,18 +9,17 @@
 EXTENSION = onesignal_cancel
 MODULE_big = onesignal_cancel
 OBJS = \
+	src/admin.o \
 	src/answer.o \
 	src/apps.o \
 	src/cancel.o \
 	src/credentials.o \
-	src/deliverer.o \
 	src/delivery.o \
 	src/http.o \
 	src/lanes.o \
 	src/launcher.o \
 	src/message.o \
 	src/onesignal.o \
-	src/onesignal_cancel.o \
 	src/options.o \
 	src/owner.o \
 	src/pace.o \
@@ -30,7 +29,6 @@ OBJS = \
 	src/settings.o \
 	src/statements.o \
 	src/transfer.o \
-	src/upkeep.o \
 	src/wakeup.o \
 	src/wire.o \
 	src/worker.o

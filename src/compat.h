@@ -2,8 +2,8 @@
  * compat.h
  *		Every PostgreSQL and libcurl version test, and nothing else.
  *
- * PostgreSQL 15 to 18 and libcurl 7.81 or newer are supported.  The part on
- * libcurl is seen only by what includes curl/curl.h first.
+ * PostgreSQL 15 to 19 and libcurl 7.81 or newer are supported.  A file that
+ * needs the part on libcurl includes curl/curl.h first.
  */
 #ifndef ONESIGNAL_CANCEL_COMPAT_H
 #define ONESIGNAL_CANCEL_COMPAT_H
@@ -30,6 +30,13 @@
 #error PostgreSQL 15 or newer is needed
 #endif
 
+/* Tells PostgreSQL 18 and newer name and version of the library (pg_get_loaded_modules()). */
+#if PG_VERSION_NUM >= 180000
+#define LIBRARY_MAGIC PG_MODULE_MAGIC_EXT(.name = "onesignal_cancel", .version = ONESIGNAL_CANCEL_VERSION)
+#else
+#define LIBRARY_MAGIC PG_MODULE_MAGIC
+#endif
+
 #if PG_VERSION_NUM >= 160000
 #define foreign_server_aclcheck(server, role, mode) \
 	object_aclcheck(ForeignServerRelationId, (server), (role), (mode))
@@ -39,8 +46,8 @@
 #endif
 
 /*
- * A set that lives until FreeWaitEventSet(): its owner keeps the pointer in a
- * static variable, so that no error can lose it.
+ * A set that lives until FreeWaitEventSet().  Keep the pointer in a static
+ * variable, so that no error can lose it.
  */
 static inline WaitEventSet *
 create_wait_event_set(int nevents)
@@ -52,7 +59,7 @@ create_wait_event_set(int nevents)
 #endif
 }
 
-/* What ExecutorRun() and its hook are given. */
+/* The parameters of ExecutorRun() and its hook. */
 #if PG_VERSION_NUM >= 180000
 #define EXECUTOR_RUN_PARAMETERS QueryDesc *queryDesc, ScanDirection direction, uint64 count
 #define EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count
@@ -62,7 +69,7 @@ create_wait_event_set(int nevents)
 #define EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count, execute_once
 #endif
 
-/* The name that pg_stat_activity shows; before PostgreSQL 17 all extensions share "Extension". */
+/* The name in pg_stat_activity; before PostgreSQL 17 all extensions share "Extension". */
 static inline uint32
 wait_event_named(uint32 *cached, const char *name)
 {
@@ -76,20 +83,18 @@ wait_event_named(uint32 *cached, const char *name)
 	return *cached;
 }
 
-/* In a shmem_request_hook, so that the memory is there for certain; from 17 on it is dynamic. */
+#if PG_VERSION_NUM >= 190000
 static inline void
-reserve_shared_memory(Size size)
+initialize_shared_memory(void *memory, void *initialize)
 {
-#if PG_VERSION_NUM < 170000
-	RequestAddinShmemSpace(size);
-#else
-	(void) size;
-#endif
+	(*(void (**) (void *)) initialize) (memory);
 }
+#endif
 
 /*
- * A few kB of this name for all processes, made by the first that asks, in a
- * preloaded library or not.  Raises an error when there is no room.
+ * A few kB of this name for all processes, whether or not the library is
+ * preloaded: the first process that asks makes them.  PostgreSQL has some
+ * memory to spare for that; if it is used up, this raises an error.
  */
 static inline void *
 get_shared_memory(const char *name, Size size, void (*initialize) (void *memory))
@@ -97,7 +102,9 @@ get_shared_memory(const char *name, Size size, void (*initialize) (void *memory)
 	bool		found;
 	void	   *memory;
 
-#if PG_VERSION_NUM >= 170000
+#if PG_VERSION_NUM >= 190000
+	memory = GetNamedDSMSegment(name, size, initialize_shared_memory, &found, &initialize);
+#elif PG_VERSION_NUM >= 170000
 	memory = GetNamedDSMSegment(name, size, initialize, &found);
 #else
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
@@ -129,7 +136,7 @@ lock_is_held(const LOCKTAG *tag, LOCKMODE mode)
 #endif
 }
 
-/* Is it JSON?  Raises no error on account of the text, but for levels that are too deep for the stack. */
+/* Is it JSON?  The only text that raises an error is one that is nested too deep for the stack. */
 static inline bool
 is_json(const char *text, int encoding)
 {
@@ -143,12 +150,12 @@ is_json(const char *text, int encoding)
 
 #ifdef CURLINC_CURL_H
 
-/* Without it a slow name server blocks the removal of a handle (7.87). */
+/* Without it, which came with 7.87, a slow name server blocks the removal of a handle. */
 #if LIBCURL_VERSION_NUM >= 0x075700
 #define CURL_COMPAT_QUICK_EXIT 1
 #endif
 
-/* The protocols as a string came with 7.85; the bit mask is deprecated since. */
+/* The protocols as a string came with 7.85, which deprecated the bit mask. */
 #if LIBCURL_VERSION_NUM >= 0x075500
 #define curl_compat_set_protocols(easy) curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https")
 #else

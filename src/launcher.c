@@ -2,11 +2,11 @@
  * launcher.c
  *		Starts workers where nobody commits: at server start, for a retry, after a death.
  *
- * It needs shared_preload_libraries, and connects to no database: which one
- * has the extension, or something pending, only a worker in it can know.  So
- * when the server starts or is promoted it sends a worker to each database,
- * one after the other; one that finds nothing pending leaves at once.  From
- * then on it sleeps, with no timeout unless a slot names a time.
+ * It needs shared_preload_libraries, and connects to no database: only a worker
+ * can know whether its database has the extension and something pending.  So
+ * when the server starts or is promoted, the launcher starts a worker in each
+ * database, one after the other; a worker that finds nothing pending leaves at
+ * once.  After that the launcher sleeps until a slot names a time.
  */
 #include "postgres.h"
 
@@ -21,26 +21,22 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
-#include "storage/latch.h"
-#include "storage/proc.h"
-#include "tcop/tcopprot.h"
-#include "utils/guc.h"
 #include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
-#include "launcher.h"
 #include "settings.h"
 #include "wakeup.h"
+#include "worker.h"
 
-/* Seconds until the postmaster starts a launcher again that was terminated. */
+/* Seconds until the postmaster restarts a launcher that was terminated. */
 #define LAUNCHER_RESTART	5
 
 /* Left by a DROP DATABASE that was interrupted: nobody can connect. */
 #define CONNLIMIT_INVALID	(-2)
 
-/* The databases that the sweep has yet to look into, the first one now. */
+/* The databases that the sweep has yet to look into; the first one's worker is at it. */
 static List *sweep = NIL;
 
 void
@@ -59,7 +55,7 @@ launcher_register(void)
 	RegisterBackgroundWorker(&worker);
 }
 
-/* All that a worker could connect to. */
+/* All that a worker could connect to; to be freed. */
 static List *
 list_databases(void)
 {
@@ -87,17 +83,7 @@ list_databases(void)
 	return databases;
 }
 
-static void
-sweep_begin(void)
-{
-	wakeup_swept();
-	list_free(sweep);
-	sweep = list_databases();
-	if (sweep != NIL)
-		wakeup_launch(linitial_oid(sweep), true);
-}
-
-/* One at a time, so that a sweep never takes all worker processes. Until when to wait for the present one. */
+/* One at a time, so that a sweep never takes all worker processes.  When to go on; DT_NOEND: it is over. */
 static TimestampTz
 sweep_on(void)
 {
@@ -109,19 +95,28 @@ sweep_on(void)
 			return until;
 		sweep = list_delete_first(sweep);
 		if (sweep != NIL)
-			wakeup_launch(linitial_oid(sweep), true);
+			wakeup_launch(linitial_oid(sweep));
 	}
 	return DT_NOEND;
 }
 
+/* Starts what is due: for this database, or a sweep of all. */
 static void
 launch_due(Oid database)
 {
 	List	   *databases = list_databases();
 
-	/* A worker in a dropped database would only log that it does not exist. */
+	if (!OidIsValid(database))
+	{
+		wakeup_sweep_at(DT_NOEND);
+		list_free(sweep);
+		/* Begins with a database that has no worker, and so none to wait for. */
+		sweep = lcons_oid(InvalidOid, databases);
+		return;
+	}
+	/* A worker in a dropped database would fail again and again. */
 	if (list_member_oid(databases, database))
-		wakeup_launch(database, false);
+		wakeup_launch(database);
 	else
 		wakeup_forget(database);
 	list_free(databases);
@@ -134,39 +129,9 @@ launcher_turn(void)
 	Oid			database;
 	TimestampTz due;
 
-	while ((due = wakeup_due(&database)) <= GetCurrentTimestamp())
-	{
-		wakeup_serve_signals();
-		if (OidIsValid(database))
-			launch_due(database);
-		else
-			sweep_begin();
-	}
+	while ((due = wakeup_due(&database)) <= GetCurrentTimestamp() && !ShutdownRequestPending)
+		launch_due(database);
 	return Min(due, sweep_on());
-}
-
-static void
-serve_signals(void)
-{
-	bool		enabled = settings_enabled;
-	bool		background_delivery = settings_background_delivery;
-
-	/* Quietly, as PostgreSQL's own launchers do at each shutdown; 1: start me again. */
-	if (ProcDiePending)
-		proc_exit(1);
-	wakeup_serve_signals();
-
-	/* What was requested while it was off has nobody else to deliver it. */
-	if (settings_enabled && (!enabled || (settings_background_delivery && !background_delivery)))
-		sweep_begin();
-}
-
-static void
-launcher_exit(int code, Datum arg)
-{
-	(void) code;
-	(void) arg;
-	wakeup_set_launcher(false);
 }
 
 void
@@ -175,25 +140,27 @@ launcher_main(Datum arg)
 	static uint32 wait_event = 0;
 
 	(void) arg;
-	before_shmem_exit(launcher_exit, 0);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, die);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_appname(MyBgworkerEntry->bgw_name);
 
 	wakeup_attach();
-	/* After a promotion: what the old primary sent may not have been replicated. */
-	wakeup_raise_doubt();
-	wakeup_set_launcher(true);
-	if (settings_enabled)
-		sweep_begin();
-	for (;;)
+	wakeup_begin_launcher();
+	while (!ShutdownRequestPending)
 	{
-		TimestampTz until = settings_enabled ? launcher_turn() : DT_NOEND;
+		bool		enabled = settings_enabled;
+		bool		background_delivery = settings_background_delivery;
+		TimestampTz until = enabled ? launcher_turn() : DT_NOEND;
 
 		pgstat_report_activity(STATE_IDLE, NULL);
 		wakeup_wait(until, wait_event_named(&wait_event, "OnesignalCancelLauncher"));
-		serve_signals();
+
+		/* What was requested while it was off has nobody else to deliver it. */
+		if (settings_enabled && (!enabled || (settings_background_delivery && !background_delivery)))
+			wakeup_sweep_at(GetCurrentTimestamp());
 	}
+	/* Without a message, as PostgreSQL's own launchers; 1: restart me. */
+	proc_exit(1);
 }

@@ -137,14 +137,6 @@ queue_call_end(void)
 	SPI_finish();
 }
 
-Oid
-queue_extension(void)
-{
-	Installation installation;
-
-	return owner_find(&installation) ? installation.extension : InvalidOid;
-}
-
 /* ---- reading ---- */
 
 /* The nth column of a returned row; fallback where it is NULL. */

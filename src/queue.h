@@ -127,9 +127,6 @@ extern void queue_abandon(void);
 extern void queue_call_begin(FunctionCallInfo fcinfo);
 extern void queue_call_end(void);
 
-/* The extension's oid, for the deliverer's lock; InvalidOid: not installed. Needs a transaction. */
-extern Oid	queue_extension(void);
-
 /* ---- Between queue_begin() and queue_commit() ---- */
 
 /* Why nothing of the table may be delivered, palloc'd; NULL: it may. */

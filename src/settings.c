@@ -1,19 +1,28 @@
 /*
  * settings.c
- *		The settings (GUCs) of onesignal_cancel.
+ *		Loading the library, and its settings (GUCs).
  *
- * None is secret and none needs a restart: CREATE EXTENSION without preload
- * must be able to define them.  The prefix is reserved, so that a misspelt
- * one is an error and not silence.
+ * Loading opens nothing: the first request opens libcurl, since the postmaster's
+ * children would share what the postmaster had opened.  No setting needs a
+ * restart, so that CREATE EXTENSION can define them without preload.  The
+ * prefix is reserved: a misspelt setting is an error.
  */
 #include "postgres.h"
 
 #include <limits.h>
 
+#include "fmgr.h"
 #include "utils/guc.h"
 
+#include "compat.h"
 #include "http.h"
+#include "message.h"
 #include "settings.h"
+#include "worker.h"
+
+LIBRARY_MAGIC;
+
+extern PGDLLEXPORT void _PG_init(void);
 
 bool		settings_enabled = true;
 bool		settings_background_delivery = true;
@@ -27,12 +36,12 @@ int			settings_delivery_timeout = 60000;
 int			settings_delivery_connect_timeout = 10000;
 
 /*
- * A check hook sees every value that is offered to this process, also those
- * that a role's or the session's own setting overrides.  A value that was
- * removed from postgresql.conf is followed by the built-in one.
+ * A check hook sees every value that is offered to this process, also values
+ * that a setting of the role or the session overrides.  When a value is
+ * removed from postgresql.conf, the hook sees the built-in one.
  *
- * In a library that is not preloaded a value of the role or the client hides
- * the others, and is not taken either: then the built-in one counts.
+ * If the library is not preloaded, a setting of the role or the client hides
+ * all others.  It is not used either: then the built-in value counts.
  */
 static bool
 keep_for_delivery(int value, GucSource source, int *kept, GucSource *kept_source)
@@ -69,7 +78,7 @@ static void
 define_delivery_settings(void)
 {
 	DefineCustomBoolVariable("onesignal_cancel.enabled",
-							 "Lets requests leave this server.",
+							 "Allows requests to OneSignal to leave this server.",
 							 "Turn it off on copies of production: direct calls raise an error, "
 							 "requested cancels wait in the table.",
 							 &settings_enabled, true, PGC_SIGHUP, 0, NULL, NULL, NULL);
@@ -78,16 +87,16 @@ define_delivery_settings(void)
 							 "When off, CALL onesignal_cancel_deliver() delivers them, for example from pg_cron.",
 							 &settings_background_delivery, true, PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("onesignal_cancel.max_in_flight",
-							"How many requests may await their answer at one time.",
+							"Maximum number of requests that wait for an answer at one time.",
 							NULL, &settings_max_in_flight,
 							HTTP_IN_FLIGHT_MAX, 1, HTTP_IN_FLIGHT_MAX, PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("onesignal_cancel.retry_window",
-							"How long a requested cancel is tried without a usable answer.",
+							"How long a requested cancel is tried while there is no usable answer.",
 							"Counted from its first attempt or the message's send_after, whichever is later.",
 							&settings_retry_window,
 							24 * 60 * 60, 1, INT_MAX, PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
 	DefineCustomIntVariable("onesignal_cancel.worker_idle_timeout",
-							"How long a worker with nothing due waits for more before it leaves.",
+							"How long a worker that has nothing to do waits for more before it leaves.",
 							NULL, &settings_worker_idle_timeout,
 							3000, 0, 60 * 60 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
 }
@@ -96,12 +105,12 @@ static void
 define_request_settings(void)
 {
 	DefineCustomIntVariable("onesignal_cancel.timeout",
-							"How long one message's cancel may take, retries and waits included.",
-							"OneSignal recommends 60 s; its server answers within 100 s.",
+							"How long the cancel of one message may take, including retries and waits.",
+							"OneSignal recommends 60 s; its servers answer within 100 s.",
 							&settings_timeout,
 							60000, 1, 60 * 60 * 1000, PGC_USERSET, GUC_UNIT_MS, check_timeout, NULL, NULL);
 	DefineCustomIntVariable("onesignal_cancel.connect_timeout",
-							"How long resolving, connecting and the TLS handshake may take together.",
+							"How long name resolution, connecting and the TLS handshake may take together.",
 							NULL, &settings_connect_timeout,
 							10000, 1, 60 * 60 * 1000, PGC_USERSET, GUC_UNIT_MS, check_connect_timeout, NULL, NULL);
 	DefineCustomIntVariable("onesignal_cancel.max_retries",
@@ -111,11 +120,13 @@ define_request_settings(void)
 }
 
 void
-settings_define(void)
+_PG_init(void)
 {
 	define_delivery_settings();
 	define_request_settings();
 	MarkGUCPrefixReserved("onesignal_cancel");
+	message_init();
+	worker_init();
 }
 
 void

@@ -21,8 +21,6 @@ extern int	settings_max_retries;
 extern int	settings_delivery_timeout;	/* ms */
 extern int	settings_delivery_connect_timeout;	/* ms */
 
-extern void settings_define(void);
-
 /* Raises 55000 when onesignal_cancel.enabled is off. */
 extern void settings_require_enabled(void);
 

@@ -1,58 +1,78 @@
 /*
  * wakeup.c
- *		Who has a worker, and waking or starting one at commit.
+ *		Who delivers in a database, and how a commit wakes or starts its worker.
  *
- * Two things that belong together: the slots, a few kB of shared memory that
- * say which databases have a worker; and what a commit does with them.
+ * There is one worker for a database that has something to deliver, and none
+ * for any other.  A commit starts it; when nothing falls due any more it
+ * leaves.  The danger is a commit that comes just when the worker leaves: the
+ * rows would be there, and nobody would deliver them.  The slots, a few kB of
+ * shared memory, prevent that.  Each slot has a state and a flag "wake":
  *
- * The memory is there whether or not the library was preloaded: the first
- * process that needs it makes it.  It holds oids, times and proc numbers, no
- * pointers.  A spinlock guards it, since what runs after a commit must not
- * throw, and an LWLock of an extension's own cannot be had the same way in all
- * versions.  Nothing is called while the spinlock is held but what only
- * touches the slots.
+ *		commit             worker has         nothing is due,
+ *		or launcher        looked             "wake" is not set
+ *		FREE ---> STARTING --------> RUNNING ------------------> FREE
+ *		             |                  |
+ *		             | cannot start     | error, SIGTERM
+ *		             v                  v
+ *		            DIED <--------------+     (launcher or commit: STARTING)
  *
- *		FREE ----------> STARTING ----------> RUNNING
- *		  ^   commit         |   wakeup_enter  |  |
- *		  |   launcher       |                 |  | wakeup_died
- *		  |                  v                 |  v
- *		  |                DIED <--------------|--+
- *		  +------------------------------------+
- *					wakeup_leave
+ * Commit, when its rows are visible: one critical section sets "wake" and
+ * reads the state.  If a worker has entered the slot, the commit sets that
+ * worker's latch.  If the slot has been STARTING for less than ten seconds, a
+ * worker is on its way and has yet to look.  Otherwise the commit makes the
+ * slot STARTING and registers a worker; if that fails, it makes the slot DIED.
  *
- * DIED is what could not start or ended without leaving: the launcher starts
- * it again, each time later; without a launcher the next commit does.  A
- * worker that was killed so hard that it could not say so takes the whole
- * server down to crash recovery, which makes this memory anew.  How the states
- * keep a wake-up from being lost is in worker.c.
+ * Worker:
+ *	1. It arms its exit callback: unless it leaves by step 5, its slot becomes
+ *	   DIED and the launcher is woken.
+ *	2. It enters the slot.  If another worker has, it ends: the other one sees
+ *	   "wake".  Only then it connects, so a commit in between finds it.
+ *	3. It waits for the deliverer's lock.  A CALL may have the lock, or a
+ *	   worker that left but has not ended.  Those may have looked already, so a
+ *	   later commit needs this worker: it must not leave here.
+ *	4. It clears "wake", and then looks for rows and delivers until nothing is
+ *	   due.  It waits for its latch, for the next row to fall due or for its
+ *	   idle time to end.  If it was woken or a row is due, it goes to step 3.
+ *	5. To leave, one critical section reads "wake".  If it is set, the worker
+ *	   goes to step 3.  If not, the slot becomes FREE with the time when a
+ *	   worker has to be back.
  *
- * A transaction that requests cancels notes that here; its commit wakes the
- * worker, its rollback nobody.  The commit callback runs when the transaction
- * can no longer be undone: an error there would be a PANIC and take all
- * sessions down.  So whatever can fail, attaching to shared memory above all,
- * is done when the request is made; the callback takes a spinlock, sets a
- * latch, or hands a struct on its stack to the postmaster.  If no worker can
- * start it warns: the rows are there, and the next commit, the launcher or a
- * CALL takes them.
+ * Why no wake-up is lost: rows are visible before "wake" is set.  If "wake" is
+ * set before the section of step 5, the worker sees it there and looks again,
+ * with a snapshot that is younger than the clearing of step 4.  If "wake" is
+ * set after that section, the commit finds FREE and starts another worker.
  *
- * COMMIT PREPARED runs no callback of ours, and may come from anywhere, years
- * later.  So PREPARE wakes the worker and says that it is only a PREPARE; the
- * worker asks again and again, until no prepared transaction holds a lock on
- * onesignal_message any more (worker.c).  Whoever requested has that lock
- * already; who only changed a server takes it before PREPARE.
+ * A retry that is due later needs a launcher, which knows its time from the
+ * slot.  Without a launcher the worker stays.  The launcher also replaces a
+ * worker that died.  A worker that is killed so hard that its callback does
+ * not run makes the whole server restart, with new shared memory.
+ *
+ * The commit callback runs when the transaction can no longer be undone: an
+ * error there would be a PANIC.  What can fail, above all attaching to shared
+ * memory, is done when the request is made.  The callback takes a spinlock,
+ * sets a latch, or hands a struct on its stack to the postmaster.
+ *
+ * COMMIT PREPARED runs no callback of ours and may come years later.  So
+ * PREPARE wakes the worker and says that it is a PREPARE; the worker then
+ * looks again and again while a prepared transaction holds a lock on
+ * onesignal_message (worker.c).  A transaction that requested has that lock;
+ * one that only changed a server takes it before PREPARE.
  */
 #include "postgres.h"
 
 #include "access/xact.h"
+#include "catalog/pg_extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
+#include "storage/lock.h"
 #include "storage/proc.h"
 #include "storage/spin.h"
 #include "utils/guc.h"
+#include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -60,28 +80,30 @@
 #include "settings.h"
 #include "wakeup.h"
 
-/* The number grows with each change of the layout: a library of another version may be loaded beside. */
-#define SLOTS_NAME		"onesignal_cancel slots 2"
+/* Change the number with the layout: sessions with a library of another version may be there. */
+#define SLOTS_NAME		"onesignal_cancel slots 3"
 
 /*
- * Databases that can have a worker, a retry that is due, or one that died, at
- * one time.  Were there more, the launcher would look into all databases
- * instead of those it has to.
+ * Databases that can have a worker, a retry that is due, or a worker that
+ * died, at one time.  If there are more, the launcher looks into all databases.
  */
 #define SLOTS_COUNT		128
 
 #define NO_PROC			(-1)
 
-/* A registered worker that has not shown up by then never will: its fork failed, say. */
+/* A registered worker that has not entered by then never will: its fork failed, for example. */
 #define STARTING_FOR	(10 * USECS_PER_SEC)
 
-/* Between two starts of a worker that dies: doubling, in seconds. */
-#define RESTART_MAX		60
+/* How soon the launcher replaces a worker that died or could not start. */
+#define RESTART_AFTER	(5 * USECS_PER_SEC)
+
+/* Objects have sub-object 0, and only those of pg_class have columns. */
+#define DELIVERER_SUBOBJECT 1
 
 typedef enum SlotState
 {
 	SLOT_FREE,
-	SLOT_STARTING,
+	SLOT_STARTING,				/* a worker was registered, and has not looked for rows */
 	SLOT_RUNNING,
 	SLOT_DIED
 } SlotState;
@@ -90,24 +112,24 @@ typedef struct Slot
 {
 	Oid			database;		/* InvalidOid: never used */
 	SlotState	state;
-	int			proc;			/* of a running worker */
-	bool		wake;			/* a commit asks for a look */
-	bool		looking;		/* the launcher's sweep waits for this worker's look */
-	int			deaths;			/* in a row */
-	TimestampTz since;			/* when it entered this state */
-	TimestampTz next_due;		/* of a free slot: start a worker then; 0: no need */
-	TimestampTz prepared_at;	/* the last PREPARE TRANSACTION with requests; 0: all have ended */
+	int			proc;			/* of the worker that entered, or NO_PROC */
+	int			wake;			/* WAKEUP_ bits */
+	TimestampTz due;			/* when the launcher starts a worker, if none has entered; DT_NOEND: never */
 } Slot;
 
 typedef struct Slots
 {
 	slock_t		lock;
 	int			launcher;
-	TimestampTz sweep_due;		/* when a slot was lost to another database */
-	TimestampTz doubt;			/* requests older than this may have been sent without a record */
+	TimestampTz sweep_due;
+	TimestampTz doubt;
 	Slot		slots[SLOTS_COUNT];
 } Slots;
 
+/*
+ * A spinlock guards them, since code that runs after a commit must not throw.
+ * While it is held nothing is called but functions that only touch the slots.
+ */
 static Slots *shared = NULL;
 
 /* The calling worker's own slot, from wakeup_enter() until it left or died. */
@@ -115,13 +137,21 @@ static Slot *mine = NULL;
 
 /*
  * The outermost subtransaction level that a request of this transaction
- * belongs to, 0: none.  Rolling that level back takes all requests back that
- * are not older.
+ * belongs to, 0: none.  A rollback of that level undoes all requests that are
+ * not older.
  */
 static int	request_level = 0;
-static bool poked = false;
 
 /* ---- the memory ---- */
+
+static void
+clear_slot(Slot *slot, Oid database)
+{
+	memset(slot, 0, sizeof(Slot));
+	slot->database = database;
+	slot->proc = NO_PROC;
+	slot->due = DT_NOEND;
+}
 
 static void
 initialize_slots(void *memory)
@@ -133,16 +163,10 @@ initialize_slots(void *memory)
 	slots->launcher = NO_PROC;
 	slots->sweep_due = DT_NOEND;
 
-	/* A crash, or a promotion, that made new memory necessary came before now. */
+	/* The crash that made new memory necessary, if there was one, came before now. */
 	slots->doubt = GetCurrentTimestamp();
 	for (int i = 0; i < SLOTS_COUNT; i++)
-		slots->slots[i].proc = NO_PROC;
-}
-
-void
-wakeup_reserve(void)
-{
-	reserve_shared_memory(sizeof(Slots));
+		clear_slot(&slots->slots[i], InvalidOid);
 }
 
 void
@@ -152,10 +176,10 @@ wakeup_attach(void)
 		shared = get_shared_memory(SLOTS_NAME, sizeof(Slots), initialize_slots);
 }
 
+/* By now the number may be another process's: a latch that is set in vain does no harm. */
 static void
 wake_proc(int proc)
 {
-	/* The process may be another one by now: a latch set in vain does no harm. */
 	if (proc != NO_PROC)
 		SetLatch(&GetPGProcByNumber(proc)->procLatch);
 }
@@ -163,119 +187,71 @@ wake_proc(int proc)
 static void
 wake_launcher(void)
 {
-	int			launcher;
-
-	SpinLockAcquire(&shared->lock);
-	launcher = shared->launcher;
-	SpinLockRelease(&shared->lock);
-	wake_proc(launcher);
+	wake_proc(shared->launcher);	/* no lock: an int is read in one piece */
 }
 
 /* ---- the slots, with the lock held ---- */
 
 static void
-set_state(Slot *slot, SlotState state, TimestampTz now)
+set_slot(Slot *slot, SlotState state, int proc, TimestampTz due)
 {
 	slot->state = state;
-	slot->since = now;
-	slot->proc = NO_PROC;
-	slot->looking = false;
+	slot->proc = proc;
+	slot->due = due;
 }
 
-/* Somebody who set the clock back must not keep a slot starting for an hour. */
+/* Is a worker there or on its way?  A clock that was set back must not keep a slot starting for an hour. */
 static bool
-is_late(const Slot *slot, TimestampTz now)
+has_worker(const Slot *slot, TimestampTz now)
 {
-	return slot->state == SLOT_STARTING &&
-		(now >= slot->since + STARTING_FOR || now < slot->since);
-}
-
-/* When the launcher has to start a worker for it; DT_NOEND: never. */
-static TimestampTz
-due_of(const Slot *slot)
-{
-	int			delay;
-
-	switch (slot->state)
-	{
-		case SLOT_FREE:
-			return slot->next_due == 0 ? DT_NOEND : slot->next_due;
-		case SLOT_STARTING:
-			return slot->since + STARTING_FOR;
-		case SLOT_DIED:
-			delay = Min(RESTART_MAX, 1 << Min(slot->deaths - 1, 6));
-			return slot->since + delay * USECS_PER_SEC;
-		case SLOT_RUNNING:
-			break;
-	}
-	return DT_NOEND;
+	return slot->proc != NO_PROC ||
+		(slot->state == SLOT_STARTING && now < slot->due && now >= slot->due - STARTING_FOR);
 }
 
 static Slot *
 find_slot(Oid database)
 {
 	for (int i = 0; i < SLOTS_COUNT; i++)
-	{
 		if (shared->slots[i].database == database)
 			return &shared->slots[i];
-	}
 	return NULL;
 }
 
 /*
- * The database's slot, or else one that was never used, or else the one whose
- * database needs a worker last: what it was due for is left to a sweep.
+ * The database's slot, or else the one whose database needs a worker last: a
+ * sweep finds that database again.  NULL: all have a worker.
  */
 static Slot *
 find_or_take_slot(Oid database)
 {
 	Slot	   *slot = find_slot(database);
 
-	if (slot == NULL)
-		slot = find_slot(InvalidOid);
-	for (int i = 0; slot == NULL && i < SLOTS_COUNT; i++)
+	if (slot != NULL)
+		return slot;
+	for (int i = 0; i < SLOTS_COUNT; i++)
 	{
-		if (shared->slots[i].state == SLOT_FREE && shared->slots[i].next_due == 0)
-			slot = &shared->slots[i];
+		Slot	   *other = &shared->slots[i];
+
+		if (other->state != SLOT_STARTING && other->state != SLOT_RUNNING &&
+			(slot == NULL || other->due > slot->due))
+			slot = other;
 	}
-	for (int i = 0; slot == NULL && i < SLOTS_COUNT; i++)
+	if (slot != NULL)
 	{
-		if (shared->slots[i].state == SLOT_FREE || shared->slots[i].state == SLOT_DIED)
-		{
-			slot = &shared->slots[i];
-			shared->sweep_due = Min(shared->sweep_due, due_of(slot));
-		}
-	}
-	if (slot != NULL && slot->database != database)
-	{
-		memset(slot, 0, sizeof(Slot));
-		slot->proc = NO_PROC;
-		slot->database = database;
+		shared->sweep_due = Min(shared->sweep_due, slot->due);
+		clear_slot(slot, database);
 	}
 	return slot;
-}
-
-/*
- * Makes it STARTING unless a worker is there or on its way.  True: the caller
- * has to register one, once it has let go of the lock.
- */
-static bool
-begin_start(Slot *slot, TimestampTz now)
-{
-	if (slot->state == SLOT_RUNNING || (slot->state == SLOT_STARTING && !is_late(slot, now)))
-		return false;
-	set_state(slot, SLOT_STARTING, now);
-	return true;
 }
 
 /* ---- starting and waking ---- */
 
 /*
- * All that RegisterDynamicBackgroundWorker() could throw is a flaw in this
- * struct, which has none; only with a handle would it allocate.
+ * RegisterDynamicBackgroundWorker() raises an error only for mistakes in the
+ * struct, and allocates memory only when it is asked for a handle.
  *
- * The postmaster never restarts such a worker: in a dropped database it would
- * go on doing so for ever, and after a crash it would not.  The launcher does.
+ * The postmaster must not restart the worker: in a dropped database it would
+ * do so for ever, and after a crash it would not.  The launcher does.
  */
 static bool
 register_worker(Oid database)
@@ -294,78 +270,65 @@ register_worker(Oid database)
 	return RegisterDynamicBackgroundWorker(&worker, NULL);
 }
 
-/* At most once a minute: a warning per commit would bury everything else. */
+/* At most once a minute: one for each commit would hide all other messages. */
 static void
-complain(bool slots_are_full)
+warn_of_no_worker(void)
 {
-	static TimestampTz complained_at = 0;
+	static TimestampTz warned_at = 0;
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (complained_at != 0 && !TimestampDifferenceExceeds(complained_at, now, 60 * 1000))
+	if (warned_at != 0 && !TimestampDifferenceExceeds(warned_at, now, 60 * 1000))
 		return;
-	complained_at = now;
+	warned_at = now;
 	ereport(WARNING,
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 			 errmsg("could not start a background worker to deliver requested cancels"),
 			 errdetail("The requests are kept until a worker can start."),
-			 slots_are_full
-			 ? errhint("Too many databases have one. Deliver with CALL onesignal_cancel_deliver().")
-			 : errhint("Increase max_worker_processes, or deliver with CALL onesignal_cancel_deliver().")));
+			 errhint("Increase max_worker_processes, or deliver with CALL onesignal_cancel_deliver().")));
 }
 
-/* Registers the worker of a slot that was made STARTING. */
+/* Wakes the database's worker, or starts one if that is allowed. */
 static void
-start_worker(Slot *slot, Oid database)
+wake_worker(Oid database, int wake, bool may_start)
 {
-	bool		registered = register_worker(database);
-	TimestampTz now = GetCurrentTimestamp();
-
-	SpinLockAcquire(&shared->lock);
-	if (!registered && slot->database == database && slot->state == SLOT_STARTING)
-	{
-		set_state(slot, SLOT_DIED, now);
-		slot->deaths++;
-	}
-	SpinLockRelease(&shared->lock);
-
-	/* It watches over what was registered, too: a fork may fail. */
-	wake_launcher();
-	if (!registered)
-		complain(false);
-}
-
-/* At a commit, or a PREPARE. */
-static void
-wake_worker(bool prepared)
-{
-	bool		may_start = settings_enabled && settings_background_delivery;
 	TimestampTz now = GetCurrentTimestamp();
 	Slot	   *slot;
 	int			proc = NO_PROC;
 	bool		starts = false;
+	bool		failed;
 
 	SpinLockAcquire(&shared->lock);
-	slot = may_start ? find_or_take_slot(MyDatabaseId) : find_slot(MyDatabaseId);
+	slot = may_start ? find_or_take_slot(database) : find_slot(database);
 	if (slot != NULL)
 	{
-		slot->wake = true;
-		if (prepared)
-			slot->prepared_at = now;
+		slot->wake |= wake;
 		proc = slot->proc;
-		starts = may_start && begin_start(slot, now);
+		starts = may_start && !has_worker(slot, now);
+		if (starts)
+			set_slot(slot, SLOT_STARTING, NO_PROC, now + STARTING_FOR);
 	}
 	SpinLockRelease(&shared->lock);
 
 	wake_proc(proc);
+	failed = may_start && slot == NULL;
 	if (starts)
-		start_worker(slot, MyDatabaseId);
-	else if (slot == NULL && may_start)
-		complain(true);
+	{
+		failed = !register_worker(database);
+		SpinLockAcquire(&shared->lock);
+		/* Nobody else takes a slot that is STARTING, but a worker that is very late may have entered it. */
+		if (failed && slot->proc == NO_PROC)
+			set_slot(slot, SLOT_DIED, NO_PROC, now + RESTART_AFTER);
+		SpinLockRelease(&shared->lock);
+		/* It also has to watch over a worker that was registered: the fork may fail. */
+		wake_launcher();
+	}
+	if (failed)
+		warn_of_no_worker();
 }
 
 /* ---- the end of a transaction ---- */
 
-/* For the worker to find, as long as the transaction is prepared. */
+/* So that the worker finds the prepared transaction. */
 static void
 lock_table_for_prepare(void)
 {
@@ -378,29 +341,17 @@ lock_table_for_prepare(void)
 static void
 on_transaction_end(XactEvent event, void *arg)
 {
-	bool		wake = request_level > 0 || poked;
+	bool		requested = request_level > 0;
+	bool		may_start = settings_enabled && settings_background_delivery;
 
 	(void) arg;
-	switch (event)
-	{
-		case XACT_EVENT_PRE_PREPARE:
-			if (wake)
-				lock_table_for_prepare();
-			break;
-		case XACT_EVENT_COMMIT:
-		case XACT_EVENT_PREPARE:
-			request_level = 0;
-			poked = false;
-			if (wake)
-				wake_worker(event == XACT_EVENT_PREPARE);
-			break;
-		case XACT_EVENT_ABORT:
-			request_level = 0;
-			poked = false;
-			break;
-		default:
-			break;
-	}
+	if (event == XACT_EVENT_PRE_PREPARE && requested)
+		lock_table_for_prepare();
+	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_PREPARE && event != XACT_EVENT_ABORT)
+		return;
+	request_level = 0;
+	if (requested && event != XACT_EVENT_ABORT)
+		wake_worker(MyDatabaseId, event == XACT_EVENT_PREPARE ? WAKEUP_PREPARE : WAKEUP_COMMIT, may_start);
 }
 
 static void
@@ -418,14 +369,15 @@ on_subtransaction_end(SubXactEvent event, SubTransactionId mySubid,
 		request_level = level - 1;
 }
 
-/* False: there is nobody to wake in this kind of process. */
-static bool
-prepare_for_commit(void)
+void
+wakeup_poke(void)
 {
 	static bool registered = false;
+	int			level = GetCurrentTransactionNestLevel();
 
+	/* In these processes there is nobody to wake. */
 	if (IsBinaryUpgrade || !IsUnderPostmaster || !OidIsValid(MyDatabaseId))
-		return false;
+		return;
 	wakeup_attach();
 	if (!registered)
 	{
@@ -434,82 +386,105 @@ prepare_for_commit(void)
 		RegisterSubXactCallback(on_subtransaction_end, NULL);
 		registered = true;
 	}
-	return true;
+	if (request_level == 0 || request_level > level)
+		request_level = level;
 }
 
 void
 wakeup_request(void)
 {
-	int			level = GetCurrentTransactionNestLevel();
-
-	if (request_level > 0 && request_level <= level)
-		return;
-
 	/*
-	 * A commit that is visible to the worker but not on disk yet could be
-	 * undone by a crash when its message is canceled already.
+	 * The worker may cancel the message as soon as the commit is visible.  A
+	 * crash must not undo such a commit.
 	 */
 	ForceSyncCommit();
-	if (prepare_for_commit())
-		request_level = level;
+	wakeup_poke();
 }
 
-void
-wakeup_poke(void)
+/* ---- the deliverer's lock ---- */
+
+/*
+ * It is on the extension, with a sub-object number that nobody else uses:
+ * neither SQL's advisory lock functions nor DROP EXTENSION meet it.  It belongs
+ * to the session, so it outlives the short transactions of a run.
+ */
+static LOCKTAG
+lock_tag(Oid extension)
 {
-	if (!poked)
-		poked = prepare_for_commit();
+	LOCKTAG		tag;
+
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, DELIVERER_SUBOBJECT);
+	return tag;
+}
+
+DelivererLock
+deliverer_lock(bool wait)
+{
+	Installation installation;
+	LOCKTAG		tag;
+
+	if (!owner_find(&installation))
+		return DELIVERER_NO_EXTENSION;
+	tag = lock_tag(installation.extension);
+
+	/* A CALL may have the lock for hours, and this wait must not hold back VACUUM. */
+	InvalidateCatalogSnapshot();
+	if (LockAcquire(&tag, ExclusiveLock, true, !wait) == LOCKACQUIRE_NOT_AVAIL)
+		return DELIVERER_BUSY;
+	return DELIVERER_LOCKED;
+}
+
+/* However often it was taken.  Neither a worker nor a CALL has other locks that belong to the session. */
+void
+deliverer_unlock(void)
+{
+	LockReleaseSession(DEFAULT_LOCKMETHOD);
+}
+
+int
+deliverer_pid(void)
+{
+	Installation installation;
+	LOCKTAG		tag = lock_tag(owner_find(&installation) ? installation.extension : InvalidOid);
+	LockData   *locks = GetLockStatusData();
+
+	for (int i = 0; i < locks->nelements; i++)
+	{
+		LockInstanceData *lock = &locks->locks[i];
+
+		if (lock->holdMask != 0 && memcmp(&lock->locktag, &tag, sizeof(tag)) == 0)
+			return lock->pid;
+	}
+	return 0;
 }
 
 /* ---- for the worker ---- */
-
-WakeupDelivery
-wakeup_delivery(Oid database)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	WakeupDelivery delivery = WAKEUP_NOBODY;
-	Slot	   *slot;
-
-	SpinLockAcquire(&shared->lock);
-	slot = find_slot(database);
-	if (slot != NULL && (slot->state == SLOT_DIED || is_late(slot, now)))
-		delivery = WAKEUP_NO_WORKER;
-	else if (slot != NULL && (slot->state != SLOT_FREE ||
-							  (slot->next_due != 0 && shared->launcher != NO_PROC)))
-		delivery = WAKEUP_AT_WORK;
-	SpinLockRelease(&shared->lock);
-	return delivery;
-}
 
 bool
 wakeup_enter(Oid database)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Slot	   *slot;
-	bool		looking;
 
 	SpinLockAcquire(&shared->lock);
 	slot = find_or_take_slot(database);
-	if (slot != NULL && slot->state != SLOT_RUNNING)
+	if (slot != NULL && slot->proc == NO_PROC)
 	{
-		looking = slot->looking;
-		set_state(slot, SLOT_RUNNING, now);
-		slot->looking = looking;
-		slot->proc = my_proc_number();
+		set_slot(slot, SLOT_STARTING, my_proc_number(), now + STARTING_FOR);
 		mine = slot;
 	}
 	SpinLockRelease(&shared->lock);
 	return mine != NULL;
 }
 
-bool
+int
 wakeup_take(void)
 {
-	bool		wake;
+	int			wake;
 
 	SpinLockAcquire(&shared->lock);
 	wake = mine->wake;
-	mine->wake = false;
+	mine->wake = 0;
 	SpinLockRelease(&shared->lock);
 	return wake;
 }
@@ -517,107 +492,55 @@ wakeup_take(void)
 void
 wakeup_looked(void)
 {
-	bool		was_looking;
-
 	SpinLockAcquire(&shared->lock);
-	was_looking = mine->looking;
-	mine->looking = false;
+	mine->state = SLOT_RUNNING;
 	SpinLockRelease(&shared->lock);
-	if (was_looking)
-		wake_launcher();
+	wake_launcher();
 }
 
-/*
- * next_due: when a worker has to be back, 0: not before the next commit.  The
- * worker has to stay when a commit woke it meanwhile, and when it has to be
- * back but nobody would start it.
- */
-bool
-wakeup_leave(TimestampTz next_due)
+static void
+quit_slot(SlotState state, TimestampTz due)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	Slot	   *slot = mine;
-
 	SpinLockAcquire(&shared->lock);
-	if (!slot->wake && (next_due == 0 || shared->launcher != NO_PROC))
-	{
-		set_state(slot, SLOT_FREE, now);
-		slot->deaths = 0;
-		slot->next_due = next_due;
-		mine = NULL;
-	}
-	SpinLockRelease(&shared->lock);
-
-	if (mine == NULL)
-		wake_launcher();
-	return mine == NULL;
-}
-
-bool
-wakeup_hand_over(void)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	Slot	   *slot = mine;
-
-	SpinLockAcquire(&shared->lock);
-	set_state(slot, SLOT_STARTING, now);
+	set_slot(mine, state, NO_PROC, due);
 	SpinLockRelease(&shared->lock);
 	mine = NULL;
-	if (register_worker(MyDatabaseId))
-	{
-		wake_launcher();
-		return true;
-	}
+	wake_launcher();
+}
 
-	/* Nobody has touched the slot: it has not been STARTING for long enough. */
+bool
+wakeup_leave(TimestampTz due)
+{
+	bool		may_leave;
+
 	SpinLockAcquire(&shared->lock);
-	set_state(slot, SLOT_RUNNING, now);
-	slot->proc = my_proc_number();
+	may_leave = mine->wake == 0 && (due == DT_NOEND || shared->launcher != NO_PROC);
+	if (may_leave)
+		set_slot(mine, SLOT_FREE, NO_PROC, due);
 	SpinLockRelease(&shared->lock);
-	mine = slot;
-	return false;
+	if (may_leave)
+	{
+		mine = NULL;
+		wake_launcher();
+	}
+	return may_leave;
+}
+
+void
+wakeup_hand_over(void)
+{
+	quit_slot(SLOT_FREE, DT_NOEND);
+	wake_worker(MyDatabaseId, 0, true);
 }
 
 void
 wakeup_died(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (mine == NULL)
-		return;
-	SpinLockAcquire(&shared->lock);
-	if (now - mine->since > RESTART_MAX * USECS_PER_SEC)
-		mine->deaths = 0;
-	set_state(mine, SLOT_DIED, now);
-	mine->deaths++;
-	SpinLockRelease(&shared->lock);
-
-	mine = NULL;
-	wake_launcher();
+	if (mine != NULL)
+		quit_slot(SLOT_DIED, GetCurrentTimestamp() + RESTART_AFTER);
 }
 
-TimestampTz
-wakeup_prepared_at(void)
-{
-	TimestampTz prepared_at;
-
-	SpinLockAcquire(&shared->lock);
-	prepared_at = mine->prepared_at;
-	SpinLockRelease(&shared->lock);
-	return prepared_at;
-}
-
-/* A PREPARE since the question makes another time, and so another question. */
-void
-wakeup_note_prepared(TimestampTz prepared_at, bool still)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	SpinLockAcquire(&shared->lock);
-	if (mine->prepared_at == prepared_at && !(still && prepared_at != 0))
-		mine->prepared_at = still ? now : 0;
-	SpinLockRelease(&shared->lock);
-}
+/* ---- for all deliverers, and for the status view ---- */
 
 TimestampTz
 wakeup_doubt(void)
@@ -635,31 +558,46 @@ wakeup_raise_doubt(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (shared == NULL)
-		return;
 	SpinLockAcquire(&shared->lock);
 	shared->doubt = Max(shared->doubt, now);
 	SpinLockRelease(&shared->lock);
 }
 
+const char *
+wakeup_status(void)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	const char *status = "waits for a request";
+	Slot	   *slot;
+
+	SpinLockAcquire(&shared->lock);
+	slot = find_slot(MyDatabaseId);
+	if (slot != NULL && (has_worker(slot, now) ||
+						 (slot->state == SLOT_FREE && slot->due != DT_NOEND && shared->launcher != NO_PROC)))
+		status = "working";
+	else if (slot != NULL && slot->state != SLOT_FREE)
+		status = "no free worker";
+	SpinLockRelease(&shared->lock);
+	return status;
+}
+
 /* ---- for the launcher ---- */
 
 void
-wakeup_set_launcher(bool here)
+wakeup_begin_launcher(void)
 {
-	int			me = my_proc_number();
+	TimestampTz now = GetCurrentTimestamp();
 
-	if (shared == NULL)
-		return;
 	SpinLockAcquire(&shared->lock);
-	if (here)
-		shared->launcher = me;
-	else if (shared->launcher == me)
-		shared->launcher = NO_PROC;
+	/* It stays so: the postmaster restarts a launcher that ends. */
+	shared->launcher = my_proc_number();
+	shared->sweep_due = now;
 	SpinLockRelease(&shared->lock);
+
+	/* After a promotion, what the old primary recorded may not have been replicated. */
+	wakeup_raise_doubt();
 }
 
-/* When the launcher has something to do, and for which database (InvalidOid: all); DT_NOEND: nothing. */
 TimestampTz
 wakeup_due(Oid *database)
 {
@@ -672,9 +610,9 @@ wakeup_due(Oid *database)
 	{
 		Slot	   *slot = &shared->slots[i];
 
-		if (OidIsValid(slot->database) && due_of(slot) < due)
+		if (slot->proc == NO_PROC && slot->due < due)
 		{
-			due = due_of(slot);
+			due = slot->due;
 			*database = slot->database;
 		}
 	}
@@ -683,28 +621,19 @@ wakeup_due(Oid *database)
 }
 
 void
-wakeup_launch(Oid database, bool look)
+wakeup_sweep_at(TimestampTz due)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	Slot	   *slot;
-	bool		starts = false;
-
 	SpinLockAcquire(&shared->lock);
-	slot = find_or_take_slot(database);
-	if (slot != NULL && begin_start(slot, now))
-	{
-		slot->looking = look;
-		starts = true;
-	}
+	shared->sweep_due = due;
 	SpinLockRelease(&shared->lock);
-
-	if (starts)
-		start_worker(slot, database);
-	else if (slot == NULL)
-		complain(true);
 }
 
-/* Until when a sweep has to wait for this database's worker to have looked; 0: it has, or will not. */
+void
+wakeup_launch(Oid database)
+{
+	wake_worker(database, 0, true);
+}
+
 TimestampTz
 wakeup_looks_until(Oid database)
 {
@@ -713,13 +642,12 @@ wakeup_looks_until(Oid database)
 
 	SpinLockAcquire(&shared->lock);
 	slot = find_slot(database);
-	if (slot != NULL && slot->looking)
-		until = slot->since + STARTING_FOR;
+	if (slot != NULL && slot->state == SLOT_STARTING)
+		until = slot->due;
 	SpinLockRelease(&shared->lock);
 	return until;
 }
 
-/* The database is gone, or takes no connections. */
 void
 wakeup_forget(Oid database)
 {
@@ -727,38 +655,12 @@ wakeup_forget(Oid database)
 
 	SpinLockAcquire(&shared->lock);
 	slot = find_slot(database);
-	if (slot != NULL && slot->state != SLOT_RUNNING)
-	{
-		memset(slot, 0, sizeof(Slot));
-		slot->proc = NO_PROC;
-	}
-	SpinLockRelease(&shared->lock);
-}
-
-void
-wakeup_swept(void)
-{
-	SpinLockAcquire(&shared->lock);
-	shared->sweep_due = DT_NOEND;
+	if (slot != NULL && slot->proc == NO_PROC)
+		clear_slot(slot, InvalidOid);
 	SpinLockRelease(&shared->lock);
 }
 
 /* ---- waiting ---- */
-
-void
-wakeup_wait(TimestampTz until, uint32 wait_event)
-{
-	int			events = WL_LATCH_SET | WL_EXIT_ON_PM_DEATH;
-	long		timeout = -1;
-
-	if (until != DT_NOEND)
-	{
-		events |= WL_TIMEOUT;
-		timeout = TimestampDifferenceMilliseconds(GetCurrentTimestamp(), until);
-	}
-	(void) WaitLatch(MyLatch, events, timeout, wait_event);
-	ResetLatch(MyLatch);
-}
 
 void
 wakeup_serve_signals(void)
@@ -769,4 +671,16 @@ wakeup_serve_signals(void)
 		ConfigReloadPending = false;
 		ProcessConfigFile(PGC_SIGHUP);
 	}
+}
+
+void
+wakeup_wait(TimestampTz until, uint32 wait_event)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	/* WaitLatch() takes no more than 24 days. */
+	long		timeout = TimestampDifferenceMilliseconds(now, Min(until, now + USECS_PER_DAY));
+
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout, wait_event);
+	ResetLatch(MyLatch);
+	wakeup_serve_signals();
 }

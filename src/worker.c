@@ -2,65 +2,26 @@
  * worker.c
  *		The database's worker: when it delivers, waits and leaves.
  *
- * There is one worker for a database that has something to deliver, and none
- * for any other.  A commit starts it, so it needs no preload; when nothing
- * falls due any more it leaves.  What could go wrong is that a commit comes
- * just when it leaves: the rows are there, and nobody is.  This is how it does
- * not, with wakeup.c's word for each state of the database's slot:
+ * The protocol of starting, waking and leaving is in wakeup.c; the steps that
+ * are named below are those of its header.
  *
- * Commit (wakeup.c), once its rows are visible: in one critical section it
- * sets "wake" and reads the state.  RUNNING: it sets that worker's latch.
- * STARTING for less than ten seconds: nothing more, the worker has yet to
- * look.  FREE, DIED, or STARTING for longer: it makes it STARTING and
- * registers a worker; if that fails, DIED.
+ * COMMIT PREPARED wakes nobody.  So while a prepared transaction holds a lock
+ * on onesignal_message, the worker looks for rows again and again: each time
+ * after a sixtieth of the time that has passed since the PREPARE, but after
+ * 10 ms at least and a minute at most.  It asks about the lock before it looks
+ * for rows, and locks are released after rows are visible: when there is no
+ * lock any more, the look sees all rows.  Shared memory forgets in a crash, so
+ * a worker also asks when it starts.
  *
- * Worker:
- *	1. Arms its exit callback: whatever ends it but step 5 makes the slot DIED,
- *	   wakes the launcher, and lets go of the deliverer's lock.
- *	2. Makes the slot RUNNING; if another one has, it ends: that one sees "wake".
- *	   Only then connects, so that a commit meanwhile finds it.
- *	3. Waits for the deliverer's lock.  A CALL may have it, or a worker that
- *	   has left and not ended yet.  If it left instead, commits that came too
- *	   late for those would stay.
- *	4. Clears "wake", then looks for rows and delivers until nothing is due.
- *	   Waits for the latch, for the next row to fall due, or for its idle time
- *	   to end; woken or due, it goes back to 3.
- *	5. To leave: in one critical section, if "wake" is set it goes back to 3,
- *	   else it makes the slot FREE and notes when a retry falls due.
+ * A session that drops, renames or copies the database waits up to five
+ * seconds for all others to leave.  The worker regularly looks whether
+ * somebody has locked the database.  If so, it hands over to a successor,
+ * which waits for that lock before it connects, when it is not yet a session
+ * of the database.
  *
- *		commit            commit             idle, no wake
- *		FREE ---> STARTING ---> RUNNING (looks, delivers, idles) ---> FREE
- *		           ^  |            |  ^                         |
- *		           |  | fork or    |  +--- wake, due -----------+
- *		           |  | connection | error, SIGTERM
- *		           |  v            v
- *		          DIED <-----------+     (launcher after a while, or a commit)
- *
- * Nothing is lost: rows are visible before "wake" is set.  If that happens
- * before the worker's section of step 5, it sees "wake" and looks again, and
- * the look's snapshot comes after the clearing of step 4.  If it happens
- * after, the commit finds FREE and starts a successor.
- *
- * A retry outlives the worker only where a launcher notes when it falls due;
- * without one the worker stays.
- *
- * PREPARE TRANSACTION (wakeup.c) sets "wake", too, and notes the time, but
- * COMMIT PREPARED wakes nobody.  While a prepared transaction holds a lock on
- * onesignal_message the worker looks for rows again and again: at first after
- * 10 ms, then when as much time has passed as since the PREPARE, but after a
- * second at most, later after a sixtieth of that time, but after a minute at
- * most.  It asks about the lock before it looks for rows, and locks go after
- * rows are visible: once there is no such lock, the look sees all rows.  Shared
- * memory forgets in a crash, and so a worker that starts asks as well.
- *
- * Whoever drops, renames or copies the database waits for five seconds at most
- * for all sessions to leave.  The worker looks now and then whether somebody
- * has locked the database, and if so hands over to a successor, which waits
- * for that lock before it connects and so is not a session of the database.
- *
- * SIGTERM ends the worker at once, but not while it delivers: answers to what
- * is on the wire would be lost.  Then it is only told to stop, and ends with the
- * next SIGTERM or when STOP_MS have passed.
+ * SIGTERM ends the worker at once, except while it delivers: answers to
+ * requests on the wire would be lost.  Then delivery is told to stop, which
+ * takes it about a second.  Another SIGTERM does not wait for that.
  */
 #include "postgres.h"
 
@@ -77,70 +38,55 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
-#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
-#include "deliverer.h"
 #include "delivery.h"
-#include "launcher.h"
 #include "owner.h"
 #include "queue.h"
 #include "settings.h"
 #include "wakeup.h"
 #include "worker.h"
 
-/*
- * How often the worker looks at the database's lock.  Others wait 5 s for it to
- * leave, of which delivery needs one to come to an end.
- */
-#define LOOK_IDLE_MS	2000
-#define LOOK_BUSY_MS	500
+/* How often it looks at the database's lock; of the five seconds, delivery needs one to stop. */
+#define LOOK_MS			1000
 
-/* How often a new worker looks whether the lock is gone. */
+/* How often a new worker looks whether that lock is gone. */
 #define LOOK_NEW_MS		100
 
-/* How long delivery may take to come to an end after SIGTERM, in ticks of so many ms. */
-#define STOP_MS			2000
-#define STOP_TICK_MS	500
-
 /* How soon it looks for what a prepared transaction requested; see above. */
-#define PREPARED_MIN	INT64CONST(10000)
-#define PREPARED_MAX	USECS_PER_SEC
 #define PREPARED_SHARE	60
-#define PREPARED_LONGEST	(60 * USECS_PER_SEC)
+#define PREPARED_MIN	INT64CONST(10000)
+#define PREPARED_MAX	(60 * USECS_PER_SEC)
 
-/* Between a run that found something due and the next, should delivery err about it. */
+/* Between two runs: should the first be wrong about a row that is due, they must not take all of a CPU. */
 #define TURN_MS			10
 
-/* After a failed run: doubling, in seconds. */
+/* Seconds to wait after a failed run: they double up to this. */
 #define PAUSE_MAX		60
 
 static bool preloaded = false;
-static shmem_request_hook_type previous_shmem_request_hook = NULL;
+static emit_log_hook_type previous_log_hook = NULL;
 
-/* Runs that failed one after the other, and what the last one said. */
-static int	failures = 0;
+/* After a failed run: its error message, the pause in seconds, and when that ends. */
 static char last_failure[256] = "";
+static int	pause_s = 0;
+static TimestampTz pause_end = 0;
 
 /* Does it know that something is pending? */
 static bool looked = false;
 
-/* When it last asked whether there are prepared transactions; 0: never. */
+/* When a transaction with requests was last prepared; 0: none is prepared. */
+static TimestampTz prepared_at = 0;
+
+/* When the worker last asked whether one is; 0: never. */
 static TimestampTz asked_at = 0;
 
-/* Is delivery_run() at work, and has SIGTERM come meanwhile? */
+/* Is delivery_run() at work, and did SIGTERM come? */
 static volatile sig_atomic_t delivering = false;
 static volatile sig_atomic_t told_to_stop = false;
-static TimeoutId stop_timeout;
 
-static void
-on_shmem_request(void)
-{
-	if (previous_shmem_request_hook)
-		previous_shmem_request_hook();
-	wakeup_reserve();
-}
+/* ---- loading the library ---- */
 
 void
 worker_init(void)
@@ -148,8 +94,6 @@ worker_init(void)
 	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
 		return;
 	preloaded = true;
-	previous_shmem_request_hook = shmem_request_hook;
-	shmem_request_hook = on_shmem_request;
 	launcher_register();
 }
 
@@ -158,6 +102,8 @@ worker_preloaded(void)
 {
 	return preloaded;
 }
+
+/* ---- stopping ---- */
 
 static void
 worker_exit(int code, Datum arg)
@@ -170,17 +116,16 @@ worker_exit(int code, Datum arg)
 	deliverer_unlock();
 }
 
-/* ---- stopping ---- */
-
-/* As die() does; the next CHECK_FOR_INTERRUPTS() ends the process. */
+/* As die() does: the next CHECK_FOR_INTERRUPTS() ends the process. */
 static void
 die_soon(void)
 {
 	InterruptPending = true;
 	ProcDiePending = true;
+	SetLatch(MyLatch);
 }
 
-/* SIGTERM.  A lock may be waited for for hours: such a wait ends at once. */
+/* SIGTERM.  The wait for a lock may take hours, so it ends at once. */
 static void
 on_sigterm(SIGNAL_ARGS)
 {
@@ -193,37 +138,13 @@ on_sigterm(SIGNAL_ARGS)
 	errno = save_errno;
 }
 
-/* SIGALRM, every STOP_TICK_MS while it delivers. */
+/* Delivery has ended, or failed: nothing of it needs time any more. */
 static void
-on_stop_tick(void)
+end_delivering(void)
 {
-	static int	ticks = 0;
-
-	if (told_to_stop && ++ticks >= STOP_MS / STOP_TICK_MS)
-	{
-		die_soon();
-		SetLatch(MyLatch);
-	}
-}
-
-/* Delivery has come to an end, if with an error: nothing of it needs time any more. */
-static void
-end_of_delivery(void)
-{
-	disable_timeout(stop_timeout, false);
 	delivering = false;
 	if (told_to_stop)
 		die_soon();
-}
-
-static void
-override_settings(void)
-{
-	owner_settle();
-
-	/* An outcome that a crash undoes is delivered again: no need to wait for standbys. */
-	if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
-		SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 }
 
 static bool
@@ -234,7 +155,7 @@ is_wanted(void)
 
 /* ---- making way ---- */
 
-/* Is somebody about to drop, rename, move or copy the database? Needs no transaction. */
+/* Is somebody about to drop, rename, move or copy the database?  Needs no transaction. */
 static bool
 is_locked(Oid database)
 {
@@ -247,15 +168,15 @@ is_locked(Oid database)
 	return count > 0;
 }
 
-/* The same for the worker's database, and at most every so often. */
+/* The same for the worker's database, looked up at most every LOOK_MS. */
 static bool
-must_make_way(int every_ms)
+must_make_way(void)
 {
 	static TimestampTz looked_at = 0;
 	static bool locked = false;
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (now < looked_at || TimestampDifferenceExceeds(looked_at, now, every_ms))
+	if (now < looked_at || TimestampDifferenceExceeds(looked_at, now, LOOK_MS))
 	{
 		looked_at = now;
 		locked = is_locked(MyDatabaseId);
@@ -263,24 +184,27 @@ must_make_way(int every_ms)
 	return locked;
 }
 
-/* True: a successor is on its way. */
-static bool
-makes_way(void)
-{
-	return must_make_way(LOOK_IDLE_MS) && wakeup_hand_over();
-}
-
 static void
 worker_idle(TimestampTz until)
 {
 	static uint32 wait_event = 0;
 
-	until = Min(until, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_IDLE_MS));
+	until = Min(until, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_MS));
 	wakeup_wait(until, wait_event_named(&wait_event, "OnesignalCancelWorkerIdle"));
-	wakeup_serve_signals();
 }
 
-/* ---- prepared transactions ---- */
+/* ---- being woken, and prepared transactions ---- */
+
+/* True: something was requested or changed. */
+static bool
+take_wake(void)
+{
+	int			wake = wakeup_take();
+
+	if ((wake & WAKEUP_PREPARE) != 0)
+		prepared_at = GetCurrentTimestamp();
+	return wake != 0;
+}
 
 /* Does a prepared transaction hold a lock that changing the table takes? */
 static bool
@@ -306,36 +230,33 @@ is_prepared(Oid table)
 static TimestampTz
 prepared_due(void)
 {
-	TimestampTz prepared_at = wakeup_prepared_at();
-	TimestampTz passed = asked_at - prepared_at;
-
 	if (prepared_at == 0)
 		return DT_NOEND;
-	if (passed > PREPARED_MAX)
-		passed = Min(Max(passed / PREPARED_SHARE, PREPARED_MAX), PREPARED_LONGEST);
-	return asked_at + Max(passed, PREPARED_MIN);
+	return asked_at + Min(Max((asked_at - prepared_at) / PREPARED_SHARE, PREPARED_MIN), PREPARED_MAX);
 }
 
-/* Called before rows are looked for.  True: they have to be. */
+/* Call it before looking for rows.  True: the worker must look. */
 static bool
 ask_about_prepared(void)
 {
 	MemoryContext context = CurrentMemoryContext;
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz prepared_at = wakeup_prepared_at();
 	Installation installation;
 
 	if (max_prepared_xacts == 0 || (asked_at != 0 && now < prepared_due()))
 		return false;
 	asked_at = now;
 	StartTransactionCommand();
-	wakeup_note_prepared(prepared_at, owner_find(&installation) && is_prepared(installation.message_table));
+	if (!owner_find(&installation) || !is_prepared(installation.message_table))
+		prepared_at = 0;
+	else if (prepared_at == 0)
+		prepared_at = now;
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 	return true;
 }
 
-/* ---- waiting ---- */
+/* ---- one turn: steps 3 to 5 ---- */
 
 /* False: it left. */
 static bool
@@ -347,32 +268,12 @@ wait_for_work(TimestampTz due)
 	due = Max(due, TimestampTzPlusMilliseconds(now, TURN_MS));
 	due = Min(due, prepared_due());
 	pgstat_report_activity(STATE_IDLE, NULL);
-	for (;;)
+	while (!must_make_way() && !take_wake() && now < due && is_wanted())
 	{
-		if (makes_way())
-			return false;
-		if (wakeup_take() || now >= due || !is_wanted())
-			return true;
-		if (now >= idle_end && wakeup_leave(due == DT_NOEND ? 0 : due))
+		if (now >= idle_end && wakeup_leave(due))
 			return false;
 		worker_idle(now >= idle_end ? due : Min(due, idle_end));
 		now = GetCurrentTimestamp();
-	}
-}
-
-/* A failure may last, and each commit wakes us: only time counts. False: it left. */
-static bool
-wait_after_failure(void)
-{
-	int			pause = Min(PAUSE_MAX, 1 << Min(failures - 1, 6));
-	TimestampTz until = GetCurrentTimestamp() + pause * USECS_PER_SEC;
-
-	pgstat_report_activity(STATE_IDLE, NULL);
-	while (GetCurrentTimestamp() < until && is_wanted())
-	{
-		if (makes_way())
-			return false;
-		worker_idle(until);
 	}
 	return true;
 }
@@ -396,14 +297,17 @@ was_woken(void)
 	bool		woken;
 
 	wakeup_serve_signals();
-	woken = wakeup_take();
+	woken = take_wake();
 	return ask_about_prepared() || woken;
 }
 
 static bool
 must_stop(void)
 {
-	return told_to_stop || !is_wanted() || must_make_way(LOOK_BUSY_MS);
+	/* Delivery may still have to wait for a lock. */
+	if (told_to_stop)
+		SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
+	return told_to_stop || !is_wanted() || must_make_way();
 }
 
 static TimestampTz
@@ -419,26 +323,31 @@ worker_deliver(void)
 	if (lock == DELIVERER_NO_EXTENSION)
 		return DT_NOBEGIN;
 
-	enable_timeout_every(stop_timeout, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), STOP_TICK_MS), STOP_TICK_MS);
 	delivering = true;
 	due = delivery_run(&options);
-	end_of_delivery();
+	end_delivering();
 	CHECK_FOR_INTERRUPTS();
 	return due;
 }
 
-/* Step 3 to 5 once. False: it left. */
+/* False: it left. */
 static bool
 take_turn(void)
 {
 	TimestampTz due;
 
 	wakeup_serve_signals();
-	if (failures > 0 && !wait_after_failure())
+	/* Commits must not shorten the pause, so the worker is not asked whether it was woken. */
+	while (GetCurrentTimestamp() < pause_end && is_wanted() && !must_make_way())
+		worker_idle(pause_end);
+	if (must_make_way())
+	{
+		wakeup_hand_over();
 		return false;
-	wakeup_take();
+	}
+	take_wake();
 	if (!is_wanted())
-		return !wakeup_leave(0);
+		return !wakeup_leave(DT_NOEND);
 	pgstat_report_activity(STATE_RUNNING, "delivering requested cancels");
 	ask_about_prepared();
 	if (!looked)
@@ -447,38 +356,40 @@ take_turn(void)
 
 		looked = true;
 		wakeup_looked();
-		if (!pending && wakeup_prepared_at() == 0)
-			return !wakeup_leave(0);
+		if (!pending && prepared_at == 0)
+			return !wakeup_leave(DT_NOEND);
 	}
 	due = worker_deliver();
-	failures = 0;
+	pause_s = 0;
 	last_failure[0] = '\0';
-	return due == DT_NOBEGIN ? !wakeup_leave(0) : wait_for_work(due);
+	return due == DT_NOBEGIN ? !wakeup_leave(DT_NOEND) : wait_for_work(due);
 }
 
-/*
- * Logs the error, unless it is what the last run said too, and ends all that
- * the run has left open.
- */
+/* ---- the process ---- */
+
+/* Logs the error, unless the last run failed with the same, and ends all that the run has left open. */
 static void
 recover(MemoryContext context)
 {
 	ErrorData  *error;
 
 	HOLD_INTERRUPTS();
-	deliverer_abandon();
-	end_of_delivery();
+	queue_abandon();
+	deliverer_unlock();
+	end_delivering();
 	AbortCurrentTransaction();
 	MemoryContextSwitchTo(context);
-	/* Only now, since it allocates: lack of memory may have been the error. */
+	/* Only now, since it allocates memory: lack of memory may have been the error. */
 	error = CopyErrorData();
 	if (strncmp(last_failure, error->message, sizeof(last_failure) - 1) != 0)
 		EmitErrorReport();
 	strlcpy(last_failure, error->message, sizeof(last_failure));
 	FlushErrorState();
-	/* Should nothing be pending, there is no reason to go on failing. */
+	/* If nothing is pending any more, there is no reason to go on failing. */
 	looked = false;
-	failures++;
+	pause_s = Min(PAUSE_MAX, Max(1, pause_s * 2));
+	pause_end = GetCurrentTimestamp() + pause_s * USECS_PER_SEC;
+	pgstat_report_activity(STATE_IDLE, NULL);
 	RESUME_INTERRUPTS();
 }
 
@@ -506,9 +417,7 @@ work(void)
 	}
 }
 
-static emit_log_hook_type previous_log_hook = NULL;
-
-/* DROP DATABASE is no fault of the worker that comes too late. */
+/* A worker that comes after DROP DATABASE is no error. */
 static void
 hide_missing_database(ErrorData *error)
 {
@@ -519,8 +428,8 @@ hide_missing_database(ErrorData *error)
 }
 
 /*
- * Once the database is not locked any more: PostgreSQL 15 looks its name up
- * before it waits for that lock, and gives up when it has changed.
+ * Waits until the database is not locked: PostgreSQL 15 looks its name up
+ * before it waits for that lock, and gives up when the name has changed.
  */
 static void
 connect_to(Oid database)
@@ -528,11 +437,8 @@ connect_to(Oid database)
 	static uint32 wait_event = 0;
 
 	while (is_locked(database))
-	{
 		wakeup_wait(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_NEW_MS),
 					wait_event_named(&wait_event, "OnesignalCancelWorkerStart"));
-		CHECK_FOR_INTERRUPTS();
-	}
 	previous_log_hook = emit_log_hook;
 	emit_log_hook = hide_missing_database;
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
@@ -547,7 +453,6 @@ worker_main(Datum arg)
 	before_shmem_exit(worker_exit, 0);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, on_sigterm);
-	stop_timeout = RegisterTimeout(USER_TIMEOUT, on_stop_tick);
 	BackgroundWorkerUnblockSignals();
 
 	wakeup_attach();
@@ -555,7 +460,10 @@ worker_main(Datum arg)
 		proc_exit(0);
 	connect_to(database);
 	pgstat_report_appname(MyBgworkerEntry->bgw_name);
-	override_settings();
+	owner_settle();
+	/* An outcome that a crash undoes is delivered again: no need to wait for standbys. */
+	if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
+		SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 	work();
 	proc_exit(0);
 }

@@ -1,6 +1,6 @@
 /*
  * worker.h
- *		The database's worker: when it delivers, waits and leaves.
+ *		The background processes: the database's worker, and the launcher.
  */
 #ifndef ONESIGNAL_CANCEL_WORKER_H
 #define ONESIGNAL_CANCEL_WORKER_H
@@ -11,7 +11,10 @@ extern void worker_init(void);
 /* Is the library preloaded, so that there is a launcher? */
 extern bool worker_preloaded(void);
 
-/* Entry point of the background worker; its argument is the database's oid. */
+extern void launcher_register(void);
+
+/* Entry points; a worker's argument is the database's oid. */
 extern PGDLLEXPORT void worker_main(Datum arg);
+extern PGDLLEXPORT void launcher_main(Datum arg);
 
 #endif

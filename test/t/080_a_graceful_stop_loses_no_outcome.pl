@@ -94,6 +94,22 @@ $node->safe_psql('postgres', "SELECT pg_terminate_backend($worker, 10000)");
 cmp_ok(time - $began, '<', 3, 'and ends at once');
 $locker->quit;
 
+# ---- nor does a lock hold up a worker that has to record before it ends ----
+
+ok(Workers::wait_for_no_worker($node), 'it is there no more');
+my $hung = $api->schedule;
+$api->fault(message => $hung, kind => 'hang', times => 1);
+Workers::request($node, 'postgres', $api, $hung);
+$api->wait_for_requests(1, message => $hung);
+$locker = $node->background_psql('postgres');
+$locker->query_safe('BEGIN; LOCK onesignal_message');
+$worker = Workers::worker($node, 'postgres');
+$began = time;
+is($node->safe_psql('postgres', "SELECT pg_terminate_backend($worker, 30000)"), 't', 'a worker that cannot record ends as well');
+cmp_ok(time - $began, '<', 6, 'soon');
+$locker->quit;
+ok(Workers::wait_for($node, 'postgres', $hung, 'canceled'), 'and the message is canceled by another');
+
 unlike(slurp_file($node->logfile), qr/PANIC|server process .* was terminated/, 'nothing crashed');
 $node->stop;
 done_testing();
