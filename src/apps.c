@@ -45,17 +45,7 @@
 static HTAB *apps;
 static MemoryContext apps_context;
 static dlist_head unsaved;
-static int64 save_after_us;
-
-Moment
-apps_now(void)
-{
-	Moment		now;
-
-	now.us = http_clock_us();
-	now.ts = GetCurrentTimestamp();
-	return now;
-}
+static TimestampTz save_after;
 
 void
 apps_open(MemoryContext context)
@@ -64,7 +54,7 @@ apps_open(MemoryContext context)
 
 	apps_context = context;
 	dlist_init(&unsaved);
-	save_after_us = 0;
+	save_after = 0;
 	apps = hash_create("onesignal apps", 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
@@ -117,10 +107,10 @@ log_pause(const DeliveryApp *app, const DeliveryLane *lane, const char *what, co
 }
 
 static void
-note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason, Moment now)
+note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason, TimestampTz now)
 {
-	int64		until_us = lane != NULL ? lane->circuit.open_until : app->circuit.open_until;
-	int			seconds = (int) ((until_us - now.us + USECS_PER_SEC - 1) / USECS_PER_SEC);
+	TimestampTz until = lane != NULL ? lane->circuit.open_until : app->circuit.open_until;
+	int			seconds = (int) ((until - now + USECS_PER_SEC - 1) / USECS_PER_SEC);
 
 	note_error(app, reason);
 	log_pause(app, lane, "pausing", psprintf(": %s; next probe in %d s", reason, seconds));
@@ -128,9 +118,9 @@ note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason, Moment now
 
 /* True: it was closed. */
 static bool
-open_lane(DeliveryLane *lane, int64 begun_us, int64 until_us, const char *reason, Moment now)
+open_lane(DeliveryLane *lane, TimestampTz begun_at, TimestampTz until, const char *reason, TimestampTz now)
 {
-	bool		is_news = circuit_open(&lane->circuit, begun_us, until_us, now.us);
+	bool		is_news = circuit_open(&lane->circuit, begun_at, until, now);
 
 	set_text(&lane->reason, reason);
 	if (lane->circuit.open && lane->app->paused_lane == NULL)
@@ -146,13 +136,13 @@ note_closed(DeliveryApp *app, DeliveryLane *lane)
 	log_pause(app, lane, "resuming", "");
 	if (lane == NULL)
 		return;
-	lane->rewind_us = 0;		/* rows that waited for the key */
+	lane->rewind_at = 0;		/* rows that waited for the key */
 	if (app->paused_lane == lane)
 		app->paused_lane = NULL;
 }
 
 static void
-app_begin(DeliveryApp *app, const QueueAppState *state, Moment now)
+app_begin(DeliveryApp *app, const QueueAppState *state, TimestampTz now)
 {
 	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
 	app->resumed_at = state->resumed_at;
@@ -165,9 +155,9 @@ app_begin(DeliveryApp *app, const QueueAppState *state, Moment now)
 	dlist_init(&app->lanes);
 	dlist_init(&app->hungry);
 	app->timer.kind = TIMER_APP;
-	if (state->circuit_until > now.ts - PROBE_AFTER)
+	if (state->circuit_until > now - PROBE_AFTER)
 	{
-		(void) circuit_open(&app->circuit, now.us, now.us + Max(state->circuit_until - now.ts, 0), now.us);
+		(void) circuit_open(&app->circuit, now, state->circuit_until, now);
 		app->circuit.probes = PROBES_BEFORE;
 		set_text(&app->reason, "delivery was paused when it was last stopped");
 	}
@@ -177,25 +167,25 @@ app_begin(DeliveryApp *app, const QueueAppState *state, Moment now)
 
 /* onesignal_cancel_resume() was called. */
 static void
-app_resumed(DeliveryApp *app, Moment now)
+app_resumed(DeliveryApp *app, TimestampTz now)
 {
 	dlist_iter	iter;
 
-	if (circuit_close(&app->circuit, now.us))
+	if (circuit_close(&app->circuit, now))
 		note_closed(app, NULL);
 	dlist_foreach(iter, &app->lanes)
 	{
 		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
 
-		lane->checked_us = lane->checks = 0;
+		lane->checked_at = lane->checks = 0;
 		lane->judged = true;
-		if (!lane->key_missing && circuit_close(&lane->circuit, now.us))
+		if (!lane->key_missing && circuit_close(&lane->circuit, now))
 			note_closed(lane->app, lane);
 	}
 }
 
 DeliveryApp *
-apps_get(const pg_uuid_t *app_id, const QueueAppState *state, Moment now)
+apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now)
 {
 	bool		found;
 	DeliveryApp *app = hash_search(apps, app_id, HASH_ENTER, &found);
@@ -235,24 +225,24 @@ apps_drop_key(DeliveryLane *lane)
 	lane->credentials = NULL;
 }
 
-int64
+TimestampTz
 apps_next_key_check(const DeliveryLane *lane)
 {
-	return lane->checked_us + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
+	return lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
 }
 
 void
-apps_miss_key(DeliveryLane *lane, const char *reason, Moment now)
+apps_miss_key(DeliveryLane *lane, const char *reason, TimestampTz now)
 {
 	bool		is_news = !lane->key_missing || strcmp(lane->reason, reason) != 0;
 
 	apps_drop_key(lane);
 	lane->key_missing = true;
-	lane->checked_us = now.us;
+	lane->checked_at = now;
 	lane->checks++;
 	if (!is_news)
 		return;
-	(void) open_lane(lane, now.us, now.us + CIRCUIT_KEY_PAUSE, reason, now);
+	(void) open_lane(lane, now, now + CIRCUIT_KEY_PAUSE, reason, now);
 	note_error(lane->app, reason);
 	if (!lane->told)
 		log_pause(lane->app, lane, "pausing", psprintf(": %s", reason));
@@ -290,7 +280,7 @@ adopt_rate(DeliveryApp *app, const Credentials *credentials)
 
 /* Nothing that was learned of another key or server holds for this one. */
 static void
-adopt_key(DeliveryLane *lane, LaneKey *key, Moment now)
+adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 {
 	uint64		fingerprint = fingerprint_of(&key->credentials);
 	bool		changed = lane->fingerprint != fingerprint;
@@ -301,22 +291,22 @@ adopt_key(DeliveryLane *lane, LaneKey *key, Moment now)
 	key->refs = 1;
 	lane->credentials = key;
 	lane->fingerprint = fingerprint;
-	lane->checked_us = now.us;
+	lane->checked_at = now;
 	lane->checks = changed ? 0 : lane->checks + 1;
 	if (changed)
-		lane->adopted_us = now.us;
+		lane->adopted_at = now;
 	if (lane->key_missing || (changed && !is_first))
 	{
 		lane->judged = true;
-		if (circuit_close(&lane->circuit, now.us))
+		if (circuit_close(&lane->circuit, now))
 			note_closed(lane->app, lane);
 	}
 	lane->key_missing = lane->told = false;
 	adopt_rate(lane->app, &key->credentials);
 }
 
-bool
-apps_check_key(DeliveryLane *lane, Moment now)
+void
+apps_check_key(DeliveryLane *lane, TimestampTz now)
 {
 	Oid			role = get_role_oid(NameStr(lane->key.requested_by), true);
 	MemoryContext context;
@@ -326,8 +316,8 @@ apps_check_key(DeliveryLane *lane, Moment now)
 
 	if (lane->generation != credentials_generation())
 		lane->checks = 0;
-	else if (lane->credentials != NULL && now.us - lane->checked_us < KEY_CHECK_US)
-		return true;
+	else if (lane->credentials != NULL && now - lane->checked_at < KEY_CHECK_US)
+		return;
 	lane->generation = credentials_generation();
 
 	context = AllocSetContextCreate(CurrentMemoryContext, "onesignal key", ALLOCSET_SMALL_SIZES);
@@ -341,13 +331,12 @@ apps_check_key(DeliveryLane *lane, Moment now)
 	key->request.http.group = &lane->app->group;
 	MemoryContextSwitchTo(old);
 	if (message == NULL)
-	{
 		adopt_key(lane, key, now);
-		return true;
+	else
+	{
+		apps_miss_key(lane, message, now);
+		MemoryContextDelete(context);
 	}
-	apps_miss_key(lane, message, now);
-	MemoryContextDelete(context);
-	return false;
 }
 
 /* ---- learning from the status of an answer ---- */
@@ -380,14 +369,14 @@ describe_status(const HttpAnswer *answer)
 }
 
 void
-apps_suspect(DeliveryLane *lane, int http_status, Moment now)
+apps_suspect(DeliveryLane *lane, int http_status, TimestampTz now)
 {
 	HttpAnswer	rejection = {.status = http_status};
 
 	if (lane->judged)
 		return;
 	lane->judged = true;
-	(void) open_lane(lane, now.us, now.us, describe_status(&rejection), now);
+	(void) open_lane(lane, now, now, describe_status(&rejection), now);
 }
 
 /*
@@ -395,47 +384,47 @@ apps_suspect(DeliveryLane *lane, int http_status, Moment now)
  * accepted the same key for another message since.
  */
 static bool
-is_denied(const DeliveryItem *item, Moment now)
+is_denied(const DeliveryItem *item)
 {
 	const DeliveryLane *lane = item->lane;
-	int64		last_us = now.us - (now.ts - item->row.last_attempt_at);
+	TimestampTz last_at = item->row.last_attempt_at;
 
 	return apps_was_rejected(item->row.http_status) &&
-		last_us >= lane->adopted_us && lane->accepted_us > last_us;
+		last_at >= lane->adopted_at && lane->accepted_at > last_at;
 }
 
 /* OneSignal has judged the key. */
 static void
-learn_key(DeliveryItem *item, bool accepted, const char *reason, Moment now)
+learn_key(DeliveryItem *item, bool accepted, const char *reason, TimestampTz now)
 {
 	DeliveryLane *lane = item->lane;
-	int64		begun_us = item->begun.us;
+	TimestampTz begun_at = item->begun;
 
-	item->denied = !accepted && is_denied(item, now);
+	item->denied = !accepted && is_denied(item);
 	lane->judged = true;
 	if (item->denied)
-		circuit_abandon(&lane->circuit, begun_us);
+		circuit_abandon(&lane->circuit, begun_at);
 	else if (accepted)
 	{
 		lane->failing_since = 0;
-		if (begun_us > lane->circuit.changed_at)
-			lane->accepted_us = Max(lane->accepted_us, begun_us);
-		if (!lane->key_missing && circuit_success(&lane->circuit, begun_us, now.us))
+		if (begun_at > lane->circuit.changed_at)
+			lane->accepted_at = Max(lane->accepted_at, begun_at);
+		if (!lane->key_missing && circuit_success(&lane->circuit, begun_at, now))
 			note_closed(lane->app, lane);
 	}
 	else
 	{
-		lane->accepted_us = 0;
-		if (open_lane(lane, begun_us, now.us + CIRCUIT_KEY_PAUSE, reason, now))
+		lane->accepted_at = 0;
+		if (open_lane(lane, begun_at, now + CIRCUIT_KEY_PAUSE, reason, now))
 			note_opened(lane->app, lane, reason, now);
 	}
 }
 
 /* It was throttled, failed or had no answer. */
 static void
-learn_trouble(DeliveryApp *app, const HttpAnswer *answer, const char *reason, int64 begun_us)
+learn_trouble(DeliveryApp *app, const HttpAnswer *answer, const char *reason, TimestampTz begun_at)
 {
-	Moment		now = apps_now();
+	TimestampTz now = GetCurrentTimestamp();
 	int64		wait;
 	bool		is_news;
 
@@ -444,11 +433,11 @@ learn_trouble(DeliveryApp *app, const HttpAnswer *answer, const char *reason, in
 	{
 		wait = backoff_direct(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state),
 							  Min(answer->retry_after, RETRY_AFTER_MAX) * USECS_PER_SEC);
-		pace_throttled(&app->pace, begun_us, now.us);
-		is_news = circuit_open(&app->circuit, begun_us, now.us + wait, now.us);
+		pace_throttled(&app->pace, begun_at, now);
+		is_news = circuit_open(&app->circuit, begun_at, now + wait, now);
 	}
 	else
-		is_news = circuit_failure(&app->circuit, begun_us, now.us);
+		is_news = circuit_failure(&app->circuit, begun_at, now);
 	if (is_news)
 		note_opened(app, NULL, reason, now);
 }
@@ -457,22 +446,22 @@ void
 apps_learn(DeliveryItem *item, const HttpAnswer *answer)
 {
 	DeliveryApp *app = item->lane->app;
-	Moment		now = apps_now();
+	TimestampTz now = GetCurrentTimestamp();
 	CancelVerdict verdict = onesignal_glance(answer);
 	char	   *reason = describe_status(answer);
 
 	if (answer->status != 200)
 		note_error(app, reason);
 	if (answer->status != 0 && answer->status != 429)
-		pace_answered(&app->pace, now.us);
+		pace_answered(&app->pace, now);
 	if (verdict == CANCEL_THROTTLED || verdict == CANCEL_UNAVAILABLE || verdict == CANCEL_UNANSWERED)
 	{
-		circuit_abandon(&item->lane->circuit, item->begun.us);
-		learn_trouble(app, answer, reason, item->begun.us);
+		circuit_abandon(&item->lane->circuit, item->begun);
+		learn_trouble(app, answer, reason, item->begun);
 		return;
 	}
 	/* OneSignal is there, whatever it thinks of the key. */
-	if (circuit_success(&app->circuit, item->begun.us, now.us))
+	if (circuit_success(&app->circuit, item->begun, now))
 		note_closed(app, NULL);
 	learn_key(item, verdict != CANCEL_UNAUTHORIZED, reason, now);
 }
@@ -502,15 +491,15 @@ apps_count(DeliveryApp *app, QueueState state, int count)
 	set_unsaved(app);
 }
 
-int64
+TimestampTz
 apps_save_at(void)
 {
-	return dlist_is_empty(&unsaved) ? PG_INT64_MAX : save_after_us;
+	return dlist_is_empty(&unsaved) ? DT_NOEND : save_after;
 }
 
 /* The table has room for one circuit: the app's own, or else that of one lane. */
 static void
-describe_app(DeliveryApp *app, QueueApp *row, Moment now)
+describe_app(DeliveryApp *app, QueueApp *row)
 {
 	const DeliveryLane *lane = app->paused_lane;
 
@@ -521,12 +510,12 @@ describe_app(DeliveryApp *app, QueueApp *row, Moment now)
 	memcpy(row->totals, app->totals, sizeof(row->totals));
 	if (app->circuit.open)
 	{
-		row->circuit_until = now.ts + Max(app->circuit.open_until - now.us, 0);
+		row->circuit_until = app->circuit.open_until;
 		row->circuit_reason = app->reason;
 	}
 	else if (lane != NULL)
 	{
-		row->circuit_until = now.ts + Max(lane->circuit.open_until - now.us, 0);
+		row->circuit_until = lane->circuit.open_until;
 		row->circuit_role = NameStr(lane->key.requested_by);
 		row->circuit_reason = lane->reason;
 	}
@@ -534,7 +523,7 @@ describe_app(DeliveryApp *app, QueueApp *row, Moment now)
 
 /* What is not saved, since somebody has the app's row locked, is saved later. */
 void
-apps_save(Moment now)
+apps_save(void)
 {
 	dlist_mutable_iter iter;
 	QueueApp   *rows;
@@ -547,7 +536,7 @@ apps_save(Moment now)
 	rows = palloc0(sizeof(QueueApp) * count);
 	count = 0;
 	dlist_foreach_modify(iter, &unsaved)
-		describe_app(dlist_container(DeliveryApp, unsaved_node, iter.cur), &rows[count++], now);
+		describe_app(dlist_container(DeliveryApp, unsaved_node, iter.cur), &rows[count++]);
 	queue_save_apps(rows, count);
 	dlist_foreach_modify(iter, &unsaved)
 	{
@@ -562,5 +551,5 @@ apps_save(Moment now)
 			dlist_delete(&app->unsaved_node);
 		}
 	}
-	save_after_us = http_clock_us() + (dlist_is_empty(&unsaved) ? SAVE_US : SAVE_LOCKED_US);
+	save_after = GetCurrentTimestamp() + (dlist_is_empty(&unsaved) ? SAVE_US : SAVE_LOCKED_US);
 }

@@ -70,11 +70,11 @@ static MemoryContext delivery_context = NULL;	/* all that is known, until it is 
 static MemoryContext turn_context;	/* what one turn of the run needs */
 static dlist_head answered;
 static int	answered_count;
-static size_t answered_bytes;	/* of their bodies */
-static int64 answered_since;	/* the oldest of them */
+static TimestampTz answered_since;	/* the oldest of them */
 static int	kept_count;			/* items whose outcome could not be written */
-static int64 ending_since;		/* when nothing was left but to wait for these; 0: not yet */
-static int64 stopping_since;	/* 0: it need not stop */
+static TimestampTz ending_since;	/* when nothing was left but to wait for these; 0: not yet */
+static TimestampTz stopping_since;	/* 0: it need not stop */
+static TimestampTz turn_at = 0; /* when the last turn began */
 static bool cautious = false;	/* the last run ended in an error */
 
 /* ---- beginning ---- */
@@ -83,8 +83,7 @@ static void
 push_answered(DeliveryItem *item)
 {
 	if (answered_count++ == 0)
-		answered_since = http_clock_us();
-	answered_bytes += item->answer.body_length;
+		answered_since = GetCurrentTimestamp();
 	dlist_push_tail(&answered, &item->node);
 }
 
@@ -97,7 +96,7 @@ submit(DeliveryItem *item, HttpRequest *request)
 }
 
 static void
-begin_requests(Moment now)
+begin_requests(TimestampTz now)
 {
 	DeliveryItem *item;
 
@@ -116,29 +115,29 @@ is_in_doubt(const DeliveryItem *item)
 
 /* Takes a turn to ask View message, or gives up where that would be too late. */
 static void
-schedule_check(DeliveryItem *item, int64 not_before_us)
+schedule_check(DeliveryItem *item, TimestampTz not_before)
 {
 	DeliveryApp *app = item->lane->app;
-	int64		at_us = Max(app->view_next_us, not_before_us);
+	TimestampTz at = Max(app->view_next_at, not_before);
 
 	if (item->check == CHECK_NONE)
-		item->check_until_us = http_clock_us() + CHECK_WINDOW_US;
-	item->check = at_us > item->check_until_us ? CHECK_GIVEN_UP : CHECK_WANTED;
+		item->check_until = GetCurrentTimestamp() + CHECK_WINDOW_US;
+	item->check = at > item->check_until ? CHECK_GIVEN_UP : CHECK_WANTED;
 	if (item->check == CHECK_GIVEN_UP)
 		return;
-	app->view_next_us = at_us + VIEW_INTERVAL_US;
-	lanes_set_timer(&item->timer, at_us);
+	app->view_next_at = at + VIEW_INTERVAL_US;
+	lanes_set_timer(&item->timer, at);
 }
 
 static void
-begin_view(DeliveryItem *item, Moment now)
+begin_view(DeliveryItem *item, TimestampTz now)
 {
 	if (lanes_take_again(item, now))
 	{
 		submit(item, onesignal_view_request(&item->key->request, &item->row.message_id));
 		return;
 	}
-	schedule_check(item, now.us + VIEW_INTERVAL_US);
+	schedule_check(item, now + VIEW_INTERVAL_US);
 	if (item->check == CHECK_GIVEN_UP)
 		push_answered(item);
 }
@@ -165,7 +164,7 @@ may_believe(DeliveryItem *item)
 		return true;
 
 	if (stopping_since == 0)
-		schedule_check(item, http_clock_us() + wait * USECS_PER_SEC);
+		schedule_check(item, GetCurrentTimestamp() + wait * USECS_PER_SEC);
 	else
 		item->check = CHECK_WANTED;
 	return item->check == CHECK_GIVEN_UP || stopping_since != 0;
@@ -202,36 +201,38 @@ take_answer(HttpExchange *exchange)
 	else
 	{
 		item->text = copy_answer(&item->answer, answer);
-		/* Answers that we do not wait for tell nothing of OneSignal. */
+		/* That we do not wait for an answer tells nothing of OneSignal. */
 		if (has_status || stopping_since == 0)
 			apps_learn(item, answer);
 	}
 	push_answered(item);
 	http_release(exchange);
-	lanes_end_request(item, has_status, apps_now());
+	lanes_end_request(item, has_status);
 }
 
 /* Takes what has been answered, after waiting for something to do. */
 static void
-wait_for_answers(int64 until_us)
+wait_for_answers(TimestampTz until)
 {
+	int64		until_us = http_clock_us() + Max(until - GetCurrentTimestamp(), 0);
+
 	for (HttpExchange *exchange = http_wait(until_us); exchange != NULL; exchange = http_next())
 		take_answer(exchange);
 }
 
 /* Checks begin, and outcomes are recorded, that waited for a time that has come. */
 static void
-take_waiting(bool may, int64 until_us)
+take_waiting(bool may, TimestampTz until)
 {
 	Timer	   *timer;
 
-	while ((timer = lanes_take_timer(TIMER_ITEM, until_us)) != NULL)
+	while ((timer = lanes_take_timer(TIMER_ITEM, until)) != NULL)
 	{
 		DeliveryItem *item = pairingheap_container(DeliveryItem, timer.node, &timer->node);
 
 		kept_count -= item->kept ? 1 : 0;
 		if (item->check == CHECK_WANTED && !item->kept && may)
-			begin_view(item, apps_now());
+			begin_view(item, GetCurrentTimestamp());
 		else
 			push_answered(item);
 		item->kept = false;
@@ -243,7 +244,7 @@ take_waiting(bool may, int64 until_us)
 static TimestampTz
 first_attempt(const DeliveryItem *item)
 {
-	return item->row.first_attempt_at != 0 ? item->row.first_attempt_at : item->begun.ts;
+	return item->row.first_attempt_at != 0 ? item->row.first_attempt_at : item->begun;
 }
 
 /* Its time is over: retry_window after its first attempt or send_after, whichever is later. */
@@ -273,7 +274,7 @@ next_attempt(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz 
 static QueueState
 decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz now)
 {
-	bool		may_appear;
+	bool		may_appear = item->row.send_after > now || item->row.send_after == DT_NOBEGIN;
 
 	switch (judged->verdict)
 	{
@@ -282,7 +283,6 @@ decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz 
 		case CANCEL_REFUSED:
 			return QUEUE_REFUSED;
 		case CANCEL_NOT_FOUND:
-			may_appear = item->row.send_after > now || item->row.send_after == DT_NOBEGIN;
 			return may_appear && now - first_attempt(item) < NOT_FOUND_WINDOW ? QUEUE_PENDING : QUEUE_REFUSED;
 		default:
 			if (item->denied)
@@ -324,7 +324,7 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	outcome->requested_at = item->row.requested_at;
 	outcome->http_status = judged.status;
 	outcome->response = judged.response;
-	outcome->last_attempt_at = item->begun.ts;
+	outcome->last_attempt_at = item->begun;
 	outcome->state = decide_state(item, &judged, now);
 	/* When the message is canceled, nobody needs to know. */
 	outcome->unanswered = outcome->state != QUEUE_CANCELED &&
@@ -380,7 +380,7 @@ settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
 		item->keep_us = Min(longest_us, Max(KEEP_MIN_US, 2 * item->keep_us));
 		item->kept = true;
 		kept_count++;
-		lanes_set_timer(&item->timer, http_clock_us() + item->keep_us);
+		lanes_set_timer(&item->timer, GetCurrentTimestamp() + item->keep_us);
 		return;
 	}
 	if (outcome->state == QUEUE_FAILED)
@@ -399,7 +399,6 @@ record_answers(Recording *recording)
 		DeliveryItem *item = dlist_container(DeliveryItem, node, dlist_pop_head_node(&answered));
 
 		answered_count--;
-		answered_bytes -= item->answer.body_length;
 		recording->items[recording->count] = item;
 		if (decide(item, &recording->outcomes[recording->count]))
 		{
@@ -407,7 +406,7 @@ record_answers(Recording *recording)
 			recording->count++;
 		}
 	}
-	answered_since = http_clock_us();
+	answered_since = GetCurrentTimestamp();
 	queue_record(recording->outcomes, recording->count, recording->recorded, &recording->error);
 	for (int i = 0; i < recording->count; i++)
 		if (recording->recorded[i] == QUEUE_RECORDED && recording->outcomes[i].state != QUEUE_PENDING)
@@ -467,8 +466,8 @@ visit_tables(const DeliveryOptions *options, bool may)
 		return false;
 	record_answers(recording);
 	if (may)
-		lanes_fill(apps_now());
-	apps_save(apps_now());
+		lanes_fill(GetCurrentTimestamp());
+	apps_save();
 	queue_commit();
 	learn_from_recording(recording);
 	for (int i = 0; i < recording->count; i++)
@@ -477,13 +476,12 @@ visit_tables(const DeliveryOptions *options, bool may)
 }
 
 static bool
-must_visit(bool may, Moment now)
+must_visit(bool may, TimestampTz now)
 {
 	if (answered_count > 0 &&
-		(answered_count >= RECORD_MAX || answered_bytes >= RECORD_BYTES_MAX ||
-		 http_in_flight() == 0 || now.us - answered_since >= RECORD_DELAY_US))
+		(answered_count >= RECORD_MAX || http_in_flight() == 0 || now - answered_since >= RECORD_DELAY_US))
 		return true;
-	return (may && lanes_are_hungry(now)) || now.us >= apps_save_at();
+	return (may && lanes_are_hungry(now)) || now >= apps_save_at();
 }
 
 /* ---- the run ---- */
@@ -499,29 +497,36 @@ forget_everything(void)
 	delivery_context = NULL;
 }
 
-/* May requests begin?  The settings may have been reloaded since. */
+/*
+ * May requests begin?  The settings may have been reloaded.  When the clock was
+ * set back, all that waits would wait too long: the run stops, and all is
+ * forgotten.
+ */
 static bool
-may_begin(const DeliveryOptions *options, Moment now)
+may_begin(const DeliveryOptions *options, TimestampTz now)
 {
-	if (options->must_stop != NULL && stopping_since == 0 && options->must_stop())
-		stopping_since = now.us;
+	bool		set_back = now < turn_at - USECS_PER_SEC;
+
+	turn_at = now;
+	if (stopping_since == 0 && (set_back || (options->must_stop != NULL && options->must_stop())))
+		stopping_since = now;
 	return stopping_since == 0 && settings_enabled &&
 		(options->in_procedure || settings_background_delivery) &&
-		(options->until == 0 || now.ts <= options->until);
+		(options->until == 0 || now <= options->until);
 }
 
 /* How long the wire may be waited for. */
-static int64
-wait_until(Moment now, int64 next_us)
+static TimestampTz
+wait_until(TimestampTz now, TimestampTz next_due)
 {
-	int64		until_us = now.us + LOOK_US;
+	TimestampTz until = now + LOOK_US;
 
 	if (stopping_since != 0)
-		return Min(until_us, stopping_since + STOP_US);
+		return Min(until, stopping_since + STOP_US);
 	if (answered_count > 0)
-		until_us = Min(until_us, answered_since + RECORD_DELAY_US);
-	until_us = Min(until_us, Min(next_us, apps_save_at()));
-	return Min(until_us, lanes_next_timer(TIMER_ITEM));
+		until = Min(until, answered_since + RECORD_DELAY_US);
+	until = Min(until, Min(next_due, apps_save_at()));
+	return Min(until, lanes_next_timer(TIMER_ITEM));
 }
 
 /*
@@ -529,22 +534,22 @@ wait_until(Moment now, int64 next_us)
  * long for rows that somebody has locked: others may want to deliver.
  */
 static bool
-is_done(const DeliveryOptions *options, bool may, Moment now, int64 next_us)
+is_done(const DeliveryOptions *options, bool may, TimestampTz now, TimestampTz next_due)
 {
 	bool		has_end = options->in_procedure && options->until == 0;
 
-	if (http_in_flight() > 0 || answered_count > 0 || next_us - now.us <= SHORT_WAIT_US)
+	if (http_in_flight() > 0 || answered_count > 0 || next_due - now <= SHORT_WAIT_US)
 	{
 		ending_since = 0;
 		return false;
 	}
-	if (lanes_taken() == 0 && apps_save_at() == PG_INT64_MAX)
+	if (lanes_taken() == 0 && apps_save_at() == DT_NOEND)
 		return true;
 	if (may && (!has_end || (lanes_taken() > 0 && kept_count == 0)))
 		return false;
 	if (ending_since == 0)
-		ending_since = now.us;
-	return now.us - ending_since >= GRACE_US;
+		ending_since = now;
+	return now - ending_since >= GRACE_US;
 }
 
 /*
@@ -559,7 +564,7 @@ stop(const DeliveryOptions *options)
 	http_give_up("delivery was stopped while it waited for an answer");
 	while ((exchange = http_next()) != NULL)
 		take_answer(exchange);
-	take_waiting(false, PG_INT64_MAX);
+	take_waiting(false, DT_NOEND);
 	while (answered_count > 0 && visit_tables(options, false))
 		;
 }
@@ -569,8 +574,8 @@ run(const DeliveryOptions *options)
 {
 	for (;;)
 	{
-		Moment		now = apps_now();
-		int64		next_us;
+		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz next_due;
 		bool		may;
 
 		MemoryContextReset(turn_context);
@@ -579,28 +584,28 @@ run(const DeliveryOptions *options)
 		else if (options->in_procedure)
 			lanes_refresh(now);
 		may = may_begin(options, now);
-		if (stopping_since != 0 && (http_in_flight() == 0 || now.us - stopping_since >= STOP_US))
+		if (stopping_since != 0 && (http_in_flight() == 0 || now - stopping_since >= STOP_US))
 		{
 			stop(options);
-			return now.ts;
+			return now;
 		}
 		lanes_tick(now);
 		if (stopping_since == 0)
-			take_waiting(may, now.us);
+			take_waiting(may, now);
 		if (must_visit(may, now))
 		{
 			if (!visit_tables(options, may))
 				return DT_NOBEGIN;
-			now = apps_now();
+			now = GetCurrentTimestamp();
 		}
 		if (may)
 			begin_requests(now);
 
-		next_us = may ? lanes_next_us(now) : PG_INT64_MAX;
-		if (is_done(options, may, now, next_us))
-			return next_us == PG_INT64_MAX ? DT_NOEND : now.ts + Max(next_us - now.us, 0);
+		next_due = may ? lanes_next_due(now) : DT_NOEND;
+		if (is_done(options, may, now, next_due))
+			return next_due;
 		if (answered_count == 0 || http_in_flight() > 0)
-			wait_for_answers(wait_until(now, next_us));
+			wait_for_answers(wait_until(now, next_due));
 	}
 }
 
@@ -609,7 +614,6 @@ begin_run(void)
 {
 	dlist_init(&answered);
 	answered_count = kept_count = 0;
-	answered_bytes = 0;
 	ending_since = stopping_since = 0;
 	if (delivery_context == NULL)
 	{
@@ -655,10 +659,9 @@ delivery_run(const DeliveryOptions *options)
 	error_context_stack = context.previous;
 	MemoryContextSwitchTo(old);
 	if (lanes_taken() > 0)		/* the extension is gone, or rows stay locked */
-	{
 		wakeup_raise_doubt();
+	if (lanes_taken() > 0 || stopping_since != 0)
 		forget_everything();
-	}
 	else
 		MemoryContextReset(turn_context);
 	return next_due;

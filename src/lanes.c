@@ -31,7 +31,7 @@
 #include "settings.h"
 #include "worker.h"
 
-/* Rows that one statement fetches, which takes 2 ms; of how many lanes; and of one lane at least. */
+/* What one statement fetches, in 2 ms: rows, of how many lanes, and of one lane at least. */
 #define FETCH_ROWS			1000
 #define FETCH_LANES			50
 #define FETCH_MIN			(FETCH_ROWS / FETCH_LANES)
@@ -83,10 +83,10 @@ static struct
 	bool		rows_wanted;
 	bool		runs;
 	bool		finds_rows;
-	int64		began_us;
+	TimestampTz began_at;
 	int64		took_us;
 	int			rechecks;
-	int64		rested_us;		/* no slice before */
+	TimestampTz rested_at;		/* no slice before */
 	QueueLane	last;			/* that it has come to */
 }			scan;
 
@@ -95,8 +95,8 @@ static struct
 static int
 compare_timers(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
-	int64		left = pairingheap_const_container(Timer, node, a)->at_us;
-	int64		right = pairingheap_const_container(Timer, node, b)->at_us;
+	TimestampTz left = pairingheap_const_container(Timer, node, a)->at;
+	TimestampTz right = pairingheap_const_container(Timer, node, b)->at;
 
 	(void) arg;
 	return left < right ? 1 : left > right ? -1 : 0;
@@ -115,46 +115,40 @@ compare_lanes(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 }
 
 void
-lanes_set_timer(Timer *timer, int64 at_us)
+lanes_set_timer(Timer *timer, TimestampTz at)
 {
 	if (timer->is_set)
 		pairingheap_remove(&timers[timer->kind], &timer->node);
-	timer->is_set = at_us != PG_INT64_MAX;
-	timer->at_us = at_us;
+	timer->is_set = at != DT_NOEND;
+	timer->at = at;
 	if (timer->is_set)
 		pairingheap_add(&timers[timer->kind], &timer->node);
 }
 
-int64
+TimestampTz
 lanes_next_timer(TimerKind kind)
 {
-	return pairingheap_is_empty(&timers[kind]) ? PG_INT64_MAX :
-		pairingheap_container(Timer, node, pairingheap_first(&timers[kind]))->at_us;
+	return pairingheap_is_empty(&timers[kind]) ? DT_NOEND :
+		pairingheap_container(Timer, node, pairingheap_first(&timers[kind]))->at;
 }
 
 Timer *
-lanes_take_timer(TimerKind kind, int64 until_us)
+lanes_take_timer(TimerKind kind, TimestampTz until)
 {
 	Timer	   *timer;
 
-	if (pairingheap_is_empty(&timers[kind]) || lanes_next_timer(kind) > until_us)
+	if (pairingheap_is_empty(&timers[kind]) || lanes_next_timer(kind) > until)
 		return NULL;
 	timer = pairingheap_container(Timer, node, pairingheap_first(&timers[kind]));
-	lanes_set_timer(timer, PG_INT64_MAX);
+	lanes_set_timer(timer, DT_NOEND);
 	return timer;
 }
 
-static int64
-on_engine_clock(TimestampTz when, Moment now)
-{
-	return when == DT_NOEND ? PG_INT64_MAX : now.us + Max(when - now.ts, 0);
-}
-
 /* When reading that took so long may be done again. */
-static int64
-rested_at(int64 took_us)
+static TimestampTz
+rest_until(int64 took_us)
 {
-	return http_clock_us() + (took_us > CHEAP_US ? REST * took_us : 0);
+	return GetCurrentTimestamp() + (took_us > CHEAP_US ? REST * took_us : 0);
 }
 
 /* ---- where a lane stands ---- */
@@ -184,7 +178,7 @@ lane_leave(DeliveryLane *lane)
 	if (lane->hungry)
 		dlist_delete(&lane->hungry_node);
 	lane->in_queue = lane->hungry = false;
-	lanes_set_timer(&lane->timer, PG_INT64_MAX);
+	lanes_set_timer(&lane->timer, DT_NOEND);
 }
 
 static void
@@ -215,44 +209,44 @@ rewind_lane(DeliveryLane *lane)
 	lane->position.send_after = DT_NOBEGIN;
 	memset(&lane->position.message_id, 0, sizeof(pg_uuid_t));
 	lane->exhausted = lane->found_due = false;
-	lane->rewind_us = PG_INT64_MAX;
+	lane->rewind_at = DT_NOEND;
 	lane->read_us = 0;
 }
 
 /* Its rows and its key are not needed before then. */
 static void
-lane_wait(DeliveryLane *lane, TimerKind kind, int64 until_us)
+lane_wait(DeliveryLane *lane, TimerKind kind, TimestampTz until)
 {
 	drop_rows(lane);
 	apps_drop_key(lane);
 	lane->timer.kind = kind;
-	lanes_set_timer(&lane->timer, until_us);
+	lanes_set_timer(&lane->timer, until);
 }
 
 /* Puts the lane where it belongs now; it may be gone afterwards.  app_place() has to follow. */
 static void
-lane_place(DeliveryLane *lane, Moment now)
+lane_place(DeliveryLane *lane, TimestampTz now)
 {
-	int64		probe_us = lane->key_missing ? PG_INT64_MAX : circuit_next(&lane->circuit, now.us);
+	TimestampTz probe_at = lane->key_missing ? DT_NOEND : circuit_next(&lane->circuit, now);
 
 	lane_leave(lane);
-	if (probe_us > now.us && apps_next_key_check(lane) > now.us)
+	if (probe_at > now && apps_next_key_check(lane) > now)
 	{
 		lane_wait(lane, lane->key_missing && lane->checks > 0 ? TIMER_KEYLESS : TIMER_LANE,
-				  Min(probe_us, apps_next_key_check(lane)));
+				  Min(probe_at, apps_next_key_check(lane)));
 		return;
 	}
-	if (lane->rewind_us <= now.us && lane->rested_us <= now.us)
+	if (lane->rewind_at <= now && lane->rested_at <= now)
 		rewind_lane(lane);
-	if (probe_us <= now.us && lane->row_next < lane->row_count)
+	if (probe_at <= now && lane->row_next < lane->row_count)
 	{
 		lane->in_queue = true;
 		pairingheap_add(&lane->app->queue, &lane->queue_node);
 	}
-	else if (probe_us > now.us || !lane->exhausted)
+	else if (probe_at > now || !lane->exhausted)
 		lane_starve(lane);
-	else if (lane->items > 0 || lane->rewind_us != PG_INT64_MAX)
-		lane_wait(lane, TIMER_LANE, lane->rewind_us == PG_INT64_MAX ? PG_INT64_MAX : Max(lane->rewind_us, lane->rested_us));
+	else if (lane->items > 0 || lane->rewind_at != DT_NOEND)
+		lane_wait(lane, TIMER_LANE, Max(lane->rewind_at, lane->rested_at));
 	else
 		remove_lane(lane);
 }
@@ -265,33 +259,31 @@ app_leave(DeliveryApp *app)
 	if (app->list != NULL)
 		dlist_delete(&app->list_node);
 	app->list = NULL;
-	lanes_set_timer(&app->timer, PG_INT64_MAX);
+	lanes_set_timer(&app->timer, DT_NOEND);
 }
 
 /* When the app may send, as far as pauses go; <= now: at once. */
-static int64
-app_opens_at(DeliveryApp *app, Moment now)
+static TimestampTz
+app_opens_at(DeliveryApp *app, TimestampTz now)
 {
-	if (app->paused_until > now.ts)
-		return on_engine_clock(app->paused_until, now);
-	return circuit_next(&app->circuit, now.us);
+	if (app->paused_until > now)
+		return app->paused_until;
+	return circuit_next(&app->circuit, now);
 }
 
 static void
 app_set_fetching(DeliveryApp *app, bool is_fetching)
 {
-	if (app->fetching == is_fetching)
-		return;
-	app->fetching = is_fetching;
-	if (is_fetching)
+	if (is_fetching && !app->fetching)
 		dlist_push_tail(&fetching, &app->fetching_node);
-	else
+	else if (!is_fetching && app->fetching)
 		dlist_delete(&app->fetching_node);
+	app->fetching = is_fetching;
 }
 
 /* The app may not send: its lanes give up their rows and keys. */
 static void
-app_close(DeliveryApp *app, int64 opens_us)
+app_close(DeliveryApp *app, TimestampTz opens_at)
 {
 	app_set_fetching(app, false);
 	while (!pairingheap_is_empty(&app->queue))
@@ -303,28 +295,28 @@ app_close(DeliveryApp *app, int64 opens_us)
 		lane_starve(lane);
 	}
 	if (!dlist_is_empty(&app->hungry))
-		lanes_set_timer(&app->timer, opens_us);
+		lanes_set_timer(&app->timer, opens_at);
 }
 
 static void
-app_place(DeliveryApp *app, Moment now)
+app_place(DeliveryApp *app, TimestampTz now)
 {
-	int64		opens_us = app_opens_at(app, now);
+	TimestampTz opens_at = app_opens_at(app, now);
 	bool		has_rows = !pairingheap_is_empty(&app->queue);
 
 	app_leave(app);
-	if (opens_us > now.us)
+	if (opens_at > now)
 	{
-		app_close(app, opens_us);
+		app_close(app, opens_at);
 		return;
 	}
 	/* One lane will do for a probe. */
 	app_set_fetching(app, !dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows));
 	if (!has_rows)
 		return;
-	if (app->trust.paused_until > now.us)
+	if (app->trust.paused_until > now)
 		lanes_set_timer(&app->timer, app->trust.paused_until);
-	else if (trust_permits(&app->trust, now.us) && !allowance_is_full(&app->allowance) &&
+	else if (trust_permits(&app->trust, now) && !allowance_is_full(&app->allowance) &&
 			 app->group.unsent < HTTP_UNSENT_MAX)
 	{
 		app->list = allowance_permits(&app->allowance, &wire) ? &ready : &crowded;
@@ -333,7 +325,7 @@ app_place(DeliveryApp *app, Moment now)
 }
 
 static void
-place(DeliveryLane *lane, Moment now)
+place(DeliveryLane *lane, TimestampTz now)
 {
 	DeliveryApp *app = lane->app;
 
@@ -343,7 +335,7 @@ place(DeliveryLane *lane, Moment now)
 
 /* When nothing is on the wire, whoever has something to send is let in, however many have not. */
 static void
-relieve_crowd(Moment now)
+relieve_crowd(TimestampTz now)
 {
 	int			tries = RELIEF_TRIES;
 
@@ -352,15 +344,15 @@ relieve_crowd(Moment now)
 }
 
 void
-lanes_tick(Moment now)
+lanes_tick(TimestampTz now)
 {
 	Timer	   *timer;
 
 	wire.max = settings_max_in_flight;
-	while ((timer = lanes_take_timer(TIMER_LANE, now.us)) != NULL ||
-		   (timer = lanes_take_timer(TIMER_KEYLESS, now.us)) != NULL)
+	while ((timer = lanes_take_timer(TIMER_LANE, now)) != NULL ||
+		   (timer = lanes_take_timer(TIMER_KEYLESS, now)) != NULL)
 		place(pairingheap_container(DeliveryLane, timer.node, &timer->node), now);
-	while ((timer = lanes_take_timer(TIMER_APP, now.us)) != NULL)
+	while ((timer = lanes_take_timer(TIMER_APP, now)) != NULL)
 		app_place(pairingheap_container(DeliveryApp, timer.node, &timer->node), now);
 }
 
@@ -421,9 +413,9 @@ lanes_wake(void)
 }
 
 void
-lanes_refresh(Moment now)
+lanes_refresh(TimestampTz now)
 {
-	scan.wanted |= now.us - scan.began_us > REFRESH_US;
+	scan.wanted |= now - scan.began_at > REFRESH_US;
 }
 
 /* ---- which lanes there are ---- */
@@ -446,7 +438,7 @@ get_lane(const QueueLane *key, DeliveryApp *app)
 
 /* One slice of a scan.  A wake-up that comes meanwhile has another one follow. */
 static void
-scan_lanes(Moment now)
+scan_lanes(TimestampTz now)
 {
 	List	   *listed;
 	ListCell   *cell;
@@ -455,7 +447,7 @@ scan_lanes(Moment now)
 	{
 		scan.finds_rows = scan.rows_wanted;
 		scan.wanted = scan.rows_wanted = false;
-		scan.began_us = now.us;
+		scan.began_at = now;
 		scan.took_us = scan.rechecks = 0;
 		memset(&scan.last, 0, sizeof(scan.last));
 	}
@@ -469,11 +461,11 @@ scan_lanes(Moment now)
 		{
 			DeliveryLane *lane = get_lane(&entry->lane, app);
 
-			lane->rewind_us = 0;
+			lane->rewind_at = 0;
 			lane->told |= entry->app.is_of_lane;
 			/* There may be another key, or one at last. */
 			if (lane->generation != credentials_generation())
-				lane->checked_us = lane->checks = 0;
+				lane->checked_at = lane->checks = 0;
 			else if (lane->key_missing && scan.rechecks++ < RECHECKS_MAX)
 				lane->checks = 0;
 			lane_place(lane, now);
@@ -482,8 +474,8 @@ scan_lanes(Moment now)
 		scan.last = entry->lane;
 	}
 	scan.runs = list_length(listed) == SCAN_LANES;
-	scan.took_us += http_clock_us() - now.us;
-	scan.rested_us = scan.runs ? 0 : rested_at(scan.took_us);
+	scan.took_us += GetCurrentTimestamp() - now;
+	scan.rested_at = scan.runs ? 0 : rest_until(scan.took_us);
 }
 
 /* ---- fetching ---- */
@@ -497,7 +489,7 @@ waited_for_the_key(const DeliveryLane *lane, int http_status)
 
 /* Rows that wait for their time, or are taken, are skipped. */
 static bool
-is_due(DeliveryLane *lane, const QueueRow *row, Moment now)
+is_due(DeliveryLane *lane, const QueueRow *row, TimestampTz now)
 {
 	MessageId	id = {row->message_id, lane->key.app_id};
 	DeliveryItem *item = hash_search(items, &id, HASH_FIND, NULL);
@@ -511,14 +503,14 @@ is_due(DeliveryLane *lane, const QueueRow *row, Moment now)
 		apps_suspect(lane, row->http_status, now);
 	if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
 		lane->failing_since = row->first_attempt_at;
-	if (row->next_attempt_at <= now.ts || waited_for_the_key(lane, row->http_status))
+	if (row->next_attempt_at <= now || waited_for_the_key(lane, row->http_status))
 		return true;
-	lane->rewind_us = Min(lane->rewind_us, on_engine_clock(row->next_attempt_at, now));
+	lane->rewind_at = Min(lane->rewind_at, row->next_attempt_at);
 	return false;
 }
 
 static void
-buffer_rows(DeliveryLane *lane, QueueRow *rows, int count, Moment now)
+buffer_rows(DeliveryLane *lane, QueueRow *rows, int count, TimestampTz now)
 {
 	int			due = 0;
 
@@ -535,19 +527,19 @@ buffer_rows(DeliveryLane *lane, QueueRow *rows, int count, Moment now)
 	lane->rows = MemoryContextAlloc(lanes_context, sizeof(QueueRow) * due);
 	memcpy(lane->rows, rows, sizeof(QueueRow) * due);
 	lane->row_count = due;
-	lane->fetched_us = now.us;
+	lane->fetched_at = now;
 	buffered += due;
 }
 
 static void
-fetch_lanes(DeliveryLane **batch, int count, Moment now)
+fetch_lanes(DeliveryLane **batch, int count, TimestampTz now)
 {
 	const QueueLane *keys[FETCH_LANES];
 	QueuePosition positions[FETCH_LANES];
 	int			row_counts[FETCH_LANES];
 	int			max = Max(Min(FETCH_ROWS, FETCH_TOTAL - buffered) / count, FETCH_MIN);
 	QueueRow   *rows = palloc(sizeof(QueueRow) * max * count);
-	int64		began_us = http_clock_us();
+	TimestampTz began_at = GetCurrentTimestamp();
 	int64		took_us;
 
 	for (int i = 0; i < count; i++)
@@ -556,7 +548,7 @@ fetch_lanes(DeliveryLane **batch, int count, Moment now)
 		positions[i] = batch[i]->position;
 	}
 	queue_fetch(keys, positions, count, rows, row_counts, max);
-	took_us = (http_clock_us() - began_us) / count;
+	took_us = (GetCurrentTimestamp() - began_at) / count;
 	for (int i = 0; i < count; i++)
 	{
 		DeliveryLane *lane = batch[i];
@@ -566,7 +558,7 @@ fetch_lanes(DeliveryLane **batch, int count, Moment now)
 		if (!lane->found_due)
 		{
 			lane->read_us += took_us;
-			lane->rested_us = rested_at(lane->read_us);
+			lane->rested_at = rest_until(lane->read_us);
 		}
 		lane->found_due |= lane->row_count > 0;
 		place(lane, now);
@@ -576,13 +568,13 @@ fetch_lanes(DeliveryLane **batch, int count, Moment now)
 
 /* Why rows of the lane cannot be attempted, and have not been for long; or NULL. */
 static const char *
-reason_to_expire(const DeliveryLane *lane, Moment now)
+reason_to_expire(const DeliveryLane *lane, TimestampTz now)
 {
 	const Circuit *circuit = &lane->app->circuit;
 
 	if (lane->key_missing)
 		return lane->reason;
-	if (lane->failing_since == 0 || now.ts - lane->failing_since < EXPIRE_AFTER)
+	if (lane->failing_since == 0 || now - lane->failing_since < EXPIRE_AFTER)
 		return NULL;
 	if (lane->circuit.open)
 		return lane->reason;
@@ -591,16 +583,16 @@ reason_to_expire(const DeliveryLane *lane, Moment now)
 
 /* Gives up rows that could not be attempted until their time was over. */
 static void
-expire_rows(DeliveryLane *lane, Moment now)
+expire_rows(DeliveryLane *lane, TimestampTz now)
 {
 	const char *reason = reason_to_expire(lane, now);
 	int			count;
 
 	if (reason == NULL || lane->items > 0 ||
-		(lane->expired_us != 0 && now.us - lane->expired_us < EXPIRE_US))
+		(lane->expired_at != 0 && now - lane->expired_at < EXPIRE_US))
 		return;
-	lane->expired_us = now.us;
-	count = queue_expire(&lane->key, now.ts - settings_retry_window * USECS_PER_SEC, reason);
+	lane->expired_at = now;
+	count = queue_expire(&lane->key, now - settings_retry_window * USECS_PER_SEC, reason);
 	if (count == 0)
 		return;
 	apps_count(lane->app, QUEUE_FAILED, count);
@@ -624,19 +616,19 @@ find_problem(void)
 }
 
 bool
-lanes_are_hungry(Moment now)
+lanes_are_hungry(TimestampTz now)
 {
-	return !dlist_is_empty(&fetching) || ((scan.wanted || scan.runs) && now.us >= scan.rested_us);
+	return !dlist_is_empty(&fetching) || ((scan.wanted || scan.runs) && now >= scan.rested_at);
 }
 
 void
-lanes_fill(Moment now)
+lanes_fill(TimestampTz now)
 {
 	DeliveryLane *batch[FETCH_LANES];
 	const char *problem;
 	int			count = 0;
 
-	if ((scan.wanted || scan.runs) && now.us >= scan.rested_us)
+	if ((scan.wanted || scan.runs) && now >= scan.rested_at)
 		scan_lanes(now);
 	problem = dlist_is_empty(&fetching) ? NULL : find_problem();
 	while (count < FETCH_LANES && !dlist_is_empty(&fetching))
@@ -651,9 +643,9 @@ lanes_fill(Moment now)
 			apps_miss_key(lane, problem, now);
 		}
 		else
-			(void) apps_check_key(lane, now);
+			apps_check_key(lane, now);
 		expire_rows(lane, now);
-		if (!lane->key_missing && circuit_next(&lane->circuit, now.us) <= now.us)
+		if (!lane->key_missing && circuit_next(&lane->circuit, now) <= now)
 			batch[count++] = lane;
 		else
 			lane_place(lane, now);
@@ -667,7 +659,7 @@ lanes_fill(Moment now)
 /* ---- taking ---- */
 
 static DeliveryItem *
-take_row(DeliveryLane *lane, Moment now)
+take_row(DeliveryLane *lane, TimestampTz now)
 {
 	DeliveryApp *app = lane->app;
 	const QueueRow *row = &lane->rows[lane->row_next];
@@ -694,10 +686,10 @@ take_row(DeliveryLane *lane, Moment now)
 }
 
 DeliveryItem *
-lanes_take(Moment now)
+lanes_take(TimestampTz now)
 {
 	relieve_crowd(now);
-	while (!dlist_is_empty(&ready) && trust_permits(&run_trust, now.us))
+	while (!dlist_is_empty(&ready) && trust_permits(&run_trust, now))
 	{
 		DeliveryApp *app = dlist_head_element(DeliveryApp, list_node, &ready);
 		DeliveryLane *lane;
@@ -706,18 +698,18 @@ lanes_take(Moment now)
 		if (app->list != &ready)
 			continue;
 		lane = pairingheap_container(DeliveryLane, queue_node, pairingheap_first(&app->queue));
-		if (now.us - lane->fetched_us > BUFFER_AGE_US)
+		if (now - lane->fetched_at > BUFFER_AGE_US)
 		{
 			lane_leave(lane);
 			drop_rows(lane);
 			place(lane, now);
 		}
-		else if (pace_take(&app->pace, now.us))
+		else if (pace_take(&app->pace, now))
 			return take_row(lane, now);
 		else
 		{
 			app_leave(app);
-			lanes_set_timer(&app->timer, pace_next(&app->pace, now.us));
+			lanes_set_timer(&app->timer, pace_next(&app->pace, now));
 		}
 	}
 	return NULL;
@@ -730,28 +722,27 @@ lanes_taken(void)
 }
 
 bool
-lanes_take_again(DeliveryItem *item, Moment now)
+lanes_take_again(DeliveryItem *item, TimestampTz now)
 {
 	DeliveryApp *app = item->lane->app;
 
-	if (app_opens_at(app, now) > now.us || !allowance_permits(&app->allowance, &wire))
+	if (app_opens_at(app, now) > now || !allowance_permits(&app->allowance, &wire))
 		return false;
 	allowance_begin(&app->allowance, &wire);
 	return true;
 }
 
 void
-lanes_end_request(DeliveryItem *item, bool answered, Moment now)
+lanes_end_request(DeliveryItem *item, bool answered)
 {
 	allowance_end(&item->lane->app->allowance, &wire, answered);
-	place(item->lane, now);
-	relieve_crowd(now);
+	place(item->lane, GetCurrentTimestamp());
 }
 
 void
 lanes_settle(DeliveryItem *item, int http_status, TimestampTz next_due)
 {
-	Moment		now = apps_now();
+	TimestampTz now = GetCurrentTimestamp();
 	DeliveryLane *lane = item->lane;
 
 	/* It may have been requested by another role, and so be in another lane. */
@@ -764,39 +755,39 @@ lanes_settle(DeliveryItem *item, int http_status, TimestampTz next_due)
 	lane->items--;
 	lane->app->trust.unrecorded--;
 	run_trust.unrecorded--;
-	lane->rewind_us = Min(lane->rewind_us, on_engine_clock(next_due, now));
+	lane->rewind_at = Min(lane->rewind_at, next_due);
 	/* It was rejected with a key that is no longer the lane's. */
 	if (next_due != DT_NOEND && waited_for_the_key(lane, http_status))
-		lane->rewind_us = 0;
+		lane->rewind_at = 0;
 	place(lane, now);
 }
 
 void
 lanes_trust(DeliveryApp *app, bool recorded)
 {
-	Moment		now = apps_now();
+	TimestampTz now = GetCurrentTimestamp();
 	Trust	   *trust = app != NULL ? &app->trust : &run_trust;
 
 	if (recorded)
 		trust_grow(trust);
 	else
-		trust_lose(trust, now.us);
+		trust_lose(trust, now);
 	if (app != NULL)
 		app_place(app, now);
 }
 
-int64
-lanes_next_us(Moment now)
+TimestampTz
+lanes_next_due(TimestampTz now)
 {
-	int64		next = Min(lanes_next_timer(TIMER_LANE), lanes_next_timer(TIMER_APP));
+	TimestampTz next = Min(lanes_next_timer(TIMER_LANE), lanes_next_timer(TIMER_APP));
 
-	if (!dlist_is_empty(&fetching) || (!dlist_is_empty(&ready) && trust_permits(&run_trust, now.us)))
-		return now.us;
+	if (!dlist_is_empty(&fetching) || (!dlist_is_empty(&ready) && trust_permits(&run_trust, now)))
+		return now;
 	if (scan.wanted || scan.runs)
-		next = Min(next, scan.rested_us);
-	if (!dlist_is_empty(&ready) && run_trust.paused_until > now.us)
+		next = Min(next, scan.rested_at);
+	if (!dlist_is_empty(&ready) && run_trust.paused_until > now)
 		next = Min(next, run_trust.paused_until);
 	if (!pairingheap_is_empty(&timers[TIMER_KEYLESS]) && worker_preloaded())
-		next = Min(next, now.us + CIRCUIT_KEY_PAUSE);
+		next = Min(next, now + CIRCUIT_KEY_PAUSE);
 	return next;
 }

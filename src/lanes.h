@@ -2,8 +2,7 @@
  * lanes.h
  *		What delivery knows of apps and lanes (apps.c), and what goes next (lanes.c).
  *
- * A lane is what one role requested for one app.  The names of the functions
- * of apps.c begin with apps_.
+ * A lane is what one role requested for one app.
  */
 #ifndef ONESIGNAL_CANCEL_LANES_H
 #define ONESIGNAL_CANCEL_LANES_H
@@ -14,13 +13,6 @@
 #include "onesignal.h"
 #include "pace.h"
 #include "queue.h"
-
-/* The same moment on both clocks: http_clock_us() and the table's. */
-typedef struct Moment
-{
-	int64		us;
-	TimestampTz ts;
-} Moment;
 
 /* What waits for a time; each kind has its own heap. */
 typedef enum TimerKind
@@ -38,7 +30,7 @@ typedef struct Timer
 	pairingheap_node node;
 	TimerKind	kind;
 	bool		is_set;
-	int64		at_us;
+	TimestampTz at;
 } Timer;
 
 /* What requests of a lane are made with.  Requests that are on the wire share it. */
@@ -57,7 +49,6 @@ typedef struct DeliveryApp
 	pg_uuid_t	app_id;			/* hash key: first */
 	char		server[NAMEDATALEN];	/* for messages; "": not known */
 
-	/* how fast it may send, and whether */
 	Pace		pace;
 	double		rate_limit;
 	Oid			rate_server;	/* the server that states it */
@@ -68,7 +59,7 @@ typedef struct DeliveryApp
 	HttpGroup	group;
 	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
 	TimestampTz resumed_at;
-	int64		view_next_us;	/* when View message may be asked next */
+	TimestampTz view_next_at;	/* when View message may be asked next */
 	char	   *unrecordable;	/* why its outcomes cannot be recorded, or NULL */
 	int			visit;			/* the last visit of the tables that changed trust */
 
@@ -106,24 +97,24 @@ struct DeliveryLane
 	LaneKey    *credentials;	/* NULL: to be looked up when they are needed */
 	uint64		fingerprint;	/* of the last credentials; 0: none */
 	uint64		generation;		/* of all credentials when they were looked up */
-	int64		checked_us;		/* when they were looked up; 0: look again */
+	TimestampTz checked_at;		/* when they were looked up; 0: look again */
 	int			checks;			/* how often since they changed */
-	int64		adopted_us;		/* when they changed */
-	int64		accepted_us;	/* begin of the last request that was accepted since a rejection; 0: none */
+	TimestampTz adopted_at;		/* when they changed */
+	TimestampTz accepted_at;	/* begin of the last request that was accepted since a rejection; 0: none */
 
 	/* its rows (lanes.c) */
 	QueueRow   *rows;			/* fetched and due; NULL: none */
 	int			row_count;
 	int			row_next;
-	int64		fetched_us;
+	TimestampTz fetched_at;
 	QueuePosition position;		/* where the next fetch begins */
 	bool		exhausted;		/* the end has been read */
-	int64		rewind_us;		/* when to read from the head again; PG_INT64_MAX: no need */
-	int64		rested_us;		/* not before, since reading took long */
+	TimestampTz rewind_at;		/* when to read from the head again; DT_NOEND: no need */
+	TimestampTz rested_at;		/* not before, since reading took long */
 	int64		read_us;		/* time spent on reading from the head to the first due row */
 	bool		found_due;
 	TimestampTz failing_since;	/* the oldest first attempt of a row that still waits; 0: none */
-	int64		expired_us;		/* when rows whose time is over were last given up */
+	TimestampTz expired_at;		/* when rows whose time is over were last given up */
 	int			items;			/* rows taken and not yet settled */
 	bool		in_queue;
 	pairingheap_node queue_node;
@@ -156,7 +147,7 @@ typedef struct DeliveryItem
 	LaneKey    *key;			/* that it is sent with */
 	QueueRow	row;
 	bool		renewed;		/* it was taken back and requested again meanwhile */
-	Moment		begun;
+	TimestampTz begun;
 	dlist_node	node;			/* in the answered ones (delivery.c) */
 	Timer		timer;			/* of what waits for its check or to be recorded */
 	HttpAnswer	answer;			/* to the DELETE */
@@ -165,26 +156,23 @@ typedef struct DeliveryItem
 	char	   *view_text;		/* what view points to, or NULL */
 	bool		denied;			/* OneSignal rejected this message, and not the key */
 	ItemCheck	check;
-	int64		check_until_us;
+	TimestampTz check_until;
 	bool		kept;			/* it waits since its outcome could not be written */
 	int64		keep_us;		/* how long it waited last; 0: never */
 } DeliveryItem;
 
-/* ---- apps.c ---- */
-
-extern Moment apps_now(void);
 extern void apps_open(MemoryContext context);
 
 /* The app; a new one begins with what its row in onesignal_app says.  Takes over pauses. */
-extern DeliveryApp *apps_get(const pg_uuid_t *app_id, const QueueAppState *state, Moment now);
+extern DeliveryApp *apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now);
 
 /* "server "clinic" (app 5e60...)", palloc'd */
 extern char *apps_label(const DeliveryApp *app);
 
-/* Looks credentials up where they may have changed, in a transaction.  False: there are none. */
-extern bool apps_check_key(DeliveryLane *lane, Moment now);
-extern int64 apps_next_key_check(const DeliveryLane *lane);
-extern void apps_miss_key(DeliveryLane *lane, const char *reason, Moment now);
+/* Looks credentials up where they may have changed, in a transaction. */
+extern void apps_check_key(DeliveryLane *lane, TimestampTz now);
+extern TimestampTz apps_next_key_check(const DeliveryLane *lane);
+extern void apps_miss_key(DeliveryLane *lane, const char *reason, TimestampTz now);
 extern void apps_drop_key(DeliveryLane *lane);
 extern void apps_release_key(LaneKey *key);
 
@@ -192,7 +180,7 @@ extern void apps_release_key(LaneKey *key);
 extern bool apps_was_rejected(int http_status);
 
 /* A row says that the key was rejected: a process that knows no better begins with a probe. */
-extern void apps_suspect(DeliveryLane *lane, int http_status, Moment now);
+extern void apps_suspect(DeliveryLane *lane, int http_status, TimestampTz now);
 
 /* Learns from the status of an answer, or from the lack of one; sets item->denied. */
 extern void apps_learn(DeliveryItem *item, const HttpAnswer *answer);
@@ -203,11 +191,9 @@ extern void apps_note_recording(DeliveryApp *app, const char *error);
 /* Messages of the app have reached a state, in the open transaction. */
 extern void apps_count(DeliveryApp *app, QueueState state, int count);
 
-/* Saves what has changed, in the open transaction.  When to do so: PG_INT64_MAX: nothing has. */
-extern void apps_save(Moment now);
-extern int64 apps_save_at(void);
-
-/* ---- lanes.c ---- */
+/* Saves what has changed, in the open transaction; and when to do so, DT_NOEND: nothing has. */
+extern void apps_save(void);
+extern TimestampTz apps_save_at(void);
 
 /* cautious: begin with one request, since outcomes could not be recorded */
 extern void lanes_open(MemoryContext context, bool cautious);
@@ -218,25 +204,25 @@ extern void lanes_forget(void);
 /* Rows may have been committed in any lane: look for them soon. */
 extern void lanes_wake(void);
 
-/* Now and then, where no wake-up tells of it: somebody may have paused or resumed an app. */
-extern void lanes_refresh(Moment now);
+/* Called now and then, where no wake-up tells that an app was paused or resumed. */
+extern void lanes_refresh(TimestampTz now);
 
 /* Takes up lanes and apps whose time has come. */
-extern void lanes_tick(Moment now);
+extern void lanes_tick(TimestampTz now);
 
 /* Is there something to read?  lanes_fill() reads it, between queue_begin() and queue_commit(). */
-extern bool lanes_are_hungry(Moment now);
-extern void lanes_fill(Moment now);
+extern bool lanes_are_hungry(TimestampTz now);
+extern void lanes_fill(TimestampTz now);
 
 /* The next row to begin, or NULL.  It is taken until lanes_settle(). */
-extern DeliveryItem *lanes_take(Moment now);
+extern DeliveryItem *lanes_take(TimestampTz now);
 extern int	lanes_taken(void);
 
 /* May one more request of a taken row start? */
-extern bool lanes_take_again(DeliveryItem *item, Moment now);
+extern bool lanes_take_again(DeliveryItem *item, TimestampTz now);
 
 /* A request has ended, with an answer or without one; apps_learn() comes before. */
-extern void lanes_end_request(DeliveryItem *item, bool answered, Moment now);
+extern void lanes_end_request(DeliveryItem *item, bool answered);
 
 /*
  * The outcome was recorded or dropped; next_due: when the row is to be tried
@@ -247,14 +233,14 @@ extern void lanes_settle(DeliveryItem *item, int http_status, TimestampTz next_d
 /* Outcomes were committed, or could not be recorded: of an app, or (NULL) of all. */
 extern void lanes_trust(DeliveryApp *app, bool recorded);
 
-/* When there may be something to begin; PG_INT64_MAX: not before somebody commits more. */
-extern int64 lanes_next_us(Moment now);
+/* When there may be something to begin; DT_NOEND: not before somebody commits more. */
+extern TimestampTz lanes_next_due(TimestampTz now);
 
-/* at_us PG_INT64_MAX: never */
-extern void lanes_set_timer(Timer *timer, int64 at_us);
-extern int64 lanes_next_timer(TimerKind kind);
+/* at DT_NOEND: never */
+extern void lanes_set_timer(Timer *timer, TimestampTz at);
+extern TimestampTz lanes_next_timer(TimerKind kind);
 
 /* The next one that is due by then, which is stopped; or NULL. */
-extern Timer *lanes_take_timer(TimerKind kind, int64 until_us);
+extern Timer *lanes_take_timer(TimerKind kind, TimestampTz until);
 
 #endif
