@@ -116,6 +116,16 @@ note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason, TimestampT
 	log_pause(app, lane, "pausing", psprintf(": %s; next probe in %d s", reason, seconds));
 }
 
+/* onesignal_app has room for one lane whose circuit is open. */
+static void
+tell_of_lane(DeliveryLane *lane)
+{
+	if (lane->app->paused_lane != NULL)
+		return;
+	lane->app->paused_lane = lane;
+	set_unsaved(lane->app);
+}
+
 /* True: it was closed. */
 static bool
 open_lane(DeliveryLane *lane, TimestampTz begun_at, TimestampTz until, const char *reason, TimestampTz now)
@@ -123,8 +133,8 @@ open_lane(DeliveryLane *lane, TimestampTz begun_at, TimestampTz until, const cha
 	bool		is_news = circuit_open(&lane->circuit, begun_at, until, now);
 
 	set_text(&lane->reason, reason);
-	if (lane->circuit.open && lane->app->paused_lane == NULL)
-		lane->app->paused_lane = lane;
+	if (lane->circuit.open)
+		tell_of_lane(lane);
 	set_unsaved(lane->app);
 	return is_news;
 }
@@ -241,7 +251,10 @@ apps_miss_key(DeliveryLane *lane, const char *reason, TimestampTz now)
 	lane->checked_at = now;
 	lane->checks++;
 	if (!is_news)
+	{
+		tell_of_lane(lane);
 		return;
+	}
 	(void) open_lane(lane, now, now + CIRCUIT_KEY_PAUSE, reason, now);
 	note_error(lane->app, reason);
 	if (!lane->told)
@@ -497,7 +510,7 @@ apps_save_at(void)
 	return dlist_is_empty(&unsaved) ? DT_NOEND : save_after;
 }
 
-/* The table has room for one circuit: the app's own, or else that of one lane. */
+/* The app's own circuit comes first. */
 static void
 describe_app(DeliveryApp *app, QueueApp *row)
 {
