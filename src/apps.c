@@ -1,16 +1,12 @@
 /*
  * apps.c
- *		What delivery knows of each app and of its lanes: pace, circuits, keys.
+ *		What is known of each app and of its lanes: pace, circuits, keys.
  *
- * An app has a circuit that 429, and several failures in a row, open; each of
- * its lanes has one for its key.  Answers move them by their status alone,
- * which needs no transaction.  When one opens or closes, a line is logged and
- * the app's row in onesignal_app is written in the next transaction, for
- * people to see.  Of what stands there a new deliverer takes over only how
- * long the app is paused, and its pace.
- *
- * A lane keeps its key only while it has something to send: thousands of lanes
- * may wait.
+ * An app has a circuit, which a 429 or several failures in a row open; each of
+ * its lanes has one for its key.  The status of an answer moves them, which
+ * needs no transaction; the next transaction writes them to onesignal_app, for
+ * people to read.  A new deliverer takes from there only the end of an app's
+ * pause, and its pace.
  */
 #include "postgres.h"
 
@@ -23,72 +19,47 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
-#include "apps.h"
-#include "settings.h"
+#include "lanes.h"
 
-/*
- * A transaction that only saves what is known of apps waits this long after
- * the last one, or after one that found rows of onesignal_app locked.
- */
+/* A transaction that only saves apps comes this long after the last one; later where rows were locked. */
 #define SAVE_US			INT64CONST(100000)
 #define SAVE_LOCKED_US	INT64CONST(1000000)
 
-/* A key file changes without a word to us. */
+/* Nobody tells us that a key file has changed. */
 #define KEY_CHECK_US		INT64CONST(2000000)
 
-/* So long after a pause should have ended, nobody knows whether the app is back. */
+/* When a pause ended longer ago than this, the app may be back: no probe. */
 #define PROBE_AFTER		(5 * USECS_PER_MINUTE)
 
-/* Another deliverer has probed before: the next probe but one follows as late as ever. */
+/* The deliverer before has probed, too: the next probe comes as late as its own would. */
 #define PROBES_BEFORE	3
 
 /*
- * Requests that are begun before the first outcomes of an app are recorded,
- * and before any are recorded at all: should that be impossible, they are
- * sent in vain.  The second figure bounds what waits for locked rows.
+ * How many requests of an app begin before the first outcomes are recorded:
+ * they are sent in vain if that is impossible.  The maximum bounds what waits
+ * for locked rows.
  */
 #define APP_TRUST_FIRST	32
 #define APP_TRUST_MAX	4096
 
-static HTAB *apps = NULL;
+static HTAB *apps;
 static MemoryContext apps_context;
-static dlist_head unsaved = DLIST_STATIC_INIT(unsaved);
-static int64 save_after_us = 0;
-static bool found_locked = false;	/* the last save left out some */
-
-/* What the open transaction saves, and of which apps. */
-static QueueApp *saving;
-static DeliveryApp **saving_apps;
-static int	saving_count = 0;
-
-Moment
-apps_now(void)
-{
-	Moment		now;
-
-	now.us = http_clock_us();
-	now.ts = GetCurrentTimestamp();
-	return now;
-}
-
-/* ---- the apps ---- */
+static dlist_head unsaved;
+static TimestampTz save_after;
 
 void
 apps_open(MemoryContext context)
 {
-	HASHCTL		control = {0};
+	HASHCTL		control = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(DeliveryApp), .hcxt = context};
 
-	control.keysize = sizeof(pg_uuid_t);
-	control.entrysize = sizeof(DeliveryApp);
-	control.hcxt = context;
 	apps_context = context;
 	dlist_init(&unsaved);
-	saving_count = 0;
+	save_after = 0;
 	apps = hash_create("onesignal apps", 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
 static void
-app_set_unsaved(DeliveryApp *app)
+set_unsaved(DeliveryApp *app)
 {
 	if (!app->unsaved)
 		dlist_push_tail(&unsaved, &app->unsaved_node);
@@ -99,50 +70,18 @@ app_set_unsaved(DeliveryApp *app)
 static void
 set_text(char **into, const char *text)
 {
+	char	   *copy = text != NULL ? MemoryContextStrdup(apps_context, text) : NULL;
+
 	if (*into != NULL)
 		pfree(*into);
-	*into = text != NULL ? MemoryContextStrdup(apps_context, text) : NULL;
+	*into = copy;
 }
 
 static void
-app_begin(DeliveryApp *app, const QueueAppState *state, Moment now)
+note_error(DeliveryApp *app, const char *reason)
 {
-	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
-	app->resumed_at = state->resumed_at;
-	app->has_row = state->exists;
-	pace_init(&app->pace, app->rate_limit);
-	if (state->pace > 0)
-		app->pace.rate = state->pace;
-	circuit_init(&app->circuit);
-	allowance_init(&app->allowance);
-	trust_init(&app->trust, APP_TRUST_FIRST, APP_TRUST_MAX);
-	dlist_init(&app->lanes);
-	dlist_init(&app->dormant);
-
-	/*
-	 * It is no news to log.  A pause that ended lately ends with a probe all the
-	 * same; any other circuit that stands there is forgotten.
-	 */
-	if (state->circuit_until > now.ts - PROBE_AFTER)
-	{
-		(void) circuit_open(&app->circuit, now.us, now.us + Max(state->circuit_until - now.ts, 0), now.us);
-		app->circuit.probes = PROBES_BEFORE;
-	}
-	else if (state->has_circuit)
-		app_set_unsaved(app);
-}
-
-DeliveryApp *
-apps_get(const pg_uuid_t *app_id, const QueueAppState *state, Moment now)
-{
-	bool		found;
-	DeliveryApp *app = hash_search(apps, app_id, HASH_ENTER, &found);
-
-	if (found)
-		return app;
-	memset((char *) app + sizeof(pg_uuid_t), 0, sizeof(*app) - sizeof(pg_uuid_t));
-	app_begin(app, state, now);
-	return app;
+	set_text(&app->last_error, reason);
+	set_unsaved(app);
 }
 
 char *
@@ -154,18 +93,11 @@ apps_label(const DeliveryApp *app)
 		psprintf("app %s", app_id);
 }
 
-/* ---- circuits ---- */
+/* ---- pauses ---- */
 
+/* lane NULL: all of the app */
 static void
-note_error(DeliveryApp *app, const char *reason)
-{
-	set_text(&app->last_error, reason);
-	app_set_unsaved(app);
-}
-
-/* lane NULL: the app's own circuit */
-static void
-log_circuit(DeliveryApp *app, DeliveryLane *lane, const char *what, const char *more)
+log_pause(const DeliveryApp *app, const DeliveryLane *lane, const char *what, const char *more)
 {
 	char	   *role = lane == NULL ? "" : psprintf(" for role \"%s\"", NameStr(lane->key.requested_by));
 
@@ -175,83 +107,112 @@ log_circuit(DeliveryApp *app, DeliveryLane *lane, const char *what, const char *
 }
 
 static void
-note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason, Moment now)
+note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason, TimestampTz now)
 {
-	const Circuit *circuit = lane != NULL ? &lane->circuit : &app->circuit;
+	TimestampTz until = lane != NULL ? lane->circuit.open_until : app->circuit.open_until;
+	int			seconds = (int) ((until - now + USECS_PER_SEC - 1) / USECS_PER_SEC);
 
 	note_error(app, reason);
-	log_circuit(app, lane, "pausing",
-				psprintf(": %s; next probe in %d s", reason,
-						 (int) ((circuit->open_until - now.us + USECS_PER_SEC - 1) / USECS_PER_SEC)));
+	log_pause(app, lane, "pausing", psprintf(": %s; next probe in %d s", reason, seconds));
+}
+
+/* onesignal_app has room for one lane whose circuit is open. */
+static void
+tell_of_lane(DeliveryLane *lane)
+{
+	if (lane->app->paused_lane != NULL)
+		return;
+	lane->app->paused_lane = lane;
+	set_unsaved(lane->app);
+}
+
+/* True: it was closed. */
+static bool
+open_lane(DeliveryLane *lane, TimestampTz begun_at, TimestampTz until, const char *reason, TimestampTz now)
+{
+	bool		is_news = circuit_open(&lane->circuit, begun_at, until, now);
+
+	set_text(&lane->reason, reason);
+	if (lane->circuit.open)
+		tell_of_lane(lane);
+	set_unsaved(lane->app);
+	return is_news;
 }
 
 static void
 note_closed(DeliveryApp *app, DeliveryLane *lane)
 {
-	app_set_unsaved(app);
-	if (lane != NULL)
-		lane->rewind_wanted = true; /* rows that waited for the key */
-	log_circuit(app, lane, "resuming", "");
-}
-
-/* It may have opened, opened once more, or changed its end: the table has to say until when. */
-static void
-pause_lane(DeliveryLane *lane, const char *reason, int64 begun_us, Moment now)
-{
-	bool		news = circuit_open(&lane->circuit, begun_us, now.us + CIRCUIT_KEY_PAUSE, now.us);
-
-	set_text(&lane->reason, reason);
-	app_set_unsaved(lane->app);
-	if (news)
-		note_opened(lane->app, lane, reason, now);
-}
-
-static void
-resume_lane(DeliveryLane *lane, Moment now)
-{
-	if (circuit_close(&lane->circuit, now.us))
-		note_closed(lane->app, lane);
-}
-
-void
-apps_miss_key(DeliveryLane *lane, const char *reason, bool log, Moment now)
-{
-	bool		is_news = lane->reason == NULL || strcmp(lane->reason, reason) != 0;
-
-	apps_drop_key(lane);
-	lane->key_missing = true;
-	lane->server = InvalidOid;
-	lane->checked_us = now.us;
-	lane->checks++;
-	(void) circuit_open(&lane->circuit, now.us, now.us + CIRCUIT_KEY_PAUSE, now.us);
-	if (!is_news)
+	set_unsaved(app);
+	log_pause(app, lane, "resuming", "");
+	if (lane == NULL)
 		return;
-	set_text(&lane->reason, reason);
-	note_error(lane->app, reason);
-	if (log && !lane->told)
-		log_circuit(lane->app, lane, "pausing", psprintf(": %s; looking for it now and then", reason));
+	lane->rewind_at = 0;		/* rows that waited for the key */
+	if (app->paused_lane == lane)
+		app->paused_lane = NULL;
 }
 
-void
-apps_update(DeliveryApp *app, const QueueAppState *state, Moment now)
+static void
+app_begin(DeliveryApp *app, const QueueAppState *state, TimestampTz now)
+{
+	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
+	app->resumed_at = state->resumed_at;
+	app->has_row = state->exists;
+	pace_init(&app->pace, app->rate_limit);
+	if (state->pace > 0)
+		app->pace.rate = state->pace;
+	allowance_init(&app->allowance);
+	trust_init(&app->trust, APP_TRUST_FIRST, APP_TRUST_MAX);
+	dlist_init(&app->lanes);
+	dlist_init(&app->hungry);
+	app->timer.kind = TIMER_APP;
+	if (state->circuit_until > now - PROBE_AFTER)
+	{
+		(void) circuit_open(&app->circuit, now, state->circuit_until, now);
+		app->circuit.probes = PROBES_BEFORE;
+		set_text(&app->reason, "delivery was paused when it was last stopped");
+	}
+	else if (state->has_circuit)
+		set_unsaved(app);		/* what stands there is not true any more */
+}
+
+/* onesignal_cancel_resume() was called. */
+static void
+app_resumed(DeliveryApp *app, TimestampTz now)
 {
 	dlist_iter	iter;
 
-	app->has_row |= state->exists;
-	app->paused_until = state->paused_until;
-	if (state->resumed_at <= app->resumed_at)
-		return;
-	app->resumed_at = state->resumed_at;
-	if (circuit_close(&app->circuit, now.us))
+	if (circuit_close(&app->circuit, now))
 		note_closed(app, NULL);
 	dlist_foreach(iter, &app->lanes)
 	{
 		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
 
-		lane->checked_us = 0;
-		if (!lane->key_missing)
-			resume_lane(lane, now);
+		lane->checked_at = lane->checks = 0;
+		lane->judged = true;
+		if (!lane->key_missing && circuit_close(&lane->circuit, now))
+			note_closed(lane->app, lane);
 	}
+}
+
+DeliveryApp *
+apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now)
+{
+	bool		found;
+	DeliveryApp *app = hash_search(apps, app_id, HASH_ENTER, &found);
+
+	if (!found)
+	{
+		memset((char *) app + sizeof(pg_uuid_t), 0, sizeof(*app) - sizeof(pg_uuid_t));
+		app_begin(app, state, now);
+	}
+	app->has_row |= state->exists;
+	app->paused_until = state->paused_until;
+	if (state->resumed_at > app->resumed_at)
+	{
+		app->resumed_at = state->resumed_at;
+		app_resumed(app, now);
+	}
+	return app;
 }
 
 /* ---- keys ---- */
@@ -274,55 +235,55 @@ apps_drop_key(DeliveryLane *lane)
 	lane->credentials = NULL;
 }
 
-/* Tells changed credentials from unchanged ones without keeping them.  Never 0. */
+TimestampTz
+apps_next_key_check(const DeliveryLane *lane)
+{
+	return lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
+}
+
+void
+apps_miss_key(DeliveryLane *lane, const char *reason, TimestampTz now)
+{
+	bool		is_news = !lane->key_missing || strcmp(lane->reason, reason) != 0;
+
+	apps_drop_key(lane);
+	lane->key_missing = true;
+	lane->checked_at = now;
+	lane->checks++;
+	if (!is_news)
+	{
+		tell_of_lane(lane);
+		return;
+	}
+	(void) open_lane(lane, now, now + CIRCUIT_KEY_PAUSE, reason, now);
+	note_error(lane->app, reason);
+	if (!lane->told)
+		log_pause(lane->app, lane, "pausing", psprintf(": %s", reason));
+	lane->told = true;
+}
+
+/* Tells whether credentials have changed, without keeping them.  Never 0. */
 static uint64
 fingerprint_of(const Credentials *credentials)
 {
-	static uint64 seed = 0;
 	const char *const parts[] = {
 		credentials->base_url, credentials->api_key, credentials->ca_file, credentials->proxy
 	};
-	uint64		hash;
+	uint64		hash = credentials->server;
 
-	if (seed == 0)
-		seed = pg_prng_uint64(&pg_global_prng_state) | 1;
-	hash = seed + credentials->server;
 	for (size_t i = 0; i < lengthof(parts); i++)
 		hash = hash_bytes_extended((const unsigned char *) (parts[i] != NULL ? parts[i] : ""),
 								   parts[i] != NULL ? (int) strlen(parts[i]) + 1 : 0, hash);
 	return hash | 1;
 }
 
-/*
- * An app's pace is stated by the server that its requests go through.  Where
- * roles use different ones, the first has the say as long as it is in use, so
- * that nobody can slow down or speed up others by a server of his own.
- */
-static bool
-may_state_rate(const DeliveryLane *lane)
-{
-	dlist_iter	iter;
-
-	if (lane->app->server_oid == lane->server)
-		return true;
-	dlist_foreach(iter, &lane->app->lanes)
-	{
-		DeliveryLane *other = dlist_container(DeliveryLane, node, iter.cur);
-
-		if (other != lane && other->server == lane->app->server_oid)
-			return false;
-	}
-	return true;
-}
-
+/* Where roles use different servers, the first that is seen states the app's pace. */
 static void
-adopt_rate(DeliveryLane *lane, const Credentials *credentials)
+adopt_rate(DeliveryApp *app, const Credentials *credentials)
 {
-	DeliveryApp *app = lane->app;
-
-	if (!may_state_rate(lane))
+	if (OidIsValid(app->rate_server) && app->rate_server != credentials->server)
 		return;
-	app->server_oid = credentials->server;
+	app->rate_server = credentials->server;
 	strlcpy(app->server, credentials->server_name, NAMEDATALEN);
 	if (app->rate_limit == credentials->rate_limit)
 		return;
@@ -330,110 +291,76 @@ adopt_rate(DeliveryLane *lane, const Credentials *credentials)
 	pace_init(&app->pace, app->rate_limit);
 }
 
-/* What was learned of another key or server is void, for this lane alone. */
+/* Nothing that was learned of another key or server holds for this one. */
 static void
-adopt_key(DeliveryLane *lane, LaneKey *key, Moment now)
+adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 {
 	uint64		fingerprint = fingerprint_of(&key->credentials);
 	bool		changed = lane->fingerprint != fingerprint;
+	bool		is_first = lane->fingerprint == 0;
 
 	apps_drop_key(lane);
-	lane->checked_us = now.us;
 	MemoryContextSetParent(key->context, apps_context);
 	key->refs = 1;
 	lane->credentials = key;
-	lane->server = key->credentials.server;
+	lane->fingerprint = fingerprint;
+	lane->checked_at = now;
 	lane->checks = changed ? 0 : lane->checks + 1;
 	if (changed)
-		lane->adopted_us = now.us;
-	if (lane->key_missing || (changed && lane->fingerprint != 0))
+		lane->adopted_at = now;
+	if (lane->key_missing || (changed && !is_first))
 	{
-		lane->has_new_key = true;
-		resume_lane(lane, now);
+		lane->judged = true;
+		if (circuit_close(&lane->circuit, now))
+			note_closed(lane->app, lane);
 	}
-	if (lane->key_missing)
-		set_text(&lane->reason, NULL);
-	lane->key_missing = false;
-	lane->fingerprint = fingerprint;
-	adopt_rate(lane, &key->credentials);
+	lane->key_missing = lane->told = false;
+	adopt_rate(lane->app, &key->credentials);
 }
 
-/* In the context given; NULL: there are none, and *message says why. */
-static LaneKey *
-find_key(DeliveryLane *lane, MemoryContext context, char **message)
+void
+apps_check_key(DeliveryLane *lane, TimestampTz now)
 {
 	Oid			role = get_role_oid(NameStr(lane->key.requested_by), true);
-	LaneKey    *key = palloc0(sizeof(LaneKey));
-	ErrorData  *error;
-
-	key->context = context;
-	if (!OidIsValid(role))
-	{
-		*message = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
-		return NULL;
-	}
-	error = credentials_find(&lane->key.app_id, role, &key->credentials);
-	if (error != NULL)
-	{
-		*message = error->message;
-		return NULL;
-	}
-	onesignal_request_begin(&key->request, &lane->key.app_id, &key->credentials);
-	key->request.http.group = &lane->app->group;
-	return key;
-}
-
-bool
-apps_check_key(DeliveryLane *lane, Moment now)
-{
 	MemoryContext context;
 	MemoryContext old;
 	LaneKey    *key;
 	char	   *message = NULL;
+	ErrorData  *error;
 
-	if (lane->checked_us != 0 && lane->generation == credentials_generation() &&
-		(lane->credentials != NULL ? now.us - lane->checked_us < KEY_CHECK_US :
-		 lane->key_missing && now.us < apps_next_key_check(lane)))
-		return lane->credentials != NULL;
 	if (lane->generation != credentials_generation())
 		lane->checks = 0;
+	else if (lane->credentials != NULL && now - lane->checked_at < KEY_CHECK_US)
+		return;
 	lane->generation = credentials_generation();
 
 	context = AllocSetContextCreate(CurrentMemoryContext, "onesignal key", ALLOCSET_SMALL_SIZES);
 	old = MemoryContextSwitchTo(context);
-	key = find_key(lane, context, &message);
+	key = palloc0(sizeof(LaneKey));
+	key->context = context;
+	if (!OidIsValid(role))
+		message = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
+	else if ((error = credentials_find(&lane->key.app_id, role, &key->credentials)) != NULL)
+		message = error->message;
+	else
+		onesignal_request_begin(&key->request, &lane->key.app_id, &key->credentials);
+	key->request.http.group = &lane->app->group;
 	MemoryContextSwitchTo(old);
-	if (key != NULL)
+	if (message == NULL)
 		adopt_key(lane, key, now);
 	else
 	{
-		apps_miss_key(lane, message, true, now);
+		apps_miss_key(lane, message, now);
 		MemoryContextDelete(context);
 	}
-	return key != NULL;
 }
 
-int64
-apps_next_key_check(const DeliveryLane *lane)
-{
-	return lane->checked_us + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
-}
+/* ---- learning from the status of an answer ---- */
 
-/* ---- learning from an answer's status ---- */
-
-static char *
-describe_rejection(int status)
+bool
+apps_was_rejected(int http_status)
 {
-	return psprintf("OneSignal rejected the API key (HTTP %d)", status);
-}
-
-void
-apps_suspect(DeliveryLane *lane, int http_status, Moment now)
-{
-	if (lane->circuit.open || lane->success_us != 0 || lane->has_new_key)
-		return;
-	(void) circuit_open(&lane->circuit, now.us, now.us, now.us);
-	set_text(&lane->reason, describe_rejection(http_status));
+	return http_status == 401 || http_status == 403;
 }
 
 static char *
@@ -443,109 +370,116 @@ describe_status(const HttpAnswer *answer)
 
 	if (answer->status == 0)
 		text = psprintf("no answer: %s", answer->error);
-	else if (answer->status == 401 || answer->status == 403)
-		text = describe_rejection(answer->status);
+	else if (apps_was_rejected(answer->status))
+		text = psprintf("OneSignal rejected the API key (HTTP %d)", answer->status);
 	else if (answer->status == 429 && answer->retry_after > 0)
 		text = psprintf("OneSignal's rate limit is exceeded (HTTP 429, Retry-After %d s)", answer->retry_after);
-	else if (answer->status == 429)
-		text = pstrdup("OneSignal's rate limit is exceeded (HTTP 429)");
 	else
-		text = psprintf("HTTP %d", answer->status);
+		text = psprintf("%sHTTP %d", answer->status == 429 ? "OneSignal's rate limit is exceeded: " : "", answer->status);
 
-	/* It goes into the log and a table without further ado. */
+	/* It is for the log and a table, in any encoding. */
 	for (char *c = text; *c != '\0'; c++)
-	{
 		if (*c < ' ' || *c > '~')
 			*c = '?';
-	}
 	return text;
 }
 
-/* OneSignal is there, and took the request for what it is. */
-static void
-learn_success(DeliveryApp *app, int64 begun_us, Moment now)
+void
+apps_suspect(DeliveryLane *lane, int http_status, TimestampTz now)
 {
-	if (circuit_success(&app->circuit, begun_us, now.us))
-		note_closed(app, NULL);
+	HttpAnswer	rejection = {.status = http_status};
+
+	if (lane->judged)
+		return;
+	lane->judged = true;
+	(void) open_lane(lane, now, now, describe_status(&rejection), now);
 }
 
 /*
- * It was denied before with the same key, and since then that key has been
- * taken for another message.
+ * Is it the message that OneSignal rejects?  It did so before, and has
+ * accepted the same key for another message since.
  */
-bool
-apps_denies(const DeliveryLane *lane, const QueueRow *row, Moment now)
+static bool
+is_denied(const DeliveryItem *item)
 {
-	int64		denied_before_us = now.us - (now.ts - row->last_attempt_at);
+	const DeliveryLane *lane = item->lane;
+	TimestampTz last_at = item->row.last_attempt_at;
 
-	return (row->http_status == 401 || row->http_status == 403) &&
-		denied_before_us >= lane->adopted_us && denied_before_us <= lane->denied_us &&
-		lane->success_us > lane->denied_us;
+	return apps_was_rejected(item->row.http_status) &&
+		last_at >= lane->adopted_at && lane->accepted_at > last_at;
 }
 
-void
-apps_excuse(DeliveryLane *lane, int64 begun_us, bool answered)
+/* OneSignal has judged the key. */
+static void
+learn_key(DeliveryItem *item, bool accepted, const char *reason, TimestampTz now)
 {
-	circuit_abandon(&lane->circuit, begun_us);
-	if (answered)
-		learn_success(lane->app, begun_us, apps_now());
+	DeliveryLane *lane = item->lane;
+	TimestampTz begun_at = item->begun;
+
+	item->denied = !accepted && is_denied(item);
+	lane->judged = true;
+	if (item->denied)
+		circuit_abandon(&lane->circuit, begun_at);
+	else if (accepted)
+	{
+		lane->failing_since = 0;
+		if (begun_at > lane->circuit.changed_at)
+			lane->accepted_at = Max(lane->accepted_at, begun_at);
+		if (!lane->key_missing && circuit_success(&lane->circuit, begun_at, now))
+			note_closed(lane->app, lane);
+	}
 	else
-		circuit_abandon(&lane->app->circuit, begun_us);
+	{
+		lane->accepted_at = 0;
+		if (open_lane(lane, begun_at, now + CIRCUIT_KEY_PAUSE, reason, now))
+			note_opened(lane->app, lane, reason, now);
+	}
 }
 
+/* It was throttled, failed or had no answer. */
 static void
-learn_throttled(DeliveryApp *app, const HttpAnswer *answer, int64 begun_us, Moment now)
+learn_trouble(DeliveryApp *app, const HttpAnswer *answer, const char *reason, TimestampTz begun_at)
 {
-	int64		wait = backoff_direct(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state),
-									  answer->retry_after * USECS_PER_SEC);
+	TimestampTz now = GetCurrentTimestamp();
+	int64		wait;
+	bool		is_news;
 
-	pace_throttled(&app->pace, begun_us, now.us);
-	if (circuit_open(&app->circuit, begun_us, now.us + wait, now.us))
-		note_opened(app, NULL, app->reason, now);
+	set_text(&app->reason, reason);
+	if (answer->status == 429)
+	{
+		wait = backoff_direct(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state),
+							  answer->retry_after * USECS_PER_SEC);
+		pace_throttled(&app->pace, begun_at, now);
+		is_news = circuit_open(&app->circuit, begun_at, now + wait, now);
+	}
+	else
+		is_news = circuit_failure(&app->circuit, begun_at, now);
+	if (is_news)
+		note_opened(app, NULL, reason, now);
 }
 
-/*
- * A request may have been sent after another's answer paused the app: that
- * makes it no probe.
- */
 void
-apps_learn(DeliveryLane *lane, const HttpAnswer *answer, int64 begun_us)
+apps_learn(DeliveryItem *item, const HttpAnswer *answer)
 {
-	DeliveryApp *app = lane->app;
-	Moment		now = apps_now();
+	DeliveryApp *app = item->lane->app;
+	TimestampTz now = GetCurrentTimestamp();
+	CancelVerdict verdict = onesignal_glance(answer);
 	char	   *reason = describe_status(answer);
 
 	if (answer->status != 200)
 		note_error(app, reason);
 	if (answer->status != 0 && answer->status != 429)
-		pace_answered(&app->pace, now.us);
-	switch (onesignal_glance(answer))
+		pace_answered(&app->pace, now);
+	if (verdict == CANCEL_THROTTLED || verdict == CANCEL_UNAVAILABLE || verdict == CANCEL_UNANSWERED)
 	{
-		case CANCEL_UNAUTHORIZED:
-			/* The app is there, whatever it thinks of this key. */
-			learn_success(app, begun_us, now);
-			lane->denied_us = now.us;
-			pause_lane(lane, reason, begun_us, now);
-			break;
-		case CANCEL_THROTTLED:
-			circuit_abandon(&lane->circuit, begun_us);
-			set_text(&app->reason, reason);
-			learn_throttled(app, answer, begun_us, now);
-			break;
-		case CANCEL_UNAVAILABLE:
-		case CANCEL_UNANSWERED:
-			circuit_abandon(&lane->circuit, begun_us);
-			set_text(&app->reason, reason);
-			if (circuit_failure(&app->circuit, begun_us, now.us))
-				note_opened(app, NULL, reason, now);
-			break;
-		default:
-			lane->success_us = Max(lane->success_us, begun_us);
-			if (!lane->key_missing && circuit_success(&lane->circuit, begun_us, now.us))
-				note_closed(app, lane);
-			learn_success(app, begun_us, now);
-			break;
+		circuit_abandon(&item->lane->circuit, item->begun);
+		learn_trouble(app, answer, reason, item->begun);
+		return;
 	}
+	/* OneSignal is there, whatever it thinks of the key. */
+	if (circuit_success(&app->circuit, item->begun, now))
+		note_closed(app, NULL);
+	learn_key(item, verdict != CANCEL_UNAUTHORIZED, reason, now);
 }
 
 void
@@ -569,114 +503,69 @@ apps_note_recording(DeliveryApp *app, const char *error)
 void
 apps_count(DeliveryApp *app, QueueState state, int count)
 {
-	app->change[state] += count;
-	app_set_unsaved(app);
+	app->totals[state] += count;
+	set_unsaved(app);
 }
 
-bool
-apps_are_unsaved(void)
+TimestampTz
+apps_save_at(void)
 {
-	return !dlist_is_empty(&unsaved);
+	return dlist_is_empty(&unsaved) ? DT_NOEND : save_after;
 }
 
-bool
-apps_want_saving(Moment now, bool idle)
-{
-	return apps_are_unsaved() && (now.us >= save_after_us || (idle && !found_locked));
-}
-
-/* Of several open circuits of an app the table tells of one: its own, or else some lane's. */
+/* The app's own circuit comes first. */
 static void
-describe_circuit(DeliveryApp *app, QueueApp *row, Moment now)
+describe_app(DeliveryApp *app, QueueApp *row)
 {
-	const Circuit *circuit = &app->circuit;
-	dlist_iter	iter;
+	const DeliveryLane *lane = app->paused_lane;
 
-	row->circuit_reason = app->reason;
-	dlist_foreach(iter, &app->lanes)
+	row->app_id = app->app_id;
+	row->exists = app->has_row;
+	row->pace = app->pace.rate;
+	row->last_error = app->last_error;
+	memcpy(row->totals, app->totals, sizeof(row->totals));
+	if (app->circuit.open)
 	{
-		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
-
-		if (circuit->open)
-			break;
-		if (!lane->circuit.open)
-			continue;
-		circuit = &lane->circuit;
+		row->circuit_until = app->circuit.open_until;
+		row->circuit_reason = app->reason;
+	}
+	else if (lane != NULL)
+	{
+		row->circuit_until = lane->circuit.open_until;
 		row->circuit_role = NameStr(lane->key.requested_by);
 		row->circuit_reason = lane->reason;
 	}
-	if (circuit->open)
-		row->circuit_until = now.ts + Max(circuit->open_until - now.us, 0);
-	else
-		row->circuit_reason = NULL;
 }
 
-/*
- * Writes what changed.  The totals change in the same transaction as the rows
- * that they count; while somebody has an app's row locked, they are kept here.
- */
+/* What is not saved, since somebody has the app's row locked, is saved later. */
 void
-apps_save(Moment now)
+apps_save(void)
 {
-	dlist_iter	iter;
+	dlist_mutable_iter iter;
+	QueueApp   *rows;
 	int			count = 0;
 
-	saving_count = 0;
-	dlist_foreach(iter, &unsaved)
-		count++;
-	if (count == 0)
+	if (dlist_is_empty(&unsaved))
 		return;
-	saving = palloc0(sizeof(QueueApp) * count);
-	saving_apps = palloc(sizeof(DeliveryApp *) * count);
-	dlist_foreach(iter, &unsaved)
-	{
-		DeliveryApp *app = dlist_container(DeliveryApp, unsaved_node, iter.cur);
-		QueueApp   *row = &saving[saving_count];
-
-		saving_apps[saving_count++] = app;
-		row->app_id = app->app_id;
-		row->exists = app->has_row;
-		row->pace = app->pace.rate;
-		row->last_error = app->last_error;
-		for (int state = 0; state < QUEUE_STATES; state++)
-			row->totals[state] = app->unsaved_totals[state] + app->change[state];
-		describe_circuit(app, row, now);
-	}
-	queue_save_apps(saving, saving_count);
-}
-
-static void
-app_saved(DeliveryApp *app)
-{
-	memset(app->unsaved_totals, 0, sizeof(app->unsaved_totals));
-	memset(app->change, 0, sizeof(app->change));
-	set_text(&app->last_error, NULL);
-	app->has_row = true;
-	app->unsaved = false;
-	dlist_delete(&app->unsaved_node);
-}
-
-void
-apps_saved(void)
-{
-	dlist_iter	iter;
-
-	for (int i = 0; i < saving_count; i++)
-	{
-		if (saving[i].saved)
-			app_saved(saving_apps[i]);
-		else
-			saving_apps[i]->has_row = false;	/* it is locked, or somebody has deleted it */
-	}
-	saving_count = 0;
-	found_locked = apps_are_unsaved();
-	save_after_us = http_clock_us() + (found_locked ? SAVE_LOCKED_US : SAVE_US);
-	dlist_foreach(iter, &unsaved)
+	dlist_foreach_modify(iter, &unsaved)
+		count++;
+	rows = palloc0(sizeof(QueueApp) * count);
+	count = 0;
+	dlist_foreach_modify(iter, &unsaved)
+		describe_app(dlist_container(DeliveryApp, unsaved_node, iter.cur), &rows[count++]);
+	queue_save_apps(rows, count);
+	dlist_foreach_modify(iter, &unsaved)
 	{
 		DeliveryApp *app = dlist_container(DeliveryApp, unsaved_node, iter.cur);
 
-		for (int state = 0; state < QUEUE_STATES; state++)
-			app->unsaved_totals[state] += app->change[state];
-		memset(app->change, 0, sizeof(app->change));
+		app->has_row = rows->saved; /* else somebody may have deleted it */
+		if (rows++->saved)
+		{
+			memset(app->totals, 0, sizeof(app->totals));
+			set_text(&app->last_error, NULL);
+			app->unsaved = false;
+			dlist_delete(&app->unsaved_node);
+		}
 	}
+	save_after = GetCurrentTimestamp() + (dlist_is_empty(&unsaved) ? SAVE_US : SAVE_LOCKED_US);
 }

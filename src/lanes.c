@@ -2,27 +2,25 @@
  * lanes.c
  *		What goes next: apps and lanes that are ready, fetch rows, or wait.
  *
- * A lane is what one role requested for one app.  Its pending rows are read in
- * the order of delivery, from a position on, some at a time; rows that are not
- * due yet are passed over, and the lane goes back to its head when one of them
- * falls due or somebody commits more.
+ * The pending rows of a lane are read in the order of delivery, some at a
+ * time, from a position on.  Rows that are not due are skipped; the lane goes
+ * back to its head when one of them falls due, or when somebody commits more.
  *
- * Nothing here walks over all apps or lanes, for thousands of them may wait.
- * Each stands in one place:
+ * Thousands of apps and lanes may wait, so nothing here walks over all of
+ * them: each has one place, which lane_place() and app_place() decide.
  *
- *		lane	hungry: rows are to be fetched for it
- *				queue of its app: it has rows
- *				dormant: its app may not send now
+ *		lane	queue of its app: it has rows
+ *				hungry, a list of its app: rows are to be fetched for it
  *				timer: it waits for a row to fall due, a probe, or its key
- *		app		ready: its next row may begin; they take turns
+ *		app		ready: its next row may begin; such apps take turns
  *				crowded: others have too many requests on the wire, or
  *				libcurl has yet to send some of its own
  *				timer: it waits for its pace, or for a pause to end
  *				none: its own answers, or their recording, bring it back
  *
- * lane_place() and app_place() decide which.  A lane that has nothing pending
- * is forgotten.  Which lanes there are is found out from the index, slice by
- * slice, after each wake-up.
+ * An app that may send is also in the list "fetching" if it has hungry lanes.
+ * A lane that has nothing pending is forgotten.  After a wake-up a scan finds
+ * from the index, some at a time, which lanes there are.
  */
 #include "postgres.h"
 
@@ -34,102 +32,72 @@
 #include "settings.h"
 #include "worker.h"
 
-/* Rows fetched by one statement: 2 ms' worth of reading; of how many lanes; and of one lane at least. */
+/* What one statement fetches, in 2 ms: rows, of how many lanes, and of one lane at least. */
 #define FETCH_ROWS			1000
 #define FETCH_LANES			50
 #define FETCH_MIN			(FETCH_ROWS / FETCH_LANES)
 
-/* All lanes' buffers together, as far as FETCH_MIN permits: 2 MB */
+/* Rows in the buffers of all lanes, as far as FETCH_MIN permits: 2 MB. */
 #define FETCH_TOTAL			20000
 
-/*
- * A row may be taken back while it waits in the buffer.  What was not begun
- * after this long is read again before it is.
- */
+/* A row in a buffer may be taken back: what is older than this is read again. */
 #define BUFFER_AGE_US		INT64CONST(500000)
 
-/* Lanes that one visit finds out about. */
+/* Lanes that a scan finds in one transaction. */
 #define SCAN_LANES			200
 
-/*
- * Reading that takes longer than CHEAP_US is not done again before so many
- * times as long have passed: rows a tenth of the time at most, lanes a fifth.
- */
-#define CHEAP_US			1000
-#define REST				9
-#define SCAN_REST			4
+/* Lanes without a key for which a scan looks again. */
+#define RECHECKS_MAX		100
 
-/* Requests begun and not yet recorded, of all apps together. */
+/* After reading that took longer than CHEAP_US we rest, so that it takes a fifth of the time at most. */
+#define CHEAP_US			1000
+#define REST				4
+
+/* Requests of all apps together that are begun and not yet recorded. */
 #define RUN_TRUST_MAX		16384
 
-/* Apps that are looked at for one that may use the room of a request that has ended. */
+/* How many crowded apps are tried when there is room for one. */
 #define RELIEF_TRIES		8
-
-/* Lanes whose missing key one scan looks for again. */
-#define RECHECKS_MAX		100
 
 /* How soon a pause is seen where no wake-up tells of it. */
 #define REFRESH_US			USECS_PER_SEC
 
-/*
- * Rows that cannot be attempted are looked through so often for those whose
- * time is over.  A rejected key, or an outage, has to last for an hour first
- * (of probes, every 15 s): what ends soon is no reason to give up.
- */
+/* How often, and after how long an outage or rejection, rows whose time is over are given up unattempted. */
 #define EXPIRE_US			USECS_PER_MINUTE
-#define EXPIRE_REJECTED		USECS_PER_HOUR
-#define EXPIRE_PROBES		240
+#define EXPIRE_AFTER		USECS_PER_HOUR
 
-typedef struct TakenKey
-{
-	pg_uuid_t	message_id;
-	pg_uuid_t	app_id;
-} TakenKey;
-
-typedef struct TakenRow
-{
-	TakenKey	key;
-	TimestampTz requested_at;
-	bool		renewed;		/* taken back and requested once more: a scan has seen it */
-} TakenRow;
-
-static MemoryContext lanes_context = NULL;
-static HTAB *lanes;
-static HTAB *taken;
+static MemoryContext lanes_context;
+static HTAB *lanes = NULL;
+static HTAB *items = NULL;
 static Wire wire;
 static Trust run_trust;
-static bool record_awaited;
-static int	buffered;			/* rows in all lanes' buffers */
-
+static int	buffered;			/* rows in all buffers */
 static dlist_head ready;
 static dlist_head crowded;
-static dlist_head hungry;
+static dlist_head fetching;
+static pairingheap timers[TIMER_KINDS];
 
-static int	compare_timers(const pairingheap_node *a, const pairingheap_node *b, void *arg);
-static int	compare_lanes(const pairingheap_node *a, const pairingheap_node *b, void *arg);
-
-static pairingheap timers = {.ph_compare = compare_timers};
-
-/* Of lanes whose key was missing when it was last looked for: no worker stays for these. */
-static pairingheap keyless = {.ph_compare = compare_timers};
-
-static bool scan_wanted;
-static bool scan_rewinds;		/* the next one looks for rows, too, not for pauses alone */
-static bool scan_runs;
-static bool scan_finds;			/* the one that runs does */
-static int64 scan_began_us;
-static int64 scan_took_us;
-static int	scan_rechecks;
-static QueueLane scanned;		/* the last lane that the scan has come to */
-static int64 scan_at_us;		/* the next slice is not read before */
+/* What is to be found out: pauses, and rows; and the scan that runs. */
+static struct
+{
+	bool		wanted;
+	bool		rows_wanted;
+	bool		runs;
+	bool		finds_rows;
+	TimestampTz began_at;
+	int64		took_us;
+	int			rechecks;
+	TimestampTz rested_at;		/* no slice before */
+	QueueLane	last;			/* that it has come to */
+}			scan;
 
 /* ---- times ---- */
 
 static int
 compare_timers(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
-	int64		left = pairingheap_const_container(Timer, node, a)->at_us;
-	int64		right = pairingheap_const_container(Timer, node, b)->at_us;
+	TimestampTz left = pairingheap_const_container(Timer, node, a)->at;
+	TimestampTz right = pairingheap_const_container(Timer, node, b)->at;
 
 	(void) arg;
 	return left < right ? 1 : left > right ? -1 : 0;
@@ -147,111 +115,141 @@ compare_lanes(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 	return left_at < right_at ? 1 : left_at > right_at ? -1 : 0;
 }
 
-static void
-timer_stop(Timer *timer)
+void
+lanes_set_timer(Timer *timer, TimestampTz at)
 {
-	if (timer->heap != NULL)
-		pairingheap_remove(timer->heap, &timer->node);
-	timer->heap = NULL;
+	if (timer->is_set)
+		pairingheap_remove(&timers[timer->kind], &timer->node);
+	timer->is_set = at != DT_NOEND;
+	timer->at = at;
+	if (timer->is_set)
+		pairingheap_add(&timers[timer->kind], &timer->node);
 }
 
-/* at_us PG_INT64_MAX: never */
-static void
-timer_set(Timer *timer, pairingheap *heap, int64 at_us)
+TimestampTz
+lanes_next_timer(TimerKind kind)
 {
-	timer_stop(timer);
-	if (at_us == PG_INT64_MAX)
-		return;
-	timer->at_us = at_us;
-	timer->heap = heap;
-	pairingheap_add(heap, &timer->node);
+	return pairingheap_is_empty(&timers[kind]) ? DT_NOEND :
+		pairingheap_container(Timer, node, pairingheap_first(&timers[kind]))->at;
 }
 
-static int64
-on_engine_clock(TimestampTz when, Moment now)
+Timer *
+lanes_take_timer(TimerKind kind, TimestampTz until)
 {
-	return when == DT_NOEND ? PG_INT64_MAX : now.us + Max(when - now.ts, 0);
-}
+	Timer	   *timer;
 
-static TimestampTz
-on_table_clock(int64 us, Moment now)
-{
-	return us == PG_INT64_MAX ? DT_NOEND : now.ts + Max(us - now.us, 0);
+	if (pairingheap_is_empty(&timers[kind]) || lanes_next_timer(kind) > until)
+		return NULL;
+	timer = pairingheap_container(Timer, node, pairingheap_first(&timers[kind]));
+	lanes_set_timer(timer, DT_NOEND);
+	return timer;
 }
 
 /* When reading that took so long may be done again. */
-static int64
-rested_at(int64 took_us, int rest)
+static TimestampTz
+rest_until(int64 took_us)
 {
-	return http_clock_us() + (took_us > CHEAP_US ? rest * took_us : 0);
+	return GetCurrentTimestamp() + (took_us > CHEAP_US ? REST * took_us : 0);
 }
 
-/* ---- opening and forgetting ---- */
+/* ---- where a lane stands ---- */
 
-static HTAB *
-make_hash(const char *name, Size key_size, Size entry_size)
+/* What was not begun is fetched again. */
+static void
+drop_rows(DeliveryLane *lane)
 {
-	HASHCTL		control = {0};
-
-	control.keysize = key_size;
-	control.entrysize = entry_size;
-	control.hcxt = lanes_context;
-	return hash_create(name, 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-}
-
-void
-lanes_open(bool cautious)
-{
-	if (lanes_context == NULL)
+	if (lane->row_next < lane->row_count)
 	{
-		lanes_context = AllocSetContextCreate(TopMemoryContext, "onesignal lanes", ALLOCSET_DEFAULT_SIZES);
-		apps_open(lanes_context);
-		lanes = make_hash("onesignal lanes", sizeof(QueueLane), sizeof(DeliveryLane));
-		taken = make_hash("onesignal taken", sizeof(TakenKey), sizeof(TakenRow));
-		dlist_init(&ready);
-		dlist_init(&crowded);
-		dlist_init(&hungry);
-		pairingheap_reset(&timers);
-		pairingheap_reset(&keyless);
-		memset(&wire, 0, sizeof(wire));
-		trust_init(&run_trust, cautious ? 1 : RUN_TRUST_MAX, RUN_TRUST_MAX);
-		buffered = 0;
-		scan_runs = false;
+		lane->position.send_after = lane->rows[lane->row_next].send_after;
+		lane->position.message_id = lane->rows[lane->row_next].message_id;
+		lane->exhausted = false;
 	}
-	/* Another deliverer may have been at work since. */
-	lanes_wake();
-	scan_at_us = 0;
+	buffered -= lane->row_count;
+	lane->row_count = lane->row_next = 0;
+	if (lane->rows != NULL)
+		pfree(lane->rows);
+	lane->rows = NULL;
 }
 
-void
-lanes_forget(void)
+static void
+lane_leave(DeliveryLane *lane)
 {
-	HASH_SEQ_STATUS status;
-	DeliveryLane *lane;
+	if (lane->in_queue)
+		pairingheap_remove(&lane->app->queue, &lane->queue_node);
+	if (lane->hungry)
+		dlist_delete(&lane->hungry_node);
+	lane->in_queue = lane->hungry = false;
+	lanes_set_timer(&lane->timer, DT_NOEND);
+}
 
-	if (lanes_context == NULL)
+static void
+lane_starve(DeliveryLane *lane)
+{
+	drop_rows(lane);
+	lane->hungry = true;
+	dlist_push_tail(&lane->app->hungry, &lane->hungry_node);
+}
+
+static void
+remove_lane(DeliveryLane *lane)
+{
+	drop_rows(lane);
+	apps_drop_key(lane);
+	if (lane->reason != NULL)
+		pfree(lane->reason);
+	if (lane->app->paused_lane == lane)
+		lane->app->paused_lane = NULL;
+	dlist_delete(&lane->node);
+	hash_search(lanes, &lane->key, HASH_REMOVE, NULL);
+}
+
+static void
+rewind_lane(DeliveryLane *lane)
+{
+	drop_rows(lane);
+	lane->position.send_after = DT_NOBEGIN;
+	memset(&lane->position.message_id, 0, sizeof(pg_uuid_t));
+	lane->exhausted = lane->found_due = false;
+	lane->rewind_at = DT_NOEND;
+	lane->read_us = 0;
+}
+
+/* Its rows and its key are not needed before then. */
+static void
+lane_wait(DeliveryLane *lane, TimerKind kind, TimestampTz until)
+{
+	drop_rows(lane);
+	apps_drop_key(lane);
+	lane->timer.kind = kind;
+	lanes_set_timer(&lane->timer, until);
+}
+
+/* Puts the lane where it belongs now; it may be gone afterwards.  app_place() has to follow. */
+static void
+lane_place(DeliveryLane *lane, TimestampTz now)
+{
+	TimestampTz probe_at = lane->key_missing ? DT_NOEND : circuit_next(&lane->circuit, now);
+
+	lane_leave(lane);
+	if (probe_at > now && apps_next_key_check(lane) > now)
+	{
+		lane_wait(lane, lane->key_missing && lane->checks > 0 ? TIMER_KEYLESS : TIMER_LANE,
+				  Min(probe_at, apps_next_key_check(lane)));
 		return;
-	if (lanes != NULL)
-	{
-		hash_seq_init(&status, lanes);
-		while ((lane = hash_seq_search(&status)) != NULL)
-			apps_drop_key(lane);
 	}
-	lanes = taken = NULL;
-	MemoryContextDelete(lanes_context);
-	lanes_context = NULL;
-}
-
-void
-lanes_wake(void)
-{
-	scan_wanted = scan_rewinds = true;
-}
-
-void
-lanes_refresh(Moment now)
-{
-	scan_wanted |= now.us - scan_began_us > REFRESH_US;
+	if (lane->rewind_at <= now && lane->rested_at <= now)
+		rewind_lane(lane);
+	if (probe_at <= now && lane->row_next < lane->row_count)
+	{
+		lane->in_queue = true;
+		pairingheap_add(&lane->app->queue, &lane->queue_node);
+	}
+	else if (probe_at > now || !lane->exhausted)
+		lane_starve(lane);
+	else if (lane->items > 0 || lane->rewind_at != DT_NOEND)
+		lane_wait(lane, TIMER_LANE, Max(lane->rewind_at, lane->rested_at));
+	else
+		remove_lane(lane);
 }
 
 /* ---- where an app stands ---- */
@@ -262,232 +260,164 @@ app_leave(DeliveryApp *app)
 	if (app->list != NULL)
 		dlist_delete(&app->list_node);
 	app->list = NULL;
-	timer_stop(&app->timer);
-}
-
-static void
-app_enter(DeliveryApp *app, dlist_head *list)
-{
-	app->list = list;
-	dlist_push_tail(list, &app->list_node);
+	lanes_set_timer(&app->timer, DT_NOEND);
 }
 
 /* When the app may send, as far as pauses go; <= now: at once. */
-static int64
-app_opens_at(DeliveryApp *app, Moment now)
+static TimestampTz
+app_opens_at(DeliveryApp *app, TimestampTz now)
 {
-	if (app->paused_until > now.ts)
-		return on_engine_clock(app->paused_until, now);
-	return circuit_next(&app->circuit, now.us);
+	if (app->paused_until > now)
+		return app->paused_until;
+	return circuit_next(&app->circuit, now);
 }
 
 static void
-drop_buffer(DeliveryLane *lane)
+app_set_fetching(DeliveryApp *app, bool is_fetching)
 {
-	if (lane->rows == NULL)
-		return;
-	if (lane->row_next < lane->row_count)
+	if (is_fetching && !app->fetching)
+		dlist_push_tail(&fetching, &app->fetching_node);
+	else if (!is_fetching && app->fetching)
+		dlist_delete(&app->fetching_node);
+	app->fetching = is_fetching;
+}
+
+/* The app may not send: its lanes give up their rows and keys. */
+static void
+app_close(DeliveryApp *app, TimestampTz opens_at)
+{
+	app_set_fetching(app, false);
+	while (!pairingheap_is_empty(&app->queue))
 	{
-		/* What was not begun is fetched again. */
-		lane->position.send_after = lane->rows[lane->row_next].send_after;
-		lane->position.message_id = lane->rows[lane->row_next].message_id;
-		lane->exhausted = false;
-	}
-	buffered -= lane->row_count;
-	pfree(lane->rows);
-	lane->rows = NULL;
-	lane->row_count = lane->row_next = 0;
-}
+		DeliveryLane *lane = pairingheap_container(DeliveryLane, queue_node, pairingheap_first(&app->queue));
 
-static void
-lane_leave(DeliveryLane *lane)
-{
-	if (lane->in_queue)
-		pairingheap_remove(&lane->app->queue, &lane->queue_node);
-	if (lane->hungry)
-		dlist_delete(&lane->hungry_node);
-	if (lane->dormant)
-		dlist_delete(&lane->dormant_node);
-	lane->in_queue = lane->hungry = lane->dormant = false;
-	timer_stop(&lane->timer);
-}
-
-static void
-lane_starve(DeliveryLane *lane)
-{
-	lane->hungry = true;
-	dlist_push_tail(&hungry, &lane->hungry_node);
-}
-
-/* Its rows and key are not needed before the app may send again. */
-static void
-lane_sleep(DeliveryLane *lane)
-{
-	drop_buffer(lane);
-	apps_drop_key(lane);
-	lane->dormant = true;
-	dlist_push_tail(&lane->app->dormant, &lane->dormant_node);
-}
-
-static void
-remove_lane(DeliveryLane *lane)
-{
-	drop_buffer(lane);
-	apps_drop_key(lane);
-	if (lane->reason != NULL)
-		pfree(lane->reason);
-	dlist_delete(&lane->node);
-	hash_search(lanes, &lane->key, HASH_REMOVE, NULL);
-}
-
-static void
-rewind_lane(DeliveryLane *lane)
-{
-	drop_buffer(lane);
-	lane->position.send_after = DT_NOBEGIN;
-	memset(&lane->position.message_id, 0, sizeof(pg_uuid_t));
-	lane->exhausted = false;
-	lane->rewind_wanted = false;
-	lane->next_due_us = PG_INT64_MAX;
-	lane->scan_us = 0;
-	lane->scan_found = false;
-}
-
-/* Somebody committed more, maybe something that is sent sooner; or a row that was passed over is due. */
-static bool
-wants_rewind(const DeliveryLane *lane, Moment now)
-{
-	return lane->rewind_wanted || lane->next_due_us <= now.us;
-}
-
-/* It has read all its rows, and none is due. */
-static void
-lane_wait(DeliveryLane *lane, Moment now)
-{
-	if (wants_rewind(lane, now))
-		timer_set(&lane->timer, &timers, lane->rewind_at_us);
-	else if (lane->next_due_us != PG_INT64_MAX)
-		timer_set(&lane->timer, &timers, Max(lane->next_due_us, lane->rewind_at_us));
-	else if (lane->items == 0)
-	{
-		remove_lane(lane);
-		return;
-	}
-	apps_drop_key(lane);
-}
-
-/* Puts the lane where it belongs now; it may be gone afterwards.  app_place() has to follow. */
-static void
-lane_place(DeliveryLane *lane, Moment now)
-{
-	int64		probe_at = circuit_next(&lane->circuit, now.us);
-
-	lane_leave(lane);
-	if (lane->key_missing || probe_at > now.us)
-	{
-		drop_buffer(lane);
+		lane_leave(lane);
 		apps_drop_key(lane);
-		if (lane->key_missing)
-			timer_set(&lane->timer, lane->checks == 0 ? &timers : &keyless, apps_next_key_check(lane));
-		else if (!lane->circuit.probing)
-			timer_set(&lane->timer, &timers, Min(probe_at, apps_next_key_check(lane)));
-		return;
-	}
-	if (app_opens_at(lane->app, now) > now.us)
-	{
-		lane_sleep(lane);
-		return;
-	}
-	if (wants_rewind(lane, now) && now.us >= lane->rewind_at_us)
-		rewind_lane(lane);
-	if (lane->row_next < lane->row_count)
-	{
-		lane->in_queue = true;
-		pairingheap_add(&lane->app->queue, &lane->queue_node);
-	}
-	else if (!lane->exhausted)
 		lane_starve(lane);
-	else
-		lane_wait(lane, now);
-}
-
-/* For a probe one lane will do, each time another one. */
-static void
-wake_dormant(DeliveryApp *app, Moment now)
-{
-	bool		probes = app->circuit.open;
-
-	while (!dlist_is_empty(&app->dormant))
-	{
-		lane_place(dlist_container(DeliveryLane, dormant_node, dlist_head_node(&app->dormant)), now);
-		if (probes)
-			break;
 	}
+	if (!dlist_is_empty(&app->hungry))
+		lanes_set_timer(&app->timer, opens_at);
 }
 
 static void
-app_place(DeliveryApp *app, Moment now)
+app_place(DeliveryApp *app, TimestampTz now)
 {
-	int64		opens_at = app_opens_at(app, now);
+	TimestampTz opens_at = app_opens_at(app, now);
+	bool		has_rows = !pairingheap_is_empty(&app->queue);
 
 	app_leave(app);
-	if (opens_at > now.us)
+	if (opens_at > now)
 	{
-		while (!pairingheap_is_empty(&app->queue))
-		{
-			DeliveryLane *lane = pairingheap_container(DeliveryLane, queue_node, pairingheap_first(&app->queue));
-
-			lane_leave(lane);
-			lane_sleep(lane);
-		}
-		if (!dlist_is_empty(&app->dormant))
-			timer_set(&app->timer, &timers, opens_at);
+		app_close(app, opens_at);
 		return;
 	}
-	if (pairingheap_is_empty(&app->queue) || !app->circuit.open)
-		wake_dormant(app, now);
-	if (pairingheap_is_empty(&app->queue))
+	/* One lane will do for a probe. */
+	app_set_fetching(app, !dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows));
+	if (!has_rows)
 		return;
-	if (app->trust.paused_until > now.us)
-		timer_set(&app->timer, &timers, app->trust.paused_until);
-	else if (!trust_permits(&app->trust, now.us))
-		record_awaited = true;
-	else if (!allowance_is_full(&app->allowance))
-		app_enter(app, app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire) ? &ready : &crowded);
+	if (app->trust.paused_until > now)
+		lanes_set_timer(&app->timer, app->trust.paused_until);
+	else if (trust_permits(&app->trust, now) && !allowance_is_full(&app->allowance))
+	{
+		bool		has_room = app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire);
+
+		app->list = has_room ? &ready : &crowded;
+		dlist_push_tail(app->list, &app->list_node);
+	}
 }
 
-/*
- * There is room on the wire again, for one of those that wait for it; with
- * nothing on the wire, for whoever of them has something to send.
- */
 static void
-relieve_crowd(Moment now)
+place(DeliveryLane *lane, TimestampTz now)
+{
+	DeliveryApp *app = lane->app;
+
+	lane_place(lane, now);
+	app_place(app, now);
+}
+
+/* When nothing is on the wire, whoever has something to send is let in, however many have not. */
+static void
+relieve_crowd(TimestampTz now)
 {
 	int			tries = RELIEF_TRIES;
 
 	while (!dlist_is_empty(&crowded) && dlist_is_empty(&ready) && (wire.in_flight == 0 || tries-- > 0))
-		app_place(dlist_container(DeliveryApp, list_node, dlist_head_node(&crowded)), now);
+		app_place(dlist_head_element(DeliveryApp, list_node, &crowded), now);
 }
 
 void
-lanes_tick(Moment now)
+lanes_tick(TimestampTz now)
 {
-	static pairingheap *const heaps[] = {&timers, &keyless};
+	Timer	   *timer;
 
 	wire.max = settings_max_in_flight;
-	for (size_t i = 0; i < lengthof(heaps); i++)
-		while (!pairingheap_is_empty(heaps[i]))
-		{
-			Timer	   *timer = pairingheap_container(Timer, node, pairingheap_first(heaps[i]));
+	while ((timer = lanes_take_timer(TIMER_LANE, now)) != NULL ||
+		   (timer = lanes_take_timer(TIMER_KEYLESS, now)) != NULL)
+		place(pairingheap_container(DeliveryLane, timer.node, &timer->node), now);
+	while ((timer = lanes_take_timer(TIMER_APP, now)) != NULL)
+		app_place(pairingheap_container(DeliveryApp, timer.node, &timer->node), now);
+}
 
-			if (timer->at_us > now.us)
-				break;
-			timer_stop(timer);
-			if (timer->is_lane)
-				lane_starve(pairingheap_container(DeliveryLane, timer.node, &timer->node));
-			else
-				app_place(pairingheap_container(DeliveryApp, timer.node, &timer->node), now);
-		}
+/* ---- opening and forgetting ---- */
+
+static HTAB *
+make_hash(const char *name, Size key_size, Size entry_size)
+{
+	HASHCTL		control = {.keysize = key_size, .entrysize = entry_size, .hcxt = lanes_context};
+
+	return hash_create(name, 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+}
+
+void
+lanes_open(MemoryContext context, bool cautious)
+{
+	lanes_context = context;
+	apps_open(context);
+	lanes = make_hash("onesignal lanes", sizeof(QueueLane), sizeof(DeliveryLane));
+	items = make_hash("onesignal items", sizeof(MessageId), sizeof(DeliveryItem));
+	dlist_init(&ready);
+	dlist_init(&crowded);
+	dlist_init(&fetching);
+	for (int kind = 0; kind < TIMER_KINDS; kind++)
+		timers[kind] = (pairingheap) {.ph_compare = compare_timers};
+	memset(&wire, 0, sizeof(wire));
+	memset(&scan, 0, sizeof(scan));
+	trust_init(&run_trust, cautious ? 1 : RUN_TRUST_MAX, RUN_TRUST_MAX);
+	buffered = 0;
+}
+
+void
+lanes_forget(void)
+{
+	HASH_SEQ_STATUS status;
+	DeliveryLane *lane;
+	DeliveryItem *item;
+
+	if (lanes != NULL)
+	{
+		hash_seq_init(&status, lanes);
+		while ((lane = hash_seq_search(&status)) != NULL)
+			apps_drop_key(lane);
+	}
+	if (items != NULL)
+	{
+		hash_seq_init(&status, items);
+		while ((item = hash_seq_search(&status)) != NULL)
+			apps_release_key(item->key);
+	}
+	lanes = items = NULL;
+}
+
+void
+lanes_wake(void)
+{
+	scan.wanted = scan.rows_wanted = true;
+}
+
+void
+lanes_refresh(TimestampTz now)
+{
+	scan.wanted |= now - scan.began_at > REFRESH_US;
 }
 
 /* ---- which lanes there are ---- */
@@ -501,99 +431,88 @@ get_lane(const QueueLane *key, DeliveryApp *app)
 	if (found)
 		return lane;
 	memset((char *) lane + sizeof(QueueLane), 0, sizeof(*lane) - sizeof(QueueLane));
-	circuit_init(&lane->circuit);
 	lane->app = app;
-	lane->timer.is_lane = true;
 	dlist_push_tail(&app->lanes, &lane->node);
 	app->queue.ph_compare = compare_lanes;
 	rewind_lane(lane);
 	return lane;
 }
 
-/* One slice of a scan, which begins anew with each wake-up. */
+/* One slice of a scan.  A wake-up that comes meanwhile has another one follow. */
 static void
-scan_lanes(Moment now)
+scan_lanes(TimestampTz now)
 {
 	List	   *listed;
 	ListCell   *cell;
 
-	if (!scan_runs)
+	if (!scan.runs)
 	{
-		scan_finds = scan_rewinds;
-		scan_wanted = scan_rewinds = false;
-		scan_began_us = now.us;
-		scan_took_us = scan_rechecks = 0;
-		memset(&scanned, 0, sizeof(scanned));
+		scan.finds_rows = scan.rows_wanted;
+		scan.wanted = scan.rows_wanted = false;
+		scan.began_at = now;
+		scan.took_us = scan.rechecks = 0;
+		memset(&scan.last, 0, sizeof(scan.last));
 	}
-	listed = queue_lanes(&scanned, SCAN_LANES);
+	listed = queue_lanes(&scan.last, SCAN_LANES);
 	foreach(cell, listed)
 	{
 		QueueListed *entry = lfirst(cell);
 		DeliveryApp *app = apps_get(&entry->lane.app_id, &entry->app, now);
 
-		apps_update(app, &entry->app, now);
-		if (scan_finds)
+		if (scan.finds_rows)
 		{
 			DeliveryLane *lane = get_lane(&entry->lane, app);
 
-			lane->rewind_wanted = true;
+			lane->rewind_at = 0;
 			lane->told |= entry->app.is_of_lane;
-			/* The key may be another one by now, or be there. */
+			/* There may be another key, or one at last. */
 			if (lane->generation != credentials_generation())
-				lane->checked_us = lane->checks = 0;
-			else if (lane->key_missing && scan_rechecks++ < RECHECKS_MAX)
+				lane->checked_at = lane->checks = 0;
+			else if (lane->key_missing && scan.rechecks++ < RECHECKS_MAX)
 				lane->checks = 0;
 			lane_place(lane, now);
 		}
 		app_place(app, now);
-		scanned = entry->lane;
+		scan.last = entry->lane;
 	}
-	scan_runs = list_length(listed) == SCAN_LANES;
-	scan_took_us += http_clock_us() - now.us;
-	scan_at_us = scan_runs ? 0 : rested_at(scan_took_us, SCAN_REST);
+	scan.runs = list_length(listed) == SCAN_LANES;
+	scan.took_us += GetCurrentTimestamp() - now;
+	scan.rested_at = scan.runs ? 0 : rest_until(scan.took_us);
 }
 
 /* ---- fetching ---- */
 
-static bool
-was_rejected(int http_status)
-{
-	return http_status == 401 || http_status == 403;
-}
-
-/* Rejected with its key, a row lets others be the next probe; when the lane's circuit is closed, it is due. */
+/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
 static bool
 waited_for_the_key(const DeliveryLane *lane, int http_status)
 {
-	return was_rejected(http_status) && !lane->circuit.open;
+	return apps_was_rejected(http_status) && !lane->circuit.open;
 }
 
-/* Rows that wait for their time, or whose outcome is being had, stay behind. */
+/* Rows that wait for their time, or are taken, are skipped. */
 static bool
-is_due(DeliveryLane *lane, const QueueRow *row, Moment now)
+is_due(DeliveryLane *lane, const QueueRow *row, TimestampTz now)
 {
-	TakenKey	key = {row->message_id, lane->key.app_id};
-	TakenRow   *begun = hash_search(taken, &key, HASH_FIND, NULL);
+	MessageId	id = {row->message_id, lane->key.app_id};
+	DeliveryItem *item = hash_search(items, &id, HASH_FIND, NULL);
 
-	if (begun != NULL)
+	if (item != NULL)
 	{
-		begun->renewed |= begun->requested_at != row->requested_at;
+		item->renewed |= item->row.requested_at != row->requested_at;
 		return false;
 	}
-	if (was_rejected(row->http_status))
-	{
+	if (apps_was_rejected(row->http_status))
 		apps_suspect(lane, row->http_status, now);
-		if (lane->rejected_since == 0 || row->first_attempt_at < lane->rejected_since)
-			lane->rejected_since = row->first_attempt_at;
-	}
-	if (row->next_attempt_at <= now.ts || waited_for_the_key(lane, row->http_status))
+	if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
+		lane->failing_since = row->first_attempt_at;
+	if (row->next_attempt_at <= now || waited_for_the_key(lane, row->http_status))
 		return true;
-	lane->next_due_us = Min(lane->next_due_us, on_engine_clock(row->next_attempt_at, now));
+	lane->rewind_at = Min(lane->rewind_at, row->next_attempt_at);
 	return false;
 }
 
 static void
-buffer_rows(DeliveryLane *lane, QueueRow *rows, int count, Moment now)
+buffer_rows(DeliveryLane *lane, QueueRow *rows, int count, TimestampTz now)
 {
 	int			due = 0;
 
@@ -610,20 +529,19 @@ buffer_rows(DeliveryLane *lane, QueueRow *rows, int count, Moment now)
 	lane->rows = MemoryContextAlloc(lanes_context, sizeof(QueueRow) * due);
 	memcpy(lane->rows, rows, sizeof(QueueRow) * due);
 	lane->row_count = due;
-	lane->row_next = 0;
-	lane->fetched_us = now.us;
+	lane->fetched_at = now;
 	buffered += due;
 }
 
 static void
-fetch_lanes(DeliveryLane **batch, int count, Moment now)
+fetch_lanes(DeliveryLane **batch, int count, TimestampTz now)
 {
 	const QueueLane *keys[FETCH_LANES];
 	QueuePosition positions[FETCH_LANES];
 	int			row_counts[FETCH_LANES];
 	int			max = Max(Min(FETCH_ROWS, FETCH_TOTAL - buffered) / count, FETCH_MIN);
 	QueueRow   *rows = palloc(sizeof(QueueRow) * max * count);
-	int64		began_us = http_clock_us();
+	TimestampTz began_at = GetCurrentTimestamp();
 	int64		took_us;
 
 	for (int i = 0; i < count; i++)
@@ -632,54 +550,61 @@ fetch_lanes(DeliveryLane **batch, int count, Moment now)
 		positions[i] = batch[i]->position;
 	}
 	queue_fetch(keys, positions, count, rows, row_counts, max);
-	took_us = (http_clock_us() - began_us) / count;
+	took_us = (GetCurrentTimestamp() - began_at) / count;
 	for (int i = 0; i < count; i++)
 	{
 		DeliveryLane *lane = batch[i];
-		DeliveryApp *app = lane->app;
 
 		buffer_rows(lane, rows + i * max, row_counts[i], now);
 		lane->exhausted = row_counts[i] < max;
-		if (!lane->scan_found)
+		if (!lane->found_due)
 		{
-			lane->scan_us += took_us;
-			lane->rewind_at_us = rested_at(lane->scan_us, REST);
+			lane->read_us += took_us;
+			lane->rested_at = rest_until(lane->read_us);
 		}
-		lane->scan_found |= lane->row_count > 0;
-		lane_place(lane, now);
-		app_place(app, now);
+		lane->found_due |= lane->row_count > 0;
+		place(lane, now);
 	}
 	pfree(rows);
 }
 
-/* Rows that could not be attempted until their time was over are given up. */
-static void
-expire_rows(DeliveryLane *lane, Moment now)
+/* Why rows of the lane cannot be attempted, and have not been for long; or NULL. */
+static const char *
+reason_to_expire(const DeliveryLane *lane, TimestampTz now)
 {
-	DeliveryApp *app = lane->app;
-	const char *reason = NULL;
+	const Circuit *circuit = &lane->app->circuit;
+
+	if (lane->key_missing)
+		return lane->reason;
+	if (lane->failing_since == 0 || now - lane->failing_since < EXPIRE_AFTER)
+		return NULL;
+	if (lane->circuit.open)
+		return lane->reason;
+	return circuit->open && circuit->probes > 0 ? lane->app->reason : NULL;
+}
+
+/* Gives up rows that could not be attempted until their time was over. */
+static void
+expire_rows(DeliveryLane *lane, TimestampTz now)
+{
+	const char *reason = reason_to_expire(lane, now);
 	int			count;
 
-	if (lane->key_missing ||
-		(lane->circuit.open && lane->rejected_since != 0 && now.ts - lane->rejected_since > EXPIRE_REJECTED))
-		reason = lane->reason;
-	else if (app->circuit.open && app->circuit.probes >= EXPIRE_PROBES)
-		reason = app->reason;
 	if (reason == NULL || lane->items > 0 ||
-		(lane->expired_us != 0 && now.us - lane->expired_us < EXPIRE_US))
+		(lane->expired_at != 0 && now - lane->expired_at < EXPIRE_US))
 		return;
-	lane->expired_us = now.us;
-	count = queue_expire(&lane->key, now.ts - settings_retry_window * USECS_PER_SEC, reason);
+	lane->expired_at = now;
+	count = queue_expire(&lane->key, now - settings_retry_window * USECS_PER_SEC, reason);
 	if (count == 0)
 		return;
-	apps_count(app, QUEUE_FAILED, count);
+	apps_count(lane->app, QUEUE_FAILED, count);
 	ereport(LOG,
 			(errmsg("onesignal_cancel: giving up on %d messages of %s for role \"%s\": %s",
-					count, apps_label(app), NameStr(lane->key.requested_by), reason),
+					count, apps_label(lane->app), NameStr(lane->key.requested_by), reason),
 			 errhidecontext(true)));
 }
 
-/* Is there anything wrong with the table, so that nothing of it may be delivered?  Logged once. */
+/* Why nothing of the table may be delivered, or NULL.  Logged once. */
 static const char *
 find_problem(void)
 {
@@ -692,52 +617,42 @@ find_problem(void)
 	return problem;
 }
 
-/* True: rows are to be fetched for it; else it has its place. */
-static bool
-prepare_fetch(DeliveryLane *lane, const char *problem, Moment now)
-{
-	DeliveryApp *app = lane->app;
-	bool		has_key = false;
-
-	lane_leave(lane);
-	if (problem != NULL)
-		apps_miss_key(lane, problem, false, now);
-	else
-		has_key = apps_check_key(lane, now);
-	expire_rows(lane, now);
-	if (has_key && circuit_next(&lane->circuit, now.us) <= now.us && app_opens_at(app, now) <= now.us)
-	{
-		if (wants_rewind(lane, now) && now.us >= lane->rewind_at_us)
-			rewind_lane(lane);
-		return true;
-	}
-	lane_place(lane, now);
-	app_place(app, now);
-	return false;
-}
-
 bool
-lanes_hungry(Moment now)
+lanes_are_hungry(TimestampTz now)
 {
-	return !dlist_is_empty(&hungry) || ((scan_wanted || scan_runs) && now.us >= scan_at_us);
+	return !dlist_is_empty(&fetching) || ((scan.wanted || scan.runs) && now >= scan.rested_at);
 }
 
 void
-lanes_fill(Moment now)
+lanes_fill(TimestampTz now)
 {
 	DeliveryLane *batch[FETCH_LANES];
 	const char *problem;
 	int			count = 0;
 
-	if ((scan_wanted || scan_runs) && now.us >= scan_at_us)
+	if ((scan.wanted || scan.runs) && now >= scan.rested_at)
 		scan_lanes(now);
-	problem = dlist_is_empty(&hungry) ? NULL : find_problem();
-	while (count < FETCH_LANES && !dlist_is_empty(&hungry))
+	problem = dlist_is_empty(&fetching) ? NULL : find_problem();
+	while (count < FETCH_LANES && !dlist_is_empty(&fetching))
 	{
-		DeliveryLane *lane = dlist_container(DeliveryLane, hungry_node, dlist_head_node(&hungry));
+		DeliveryApp *app = dlist_head_element(DeliveryApp, fetching_node, &fetching);
+		DeliveryLane *lane = dlist_head_element(DeliveryLane, hungry_node, &app->hungry);
 
-		if (prepare_fetch(lane, problem, now))
+		lane_leave(lane);
+		if (problem != NULL)
+		{
+			lane->told = true;
+			apps_miss_key(lane, problem, now);
+		}
+		else
+			apps_check_key(lane, now);
+		expire_rows(lane, now);
+		if (!lane->key_missing && circuit_next(&lane->circuit, now) <= now)
 			batch[count++] = lane;
+		else
+			lane_place(lane, now);
+		app_set_fetching(app, false);	/* behind the others */
+		app_place(app, now);
 	}
 	if (count > 0)
 		fetch_lanes(batch, count, now);
@@ -745,166 +660,136 @@ lanes_fill(Moment now)
 
 /* ---- taking ---- */
 
-void
-lanes_count_unrecorded(DeliveryLane *lane, int count)
-{
-	lane->app->trust.unrecorded += count;
-	run_trust.unrecorded += count;
-}
-
-static void
-take_row(DeliveryLane *lane, LaneTurn *turn, Moment now)
+static DeliveryItem *
+take_row(DeliveryLane *lane, TimestampTz now)
 {
 	DeliveryApp *app = lane->app;
-	TakenKey	key;
-	TakenRow   *begun;
+	const QueueRow *row = &lane->rows[lane->row_next];
+	MessageId	id = {row->message_id, app->app_id};
+	DeliveryItem *item = hash_search(items, &id, HASH_ENTER, NULL);
 
-	turn->lane = lane;
-	turn->key = lane->credentials;
-	turn->key->refs++;
-	turn->row = lane->rows[lane->row_next++];
-	if (lane->row_next == lane->row_count)
-		drop_buffer(lane);
-
-	key.message_id = turn->row.message_id;
-	key.app_id = app->app_id;
-	begun = hash_search(taken, &key, HASH_ENTER, NULL);
-	begun->requested_at = turn->row.requested_at;
-	begun->renewed = false;
+	memset((char *) item + sizeof(MessageId), 0, sizeof(*item) - sizeof(MessageId));
+	item->lane = lane;
+	item->key = lane->credentials;
+	item->key->refs++;
+	item->row = *row;
+	item->begun = now;
+	item->timer.kind = TIMER_ITEM;
+	if (++lane->row_next == lane->row_count)
+		drop_rows(lane);
 	lane->items++;
-	lanes_count_unrecorded(lane, 1);
+	app->trust.unrecorded++;
+	run_trust.unrecorded++;
 	circuit_begin(&app->circuit);
 	circuit_begin(&lane->circuit);
 	allowance_begin(&app->allowance, &wire);
-	lane_place(lane, now);
-	app_place(app, now);
+	place(lane, now);
+	return item;
 }
 
-bool
-lanes_take(Moment now, LaneTurn *turn)
+DeliveryItem *
+lanes_take(TimestampTz now)
 {
 	relieve_crowd(now);
-	while (!dlist_is_empty(&ready))
+	while (!dlist_is_empty(&ready) && trust_permits(&run_trust, now))
 	{
-		DeliveryApp *app = dlist_container(DeliveryApp, list_node, dlist_head_node(&ready));
+		DeliveryApp *app = dlist_head_element(DeliveryApp, list_node, &ready);
 		DeliveryLane *lane;
 
-		if (!trust_permits(&run_trust, now.us))
-		{
-			record_awaited = true;
-			return false;
-		}
 		app_place(app, now);	/* behind all others that are ready, if it still is */
 		if (app->list != &ready)
 			continue;
 		lane = pairingheap_container(DeliveryLane, queue_node, pairingheap_first(&app->queue));
-		if (now.us - lane->fetched_us > BUFFER_AGE_US)
+		if (now - lane->fetched_at > BUFFER_AGE_US)
 		{
 			lane_leave(lane);
-			drop_buffer(lane);
-			lane_place(lane, now);
-			app_place(app, now);
+			drop_rows(lane);
+			place(lane, now);
 		}
-		else if (!pace_take(&app->pace, now.us))
-		{
-			app_leave(app);
-			timer_set(&app->timer, &timers, pace_next(&app->pace, now.us));
-		}
+		else if (pace_take(&app->pace, now))
+			return take_row(lane, now);
 		else
 		{
-			take_row(lane, turn, now);
-			return true;
+			app_leave(app);
+			lanes_set_timer(&app->timer, pace_next(&app->pace, now));
 		}
 	}
-	return false;
+	return NULL;
+}
+
+int
+lanes_taken(void)
+{
+	return items != NULL ? (int) hash_get_num_entries(items) : 0;
 }
 
 bool
-lanes_await_record(void)
+lanes_take_again(DeliveryItem *item, TimestampTz now)
 {
-	return record_awaited;
-}
+	DeliveryApp *app = item->lane->app;
 
-bool
-lanes_take_again(DeliveryLane *lane, Moment now)
-{
-	DeliveryApp *app = lane->app;
-
-	if (app_opens_at(app, now) > now.us || !allowance_permits(&app->allowance, &wire))
+	if (app_opens_at(app, now) > now || !allowance_permits(&app->allowance, &wire))
 		return false;
 	allowance_begin(&app->allowance, &wire);
 	return true;
 }
 
 void
-lanes_end_request(DeliveryLane *lane, bool answered, Moment now)
+lanes_end_request(DeliveryItem *item, bool answered)
 {
-	DeliveryApp *app = lane->app;
-
-	allowance_end(&app->allowance, &wire, answered);
-	lane_place(lane, now);
-	app_place(app, now);
-	relieve_crowd(now);
+	allowance_end(&item->lane->app->allowance, &wire, answered);
+	place(item->lane, GetCurrentTimestamp());
 }
 
 void
-lanes_settle(DeliveryLane *lane, const QueueRow *row, int http_status, TimestampTz next_due)
+lanes_settle(DeliveryItem *item, int http_status, TimestampTz next_due)
 {
-	Moment		now = apps_now();
-	DeliveryApp *app = lane->app;
-	TakenKey	key = {row->message_id, lane->key.app_id};
-	TakenRow   *begun = hash_search(taken, &key, HASH_REMOVE, NULL);
+	TimestampTz now = GetCurrentTimestamp();
+	DeliveryLane *lane = item->lane;
 
-	/* By another role, maybe, and so in another lane. */
-	if (begun != NULL && begun->renewed)
+	/* It may have been requested by another role, and so be in another lane. */
+	if (item->renewed)
 		lanes_wake();
+	apps_release_key(item->key);
+	if (item->text != NULL)
+		pfree(item->text);
+	hash_search(items, &item->id, HASH_REMOVE, NULL);
 	lane->items--;
-	lanes_count_unrecorded(lane, -1);
-	record_awaited = false;
-	lane->next_due_us = Min(lane->next_due_us, on_engine_clock(next_due, now));
-	/* Rejected with a key that is no longer the lane's */
-	lane->rewind_wanted |= next_due != DT_NOEND && waited_for_the_key(lane, http_status);
-	lane_place(lane, now);
-	app_place(app, now);
+	lane->app->trust.unrecorded--;
+	run_trust.unrecorded--;
+	lane->rewind_at = Min(lane->rewind_at, next_due);
+	/* It was rejected with a key that is no longer the lane's. */
+	if (next_due != DT_NOEND && waited_for_the_key(lane, http_status))
+		lane->rewind_at = 0;
+	place(lane, now);
 }
 
 void
-lanes_grow_trust(DeliveryApp *app)
+lanes_trust(DeliveryApp *app, bool recorded)
 {
-	trust_grow(&app->trust);
-	app_place(app, apps_now());
-}
+	TimestampTz now = GetCurrentTimestamp();
+	Trust	   *trust = app != NULL ? &app->trust : &run_trust;
 
-void
-lanes_note_visit(bool recorded_some)
-{
-	if (recorded_some)
-		trust_grow(&run_trust);
+	if (recorded)
+		trust_grow(trust);
 	else
-		trust_lose(&run_trust, http_clock_us());
-}
-
-void
-lanes_lose_trust(DeliveryApp *app)
-{
-	Moment		now = apps_now();
-
-	trust_lose(&app->trust, now.us);
-	app_place(app, now);
+		trust_lose(trust, now);
+	if (app != NULL)
+		app_place(app, now);
 }
 
 TimestampTz
-lanes_next_due(Moment now)
+lanes_next_due(TimestampTz now)
 {
-	int64		next = scan_wanted || scan_runs ? scan_at_us : PG_INT64_MAX;
+	TimestampTz next = Min(lanes_next_timer(TIMER_LANE), lanes_next_timer(TIMER_APP));
 
-	if (!dlist_is_empty(&hungry) || (!dlist_is_empty(&ready) && trust_permits(&run_trust, now.us)))
-		return now.ts;
-	if (!dlist_is_empty(&ready) && run_trust.paused_until > now.us)
+	if (!dlist_is_empty(&fetching) || (!dlist_is_empty(&ready) && trust_permits(&run_trust, now)))
+		return now;
+	if (scan.wanted || scan.runs)
+		next = Min(next, scan.rested_at);
+	if (!dlist_is_empty(&ready) && run_trust.paused_until > now)
 		next = Min(next, run_trust.paused_until);
-	if (!pairingheap_is_empty(&timers))
-		next = Min(next, pairingheap_container(Timer, node, pairingheap_first(&timers))->at_us);
-	if (!pairingheap_is_empty(&keyless) && worker_preloaded())
-		next = Min(next, now.us + CIRCUIT_KEY_PAUSE);
-	return on_table_clock(next, now);
+	if (!pairingheap_is_empty(&timers[TIMER_KEYLESS]) && worker_preloaded())
+		next = Min(next, now + CIRCUIT_KEY_PAUSE);
+	return next;
 }

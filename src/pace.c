@@ -1,60 +1,40 @@
 /*
  * pace.c
- *		How fast requests start, when none may, and how long a retry waits.
+ *		Pace, circuit, allowance, trust and backoff: arithmetic on times.
  *
- * Everything here is arithmetic on times that the caller passes in, so that
- * ten minutes of delivery can be tried in a microsecond, by a test that links
- * this file alone: no clock, no allocation, no error, and no header above c.h.
+ * A test links this file alone and tries ten minutes of delivery in a
+ * microsecond: no clock, no allocation, no error, no header above c.h.
  */
 #include "c.h"
 
 #include "pace.h"
 
-/* Unset: two thirds of the smallest plan's 150/s, which the application's creates share. */
+/* Without a rate_limit: two thirds of the smallest plan's 150/s, which creates share. */
 #define PACE_START 100.0
 
-/* A tenth a second finds a paid plan's 6,000/s in 43 s, and overshoots by a tenth at most. */
+/* A tenth a second finds a paid plan's 6,000/s in 43 s. */
 #define PACE_GROWTH 1.1
 
 /* What a cut keeps: the fifth that it leaves is for live sends. */
 #define PACE_KEPT 0.8
 
-/*
- * One 429 never cuts below half: less than that answered in the last second
- * says that we had only just started or had little to send, and not what
- * OneSignal would take.  If half is still too much, the next 429 says so.
- */
+/* When less than half of the rate was answered, we had little to send: no measure of OneSignal's limit. */
 #define PACE_KEPT_AT_LEAST 0.5
 #define PACE_MIN 1.0
 
-/* A count below this is no measure to hold to for ten minutes: one more is already a fifth. */
+/* Fewer answers than this are no measure for a ceiling. */
 #define PACE_MEASURABLE 5.0
 #define PACE_CEILING_DURATION (10 * USECS_PER_MINUTE)
 
-/*
- * How much of a second's requests may start at once after a lull.  A deliverer
- * that is away for a commit, 10 to 50 ms on a disk, must not lose its pace by
- * it; and what a second exceeds the pace by is a fraction of the fifth that a
- * cut left free.
- */
+/* What part of a second's requests may start at once: a commit, of 10 to 50 ms, must not cost pace. */
 #define PACE_BURST 0.05
 
-/*
- * One or two failures in a row are chance; five with no answer in between are
- * what an outage looks like, and few enough to be spent on it.  A lost
- * connection looks the same, as it fails all its streams at once: hence the
- * first probe follows soon.
- */
+/* Five failures in a row are an outage, or one lost connection: hence the first probe follows soon. */
 #define CIRCUIT_FAILURES 5
-
-/*
- * 1, 2, 4, 8, then every 15 s: an outage of seconds costs about as long again,
- * one of minutes four requests a minute.
- */
 #define CIRCUIT_PROBE_FIRST USECS_PER_SEC
 #define CIRCUIT_PROBE_MAX (15 * USECS_PER_SEC)
 
-/* OneSignal's advice for work that is urgent: 2, 4, 8 ... 60 s, with jitter. */
+/* OneSignal's advice for urgent work: 2, 4, 8 ... 60 s, with jitter. */
 #define BACKOFF_FIRST (2 * USECS_PER_SEC)
 #define BACKOFF_MAX (60 * USECS_PER_SEC)
 
@@ -62,31 +42,19 @@
 #define BACKOFF_RELAXED_BEYOND USECS_PER_HOUR
 #define BACKOFF_RELAXED_MAX (15 * USECS_PER_MINUTE)
 
-/* However near send_after is, trying faster than this helps nobody. */
 #define BACKOFF_MIN USECS_PER_SEC
 
-/*
- * An app may have so many times what would then still be free: one app alone
- * gets four fifths of the wire, two get four ninths each, and in any case
- * something is left for the next.
- */
+/* An app may have four times what is then left: alone four fifths of the wire, and something is always left. */
 #define ALLOWANCE_SHARE 4
 
-/* While outcomes cannot be recorded: one request a second, in which those that can have their turn, too. */
-#define TRUST_PAUSE_MIN (USECS_PER_SEC / 10)
-#define TRUST_PAUSE_MAX USECS_PER_SEC
-
-/*
- * Apps that are not proven share one part in so many of what the others leave,
- * and of the wire they leave one in so many to those.
- */
+/* Apps that are not proven share half of what the others leave, and leave a part of the wire to those. */
 #define UNPROVEN_PART 2
 #define PROVEN_RESERVE 32
 
-/*
- * Only a pace that was in use may grow: a few requests at once are refused for
- * some milliseconds at any pace, and would drive it up without ever trying it.
- */
+#define TRUST_PAUSE_MIN (USECS_PER_SEC / 10)
+#define TRUST_PAUSE_MAX USECS_PER_SEC
+
+/* Only a pace that was in use may grow: a few requests at once have to wait at any pace. */
 static void
 pace_grow(Pace *pace)
 {
@@ -99,7 +67,7 @@ pace_grow(Pace *pace)
 		pace->rate = Min(pace->rate, bound);
 }
 
-/* Brings the seconds up to now; what lies ahead of now is left from before a jump of the clock. */
+/* Brings the counts up to now.  What lies ahead of now is left from before a jump of the clock. */
 static void
 pace_advance(Pace *pace, int64 now)
 {
@@ -131,10 +99,7 @@ pace_advance(Pace *pace, int64 now)
 	pace->answered = 0;
 }
 
-/*
- * How many answers the last second saw, to within the evenness of the second
- * before: of that one, the part counts that is less than a second ago.
- */
+/* The answers of the last second: of the second before, the part counts that is less than a second ago. */
 static double
 pace_answered_lately(const Pace *pace, int64 now)
 {
@@ -150,7 +115,6 @@ pace_init(Pace *pace, double rate_limit)
 	pace->rate = rate_limit < 0 ? PACE_START : rate_limit;
 	pace->limit = Max(rate_limit, 0);
 
-	/* Else as after a long lull: pace_take() will fill the bucket. */
 	pace->tokens = 1.0;
 }
 
@@ -247,7 +211,7 @@ circuit_set_open(Circuit *circuit, int64 until, int64 now)
 	circuit->probing = false;
 	circuit->changed_at = now;
 
-	/* Later than now in any case: that tells the probe from what began before. */
+	/* After now in any case, which tells the probe from what began before. */
 	circuit->open_until = Max(until, now + 1);
 }
 
@@ -353,10 +317,7 @@ allowance_is_full(const Allowance *allowance)
 	return allowance->in_flight >= allowance->limit;
 }
 
-/*
- * The first request of an app that is not proven does not count towards the
- * part that these share: others that hang must not keep it from being proven.
- */
+/* Others that hang must not keep an app from being proven: its first request may begin beside them. */
 bool
 allowance_permits(const Allowance *allowance, const Wire *wire)
 {
@@ -416,7 +377,7 @@ trust_grow(Trust *trust)
 	trust->pause = trust->paused_until = 0;
 }
 
-/* What waits to be recorded is not counted: a row that can never be written must not keep others from it. */
+/* One more than what waits: a row that can never be written must not keep others from it. */
 void
 trust_lose(Trust *trust, int64 now)
 {
@@ -435,7 +396,7 @@ backoff_doubled(int attempts, int64 max)
 	return Min(delay, max);
 }
 
-/* Half of it is certain, so that a retry is never at once; half spreads the crowd. */
+/* Half of the wait is certain; the other half spreads the crowd. */
 static int64
 backoff_jittered(int64 delay, double random)
 {
