@@ -23,10 +23,8 @@ OBJS = \
 	src/onesignal.o \
 	src/onesignal_cancel.o \
 	src/options.o \
-	src/owner.o \
 	src/pace.o \
 	src/queue.o \
-	src/record.o \
 	src/request.o \
 	src/servers.o \
 	src/settings.o \

@@ -56,8 +56,8 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
-#include "owner.h"
 #include "settings.h"
+#include "statements.h"
 #include "wakeup.h"
 
 /* The number grows with each change of the layout: a library of another version may be loaded beside. */

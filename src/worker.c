@@ -84,9 +84,9 @@
 #include "deliverer.h"
 #include "delivery.h"
 #include "launcher.h"
-#include "owner.h"
 #include "queue.h"
 #include "settings.h"
+#include "statements.h"
 #include "wakeup.h"
 #include "worker.h"
 
