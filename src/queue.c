@@ -174,11 +174,7 @@ run_in_transaction(Statement which, Datum *values)
 char *
 queue_problem(void)
 {
-	const char *problem = owner_trigger_problem(transaction.installation.message_table,
-												transaction.installation.schema, false);
-
-	return problem == NULL ? NULL :
-		psprintf("trigger \"zz_onesignal_message\" of table \"onesignal_message\" is not the extension's own: %s", problem);
+	return owner_trigger_problem(transaction.installation.message_table, transaction.installation.schema, false);
 }
 
 List *
@@ -198,7 +194,7 @@ queue_lanes(const QueueLane *after, int max)
 		QueueListed *listed = palloc0(sizeof(QueueListed));
 
 		listed->lane.app_id = *DatumGetUUIDP(read_column(tuple, 1, (Datum) 0));
-		strlcpy(NameStr(listed->lane.requested_by), NameStr(*DatumGetName(read_column(tuple, 2, (Datum) 0))), NAMEDATALEN);
+		listed->lane.requested_by = *DatumGetName(read_column(tuple, 2, (Datum) 0));
 		listed->app.exists = DatumGetBool(read_column(tuple, 3, BoolGetDatum(false)));
 		listed->app.paused_until = read_time(tuple, 4, 0);
 		listed->app.resumed_at = read_time(tuple, 5, 0);
@@ -293,11 +289,13 @@ set_outcome(StatementCall *call, const QueueOutcome *outcome)
 static QueueRecorded
 recorded_as(StatementCall *call)
 {
+	uint64		found;
+
 	if (call->processed > 0)
 		return QUEUE_RECORDED;
-	if (statement_run(STATEMENT_UNRECORDED, transaction.installation.schema, call->values, call->nulls) == 0)
-		return QUEUE_DROPPED;
-	return QUEUE_LOCKED;
+	found = statement_run(STATEMENT_UNRECORDED, transaction.installation.schema, call->values, call->nulls);
+	SPI_freetuptable(SPI_tuptable);
+	return found > 0 ? QUEUE_LOCKED : QUEUE_DROPPED;
 }
 
 void
@@ -358,7 +356,8 @@ create_apps(const QueueApp *apps, int count, StatementCall *calls)
 			set_parameter(&calls[missing++], 0, UUIDPGetDatum(&apps[i].app_id), false);
 	(void) set_config_option("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	error = missing == 0 ? NULL : statement_try(STATEMENT_CREATE_APP, transaction.installation.schema, calls, missing);
+	error = missing == 0 ? NULL :
+		statement_try(STATEMENT_CREATE_APP, transaction.installation.schema, calls, missing);
 	AtEOXact_GUC(false, level);
 	return error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE ? error : NULL;
 }

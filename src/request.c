@@ -33,7 +33,7 @@ typedef struct Row
 {
 	Relation	relation;
 	HeapTuple	tuple;
-	const char *server;			/* a server that has the name of the column being read; or NULL */
+	const char *app;			/* the argument that may name a column or a server */
 } Row;
 
 /* ---- writing the message's row ---- */
@@ -127,7 +127,7 @@ onesignal_cancel_enqueue(PG_FUNCTION_ARGS)
 
 /* ---- columns of the application's tables ---- */
 
-/* Partitions number columns differently, so each row's are found by name.  System columns hold nothing of interest. */
+/* Partitions number columns differently, so they are looked up by name for each row. */
 static bool
 has_column(const Row *row, const char *name)
 {
@@ -146,13 +146,30 @@ require_column(const Row *row, const char *name)
 	return SPI_fnumber(RelationGetDescr(row->relation), name);
 }
 
-/* The trigger's argument may mean either; a column is tried first. */
-static int
-hint_of_server(const Row *row)
+/* False: no server of ours has that name. */
+static bool
+server_app(const char *name, pg_uuid_t *app_id)
 {
-	return row->server == NULL ? 0 :
-		errhint("There is also a server \"%s\", but a column is tried first: rename the server, or give the app's id.",
-				row->server);
+	ForeignServer *server = GetForeignServerByName(name, true);
+	char	   *text;
+
+	if (server == NULL ||
+		strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, CREDENTIALS_WRAPPER) != 0)
+		return false;
+	text = options_get(server->options, "app_id");
+	return text != NULL && options_parse_uuid(text, app_id);
+}
+
+/* Adds a hint if the column that an error is about may have been meant to be a server. */
+static int
+server_hint(const Row *row, const char *name)
+{
+	pg_uuid_t	app_id;
+
+	if (strcmp(name, row->app) != 0 || !server_app(name, &app_id))
+		return 0;
+	return errhint("There is also a server \"%s\", but a column is tried first: rename the server, or give the app's id.",
+				   name);
 }
 
 static void
@@ -162,7 +179,7 @@ wrong_type(const Row *row, const char *name, Oid type, const char *expected)
 			(errcode(ERRCODE_DATATYPE_MISMATCH),
 			 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
 					name, RelationGetRelationName(row->relation), format_type_be(type), expected),
-			 hint_of_server(row)));
+			 server_hint(row, name)));
 }
 
 /* False: it is NULL, or a text of blanks. */
@@ -199,8 +216,8 @@ uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
 				 errmsg("invalid input syntax for type uuid: \"%s\"", text),
 				 errdetail("It is the value of column \"%s\" of table \"%s\".",
 						   name, RelationGetRelationName(row->relation)),
-				 row->server != NULL ? hint_of_server(row) :
-				 errhint("OneSignal's ids are uuids. Where there is none, the column must be null or empty.")));
+				 errhint("OneSignal's ids are uuids. Where there is none, the column must be null or empty."),
+				 server_hint(row, name)));
 	return true;
 }
 
@@ -230,46 +247,24 @@ time_column(const Row *row, const char *name, TimestampTz *time)
 	return !isnull;
 }
 
-/* ---- the trigger's arguments ---- */
-
-/* False: no server of ours has that name. */
-static bool
-server_app(const char *name, pg_uuid_t *app_id)
-{
-	ForeignServer *server = GetForeignServerByName(name, true);
-	char	   *text;
-
-	if (server == NULL ||
-		strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, CREDENTIALS_WRAPPER) != 0)
-		return false;
-	text = options_get(server->options, "app_id");
-	return text != NULL && options_parse_uuid(text, app_id);
-}
-
 static void
-app_in_column(Row *row, const char *column, pg_uuid_t *app_id)
+resolve_app(const Row *row, pg_uuid_t *app_id)
 {
-	row->server = server_app(column, app_id) ? column : NULL;
-	if (!uuid_column(row, column, app_id))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("column \"%s\" of table \"%s\" is null or empty, but the row has a message to cancel",
-						column, RelationGetRelationName(row->relation)),
-				 hint_of_server(row)));
-	row->server = NULL;
-}
-
-static void
-resolve_app(Row *row, const char *app, pg_uuid_t *app_id)
-{
-	if (options_parse_uuid(app, app_id))
+	if (options_parse_uuid(row->app, app_id))
 		return;
-	if (has_column(row, app))
-		app_in_column(row, app, app_id);
-	else if (!server_app(app, app_id))
+	if (has_column(row, row->app))
+	{
+		if (!uuid_column(row, row->app, app_id))
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("column \"%s\" of table \"%s\" is null or empty, but the row has a message to cancel",
+							row->app, RelationGetRelationName(row->relation)),
+					 server_hint(row, row->app)));
+	}
+	else if (!server_app(row->app, app_id))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("could not find OneSignal app \"%s\"", app),
+				 errmsg("could not find OneSignal app \"%s\"", row->app),
 				 errdetail("It is neither a uuid, nor a column of table \"%s\", nor a server of foreign-data wrapper \"%s\".",
 						   RelationGetRelationName(row->relation), CREDENTIALS_WRAPPER),
 				 errhint("Give the app's id, the name of a column that holds it, or the name of a server.")));
@@ -304,7 +299,7 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	char	  **arguments;
-	Row			row = {0};
+	Row			row;
 	pg_uuid_t	app_id;
 	pg_uuid_t	message_id;
 	TimestampTz send_after;
@@ -315,6 +310,7 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 	arguments = trigger->tg_trigger->tgargs;
 	row.relation = trigger->tg_relation;
 	row.tuple = trigger->tg_trigtuple;
+	row.app = arguments[1];
 	has_message = uuid_column(&row, arguments[0], &message_id);
 	if (!has_message && TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 	{
@@ -324,7 +320,7 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 	if (!has_message)
 		return PointerGetDatum(NULL);
 
-	resolve_app(&row, arguments[1], &app_id);
+	resolve_app(&row, &app_id);
 	has_send_after = trigger->tg_trigger->tgnargs == 3 && time_column(&row, arguments[2], &send_after);
 	enqueue(fcinfo, &app_id, &message_id, has_send_after ? &send_after : NULL, NULL);
 	return PointerGetDatum(NULL);

@@ -327,7 +327,7 @@ trigger_problem(const Trigger *trigger, Oid schema, bool allow_off)
 	return NULL;
 }
 
-const char *
+char *
 owner_trigger_problem(Oid message_table, Oid schema, bool allow_off)
 {
 	Relation	relation = table_open(message_table, NoLock);
@@ -338,25 +338,24 @@ owner_trigger_problem(Oid message_table, Oid schema, bool allow_off)
 		if (strcmp(all->triggers[i].tgname, MESSAGE_TRIGGER) == 0)
 			problem = trigger_problem(&all->triggers[i], schema, allow_off);
 	table_close(relation, NoLock);
-	return problem;
+	return problem == NULL ? NULL :
+		psprintf("trigger \"%s\" of table \"onesignal_message\" is not the extension's own: %s", MESSAGE_TRIGGER, problem);
 }
 
 void
 owner_require_trigger(Oid schema, bool allow_off)
 {
 	Oid			message_table = get_relname_relid("onesignal_message", schema);
-	const char *problem = "the table does not exist";
+	const char *problem;
 
-	if (OidIsValid(message_table))
-	{
-		LockRelationOid(message_table, RowExclusiveLock);
-		problem = owner_trigger_problem(message_table, schema, allow_off);
-	}
+	if (!OidIsValid(message_table))
+		elog(ERROR, "table onesignal_message does not exist in schema with OID %u", schema);
+	LockRelationOid(message_table, RowExclusiveLock);
+	problem = owner_trigger_problem(message_table, schema, allow_off);
 	if (problem != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("trigger \"%s\" of table \"onesignal_message\" is not the extension's own: %s",
-						MESSAGE_TRIGGER, problem),
+				 errmsg("%s", problem),
 				 errdetail("Nothing is requested or delivered until it is, since requests could be forged without it."),
 				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s(), and enable it with ALTER TABLE ... ENABLE TRIGGER.",
 						 MESSAGE_TRIGGER,

@@ -32,12 +32,12 @@ extern bool owner_find(Installation *installation);
 extern bool owner_find_and_lock(Installation *installation);
 
 /*
- * Says in words why the trigger of onesignal_message is not the extension's
+ * Says, palloc'd, why the trigger of onesignal_message is not the extension's
  * own any more; NULL: it is.  TRIGGER on the table is enough to replace it, and
  * what another trigger lets through must not be delivered.  allow_off: a
  * disabled trigger is accepted.  The table must be locked already.
  */
-extern const char *owner_trigger_problem(Oid message_table, Oid schema, bool allow_off);
+extern char *owner_trigger_problem(Oid message_table, Oid schema, bool allow_off);
 
 /* Raises 55000 for such a problem of the table in that schema, which it locks for writing. */
 extern void owner_require_trigger(Oid schema, bool allow_off);
