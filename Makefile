@@ -21,10 +21,8 @@ OBJS = \
 	src/message.o \
 	src/onesignal.o \
 	src/options.o \
-	src/owner.o \
 	src/pace.o \
 	src/queue.o \
-	src/record.o \
 	src/request.o \
 	src/settings.o \
 	src/statements.o \

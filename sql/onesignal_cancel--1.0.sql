@@ -40,11 +40,10 @@ COMMENT ON COLUMN onesignal_cancel_result.success IS
 COMMENT ON COLUMN onesignal_cancel_result.errors IS
 'OneSignal''s own words, or one line that says what went wrong; usually empty on success, never NULL';
 
--- Not strict: a NULL argument is a mistake of the caller and raises an error.
--- Not parallel: each process has connections of its own.  The cost is beyond that of other
--- functions, so that a query which has conditions tries those first, but not
--- the true one: forty calls in a statement would have it compiled by JIT, which
--- takes longer than a thousand of them.
+-- Not strict: a NULL argument is the caller's mistake and raises an error.
+-- Not parallel: each process would open connections of its own.
+-- COST is high enough that a query tries its other conditions first, and low
+-- enough that a few dozen calls do not have the statement compiled by JIT.
 CREATE FUNCTION onesignal_cancel(app_id uuid, message_id uuid)
 RETURNS onesignal_cancel_result
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
@@ -76,8 +75,8 @@ COMMENT ON FUNCTION onesignal_cancel_version() IS
 --
 
 CREATE TYPE onesignal_message_state AS ENUM (
-    'scheduled',    -- nothing was asked for
-    'pending',      -- its cancel is to be delivered
+    'scheduled',    -- no cancel was requested
+    'pending',      -- a cancel was requested and is not delivered yet
     'canceled',     -- OneSignal has canceled it
     'refused',      -- OneSignal said no
     'failed');      -- no usable answer in time
@@ -110,14 +109,14 @@ CREATE TABLE onesignal_message (
         OR (requested_by IS NOT NULL AND requested_at IS NOT NULL)),
     CONSTRAINT onesignal_message_cancel_is_requested CHECK (NOT cancel
         OR state OPERATOR(pg_catalog.<>) 'scheduled'))
-    -- Nearly every change of state leaves a dead row behind: vacuum soon, and
-    -- leave room on the page for a retry's update, which touches no index.
+    -- Nearly every change of state leaves a dead row: vacuum soon, and leave room
+    -- on the page for the update of a retry, which then changes no index.
     WITH (fillfactor = 90,
           autovacuum_vacuum_scale_factor = 0.02,
           autovacuum_analyze_scale_factor = 0.02);
 
--- Lanes in the order in which they are delivered. next_attempt_at is left out
--- so that a retry's update touches no index.
+-- The pending rows of each lane in the order of delivery. It leaves out
+-- next_attempt_at so that the update of a retry changes no index.
 CREATE INDEX onesignal_message_pending ON onesignal_message
     (app_id, requested_by, (COALESCE(send_after, '-infinity'::timestamptz)), message_id)
     WHERE state OPERATOR(pg_catalog.=) 'pending';
@@ -191,7 +190,7 @@ ALTER TABLE onesignal_message
 COMMENT ON CONSTRAINT onesignal_message_has_its_trigger ON onesignal_message IS
 'nothing can be written without the extension''s trigger, which protects requested_by';
 
--- Its name sorts last: it has to see what other BEFORE triggers made of a row.
+-- Its name sorts last, so that it sees what other BEFORE triggers made of a row.
 CREATE TRIGGER zz_onesignal_message BEFORE INSERT OR UPDATE ON onesignal_message
 FOR EACH ROW EXECUTE FUNCTION onesignal_message_change();
 COMMENT ON TRIGGER zz_onesignal_message ON onesignal_message IS
@@ -217,7 +216,7 @@ CREATE TABLE onesignal_app (
     canceled_total bigint NOT NULL DEFAULT 0,
     refused_total bigint NOT NULL DEFAULT 0,
     failed_total bigint NOT NULL DEFAULT 0)
-    -- A handful of rows that are updated all the time.
+    -- These few rows are updated all the time.
     WITH (fillfactor = 50);
 
 
@@ -325,13 +324,13 @@ AS 'MODULE_PATHNAME', 'onesignal_cancel_delivery';
 COMMENT ON FUNCTION onesignal_cancel_delivery() IS
 'what happens to pending messages of this database whose app is not paused: working, switched off, by CALL only, waits for a request, or no free worker';
 
--- Never counts what is finished: only onesignal_message_pending is read.
+-- It never counts finished rows: it reads onesignal_message_pending alone.
 CREATE VIEW onesignal_cancel_status AS
     WITH servers AS (
         SELECT a.app_id, pg_catalog.string_agg(a.srvname::text, ', ' ORDER BY a.srvname) AS server
         FROM (
             SELECT s.srvname,
-                -- A superuser can take the validator away, and then set anything.
+                -- A superuser can drop the validator and then set any value.
                 CASE WHEN o.option_value OPERATOR(pg_catalog.~*)
                         '^(([0-9a-f]{4}-?){7}[0-9a-f]{4}|\{([0-9a-f]{4}-?){7}[0-9a-f]{4}\})$'
                     THEN o.option_value::uuid END AS app_id
@@ -434,8 +433,8 @@ COMMENT ON COLUMN onesignal_cancel_status.preloaded IS
 -- Rights
 --
 
--- What the database's default privileges (ALTER DEFAULT PRIVILEGES) have granted
--- is taken away first, and so is what PostgreSQL grants to PUBLIC.
+-- First this revokes what the database's default privileges (ALTER DEFAULT
+-- PRIVILEGES) have granted, and what PostgreSQL grants to PUBLIC.
 DO LANGUAGE plpgsql $$
 DECLARE
     revoke text;
@@ -487,7 +486,7 @@ BEGIN
     END LOOP;
 END $$;
 
--- Each of these decides by itself what its caller may do.
+-- Each of these checks its caller's rights itself.
 GRANT EXECUTE ON FUNCTION
     onesignal_cancel(uuid, uuid),
     onesignal_cancel_batch(uuid, uuid[]),
@@ -501,5 +500,5 @@ TO PUBLIC;
 GRANT USAGE ON TYPE onesignal_cancel_result, onesignal_message_state TO PUBLIC;
 GRANT SELECT ON onesignal_cancel_status TO pg_monitor;
 
--- A WARNING when it is not.
+-- Loads the library, which raises a WARNING if it is not preloaded.
 SELECT onesignal_cancel_preloaded();

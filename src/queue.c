@@ -1,32 +1,51 @@
 /*
  * queue.c
- *		The deliverer's short transactions, and what it reads in them.
+ *		The deliverer's short transactions: what it fetches, records and saves.
  *
  * A deliverer has no transaction while its requests are on the wire: it opens
  * one to fetch or to record, as the table's owner, and closes it at once.
- * Nothing is marked as taken when it is fetched, since there is one deliverer
- * a database; what became of a row between fetching and recording it is found
- * out when its outcome is recorded (record.c).
+ * Fetching marks nothing as taken, since a database has one deliverer; what
+ * happened to a row in between is found out when its outcome is recorded.
+ *
+ * Recording must not wait for a session that left a transaction open, and one
+ * row that cannot be written must not keep hundreds of others from being
+ * written.  So outcomes are written in one subtransaction by a statement that
+ * skips locked rows; if it fails, each is written in one of its own.
  */
 #include "postgres.h"
 
 #include "access/relation.h"
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/bufmgr.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-#include "owner.h"
 #include "queue.h"
-#include "record.h"
 #include "statements.h"
+
+/*
+ * How long to wait for a session that is about to make an app's first row.
+ * Most do so in a transaction of a millisecond; no other is waited for.
+ */
+#define APP_LOCK_TIMEOUT "10ms"
+
+const char *const queue_state_names[QUEUE_STATES] = {
+	[QUEUE_SCHEDULED] = "scheduled",
+	[QUEUE_PENDING] = "pending",
+	[QUEUE_CANCELED] = "canceled",
+	[QUEUE_REFUSED] = "refused",
+	[QUEUE_FAILED] = "failed",
+};
 
 /* The open transaction, or the last one. */
 static struct
@@ -39,24 +58,6 @@ static struct
 
 /* ---- transactions ---- */
 
-static void
-end_worker_transaction(void)
-{
-	SPI_finish();
-	PopActiveSnapshot();
-	CommitTransactionCommand();
-	pgstat_report_stat(true);
-}
-
-/* The extension is gone, and nothing of a transaction is begun but itself. */
-static bool
-nothing_to_begin(void)
-{
-	if (!transaction.in_procedure)
-		CommitTransactionCommand();
-	return false;
-}
-
 bool
 queue_begin(bool in_procedure)
 {
@@ -64,32 +65,28 @@ queue_begin(bool in_procedure)
 
 	transaction.in_procedure = in_procedure;
 	transaction.open = false;
-	if (in_procedure)
-	{
-		/* Whatever the session's default: a row that changed meanwhile is no error. */
-		if (!FirstSnapshotSet)
-			XactIsoLevel = XACT_READ_COMMITTED;
-	}
-	else
+	if (!in_procedure)
 	{
 		owner_settle();
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 	}
+	else if (!FirstSnapshotSet)
+		XactIsoLevel = XACT_READ_COMMITTED; /* or a row that changed meanwhile would be an error */
 
-	/* It may have to wait for the table's lock: without a snapshot, for VACUUM's sake. */
+	/* This may wait for the table's lock, without a snapshot for VACUUM's sake. */
 	transaction.open = owner_find_and_lock(&transaction.installation);
-	MemoryContextSwitchTo(old);
-	if (!transaction.open)
-		return nothing_to_begin();
-	if (!in_procedure)
+	if (transaction.open && !in_procedure)
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());	/* SPI wants one; each statement takes its own */
 		SPI_connect();
 	}
-	owner_enter(&transaction.owner, &transaction.installation);
+	if (transaction.open)
+		owner_enter(&transaction.owner, &transaction.installation);
+	else if (!in_procedure)
+		CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
-	return true;
+	return transaction.open;
 }
 
 void
@@ -103,7 +100,12 @@ queue_commit(void)
 	if (transaction.in_procedure)
 		SPI_commit();
 	else
-		end_worker_transaction();
+	{
+		SPI_finish();
+		PopActiveSnapshot();
+		CommitTransactionCommand();
+		pgstat_report_stat(true);
+	}
 	MemoryContextSwitchTo(old);
 }
 
@@ -141,7 +143,7 @@ queue_call_end(void)
 
 /* The nth column of a returned row; fallback where it is NULL. */
 static Datum
-column(HeapTuple tuple, int number, Datum fallback)
+read_column(HeapTuple tuple, int number, Datum fallback)
 {
 	bool		isnull;
 	Datum		value = SPI_getbinval(tuple, SPI_tuptable->tupdesc, number, &isnull);
@@ -150,26 +152,21 @@ column(HeapTuple tuple, int number, Datum fallback)
 }
 
 static TimestampTz
-time_column(HeapTuple tuple, int number, TimestampTz fallback)
+read_time(HeapTuple tuple, int number, TimestampTz fallback)
 {
-	return DatumGetTimestampTz(column(tuple, number, TimestampTzGetDatum(fallback)));
+	return DatumGetTimestampTz(read_column(tuple, number, TimestampTzGetDatum(fallback)));
 }
 
-/* Runs a statement; what it returns is to be read and freed before the next. */
-static int
-run(Statement which, Datum *values, const char *nulls)
+static uint64
+run_in_transaction(Statement which, Datum *values)
 {
-	return (int) statement_run(which, transaction.installation.schema, values, nulls);
+	return statement_run(which, transaction.installation.schema, values, NULL);
 }
 
 char *
 queue_problem(void)
 {
-	const char *problem = owner_trigger_problem(transaction.installation.message_table,
-												transaction.installation.schema, false);
-
-	return problem == NULL ? NULL :
-		psprintf("trigger \"zz_onesignal_message\" of table \"onesignal_message\" is not the extension's own: %s", problem);
+	return owner_trigger_problem(transaction.installation.message_table, transaction.installation.schema, false);
 }
 
 List *
@@ -181,22 +178,22 @@ queue_lanes(const QueueLane *after, int max)
 		NameGetDatum(&after->requested_by),
 		Int32GetDatum(max),
 	};
-	int			count = run(STATEMENT_LANES, values, NULL);
+	int			count = (int) run_in_transaction(STATEMENT_LANES, values);
 
 	for (int i = 0; i < count; i++)
 	{
 		HeapTuple	tuple = SPI_tuptable->vals[i];
 		QueueListed *listed = palloc0(sizeof(QueueListed));
 
-		listed->lane.app_id = *DatumGetUUIDP(column(tuple, 1, (Datum) 0));
-		strlcpy(NameStr(listed->lane.requested_by), NameStr(*DatumGetName(column(tuple, 2, (Datum) 0))), NAMEDATALEN);
-		listed->app.exists = DatumGetBool(column(tuple, 3, BoolGetDatum(false)));
-		listed->app.paused_until = time_column(tuple, 4, 0);
-		listed->app.resumed_at = time_column(tuple, 5, 0);
-		listed->app.circuit_until = time_column(tuple, 6, 0);
-		listed->app.has_circuit = DatumGetBool(column(tuple, 7, BoolGetDatum(false)));
-		listed->app.pace = DatumGetFloat8(column(tuple, 8, Float8GetDatum(-1)));
-		listed->app.is_of_lane = DatumGetBool(column(tuple, 9, BoolGetDatum(false)));
+		listed->lane.app_id = *DatumGetUUIDP(read_column(tuple, 1, (Datum) 0));
+		listed->lane.requested_by = *DatumGetName(read_column(tuple, 2, (Datum) 0));
+		listed->app.exists = DatumGetBool(read_column(tuple, 3, BoolGetDatum(false)));
+		listed->app.paused_until = read_time(tuple, 4, 0);
+		listed->app.resumed_at = read_time(tuple, 5, 0);
+		listed->app.circuit_until = read_time(tuple, 6, 0);
+		listed->app.has_circuit = DatumGetBool(read_column(tuple, 7, BoolGetDatum(false)));
+		listed->app.pace = DatumGetFloat8(read_column(tuple, 8, Float8GetDatum(-1)));
+		listed->app.is_of_lane = DatumGetBool(read_column(tuple, 9, BoolGetDatum(false)));
 		lanes = lappend(lanes, listed);
 	}
 	SPI_freetuptable(SPI_tuptable);
@@ -214,24 +211,21 @@ queue_has_pending(void)
 static void
 read_row(HeapTuple tuple, QueueRow *row)
 {
-	row->message_id = *DatumGetUUIDP(column(tuple, 2, (Datum) 0));
-	row->send_after = time_column(tuple, 3, DT_NOBEGIN);
-	row->requested_at = time_column(tuple, 4, 0);
-	row->next_attempt_at = time_column(tuple, 5, 0);
-	row->first_attempt_at = time_column(tuple, 6, 0);
-	row->attempts = DatumGetInt32(column(tuple, 7, Int32GetDatum(0)));
-	row->unanswered = DatumGetBool(column(tuple, 8, BoolGetDatum(false)));
-	row->last_attempt_at = time_column(tuple, 9, 0);
-	row->http_status = DatumGetInt32(column(tuple, 10, Int32GetDatum(0)));
+	row->message_id = *DatumGetUUIDP(read_column(tuple, 1, (Datum) 0));
+	row->send_after = read_time(tuple, 2, DT_NOBEGIN);
+	row->requested_at = read_time(tuple, 3, 0);
+	row->next_attempt_at = read_time(tuple, 4, 0);
+	row->first_attempt_at = read_time(tuple, 5, 0);
+	row->attempts = DatumGetInt32(read_column(tuple, 6, Int32GetDatum(0)));
+	row->unanswered = DatumGetBool(read_column(tuple, 7, BoolGetDatum(false)));
+	row->last_attempt_at = read_time(tuple, 8, 0);
+	row->http_status = DatumGetInt32(read_column(tuple, 9, Int32GetDatum(0)));
 }
 
 void
 queue_fetch(const QueueLane **lanes, const QueuePosition *positions, int count,
 			QueueRow *rows, int *row_counts, int max)
 {
-	StatementRows parameters;
-
-	statement_rows_begin(&parameters, STATEMENT_FETCH, count);
 	for (int i = 0; i < count; i++)
 	{
 		Datum		values[] = {
@@ -242,38 +236,162 @@ queue_fetch(const QueueLane **lanes, const QueuePosition *positions, int count,
 			Int32GetDatum(max),
 		};
 
-		statement_rows_add(&parameters, values, NULL);
-		row_counts[i] = 0;
+		row_counts[i] = (int) run_in_transaction(STATEMENT_FETCH, values);
+		for (int row = 0; row < row_counts[i]; row++)
+			read_row(SPI_tuptable->vals[row], &rows[i * max + row]);
+		SPI_freetuptable(SPI_tuptable);
 	}
-	count = (int) statement_rows_run(&parameters, transaction.installation.schema);
-	for (int i = 0; i < count; i++)
-	{
-		HeapTuple	tuple = SPI_tuptable->vals[i];
-		int			lane = (int) DatumGetInt64(column(tuple, 1, Int64GetDatum(1))) - 1;
-
-		read_row(tuple, &rows[lane * max + row_counts[lane]++]);
-	}
-	SPI_freetuptable(SPI_tuptable);
 }
 
-/* ---- writing ---- */
+/* ---- recording ---- */
+
+static void
+set_parameter(StatementCall *call, int number, Datum value, bool isnull)
+{
+	call->values[number] = value;
+	call->nulls[number] = isnull ? 'n' : ' ';
+}
+
+static void
+set_text_parameter(StatementCall *call, int number, const char *text)
+{
+	set_parameter(call, number, text == NULL ? (Datum) 0 : CStringGetTextDatum(text), text == NULL);
+}
+
+static void
+set_outcome(StatementCall *call, const QueueOutcome *outcome)
+{
+	Datum	   *errors = palloc(sizeof(Datum) * Max(outcome->error_count, 1));
+
+	for (int i = 0; i < outcome->error_count; i++)
+		errors[i] = CStringGetTextDatum(outcome->errors[i]);
+	set_parameter(call, 0, UUIDPGetDatum(&outcome->app_id), false);
+	set_parameter(call, 1, UUIDPGetDatum(&outcome->message_id), false);
+	set_parameter(call, 2, TimestampTzGetDatum(outcome->requested_at), false);
+	set_text_parameter(call, 3, queue_state_names[outcome->state]);
+	set_parameter(call, 4, BoolGetDatum(outcome->unanswered), false);
+	set_parameter(call, 5, Int32GetDatum(outcome->http_status), outcome->http_status == 0);
+	set_parameter(call, 6, PointerGetDatum(construct_array(errors, outcome->error_count, TEXTOID,
+														   -1, false, TYPALIGN_INT)), false);
+	set_text_parameter(call, 7, outcome->response);
+	set_parameter(call, 8, TimestampTzGetDatum(outcome->last_attempt_at), false);
+	set_parameter(call, 9, TimestampTzGetDatum(outcome->next_attempt_at), outcome->state != QUEUE_PENDING);
+}
+
+static QueueRecorded
+recorded_as(StatementCall *call)
+{
+	uint64		found;
+
+	if (call->processed > 0)
+		return QUEUE_RECORDED;
+	found = statement_run(STATEMENT_UNRECORDED, transaction.installation.schema, call->values, call->nulls);
+	SPI_freetuptable(SPI_tuptable);
+	return found > 0 ? QUEUE_LOCKED : QUEUE_DROPPED;
+}
 
 void
 queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded, char **error)
 {
-	record_outcomes(transaction.installation.schema, outcomes, count, recorded, error);
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	StatementCall *calls = palloc(sizeof(StatementCall) * Max(count, 1));
+	Oid			schema = transaction.installation.schema;
+	bool		one_by_one;
+
+	*error = NULL;
+	for (int i = 0; i < count; i++)
+		set_outcome(&calls[i], &outcomes[i]);
+	one_by_one = count > 0 && statement_try(STATEMENT_RECORD, schema, calls, count) != NULL;
+	for (int i = 0; i < count; i++)
+	{
+		ErrorData  *failure = one_by_one ? statement_try(STATEMENT_RECORD, schema, &calls[i], 1) : NULL;
+
+		recorded[i] = failure == NULL ? recorded_as(&calls[i]) : QUEUE_UNRECORDABLE;
+		/* Not its detail, which may hold the whole row. */
+		if (failure != NULL && *error == NULL)
+			*error = MemoryContextStrdup(old, failure->message);
+	}
+	MemoryContextSwitchTo(old);
 }
 
 int
 queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 {
-	return record_expired(transaction.installation.schema, lane, before, reason);
+	StatementCall call;
+	ErrorData  *error;
+
+	set_parameter(&call, 0, UUIDPGetDatum(&lane->app_id), false);
+	set_parameter(&call, 1, NameGetDatum(&lane->requested_by), false);
+	set_parameter(&call, 2, TimestampTzGetDatum(before), false);
+	set_text_parameter(&call, 3, reason);
+	error = statement_try(STATEMENT_EXPIRE, transaction.installation.schema, &call, 1);
+	if (error == NULL)
+		return (int) call.processed;
+	ereport(LOG,
+			(errcode(error->sqlerrcode),
+			 errmsg("onesignal_cancel: could not give up messages: %s", error->message)));
+	return 0;
+}
+
+/* ---- saving ---- */
+
+/* Makes the rows that apps lack.  Those that another transaction is just making are left to it. */
+static ErrorData *
+create_apps(const QueueApp *apps, int count, StatementCall *calls)
+{
+	int			missing = 0;
+	int			level = NewGUCNestLevel();
+	ErrorData  *error;
+
+	for (int i = 0; i < count; i++)
+		if (!apps[i].exists)
+			set_parameter(&calls[missing++], 0, UUIDPGetDatum(&apps[i].app_id), false);
+	(void) set_config_option("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	error = missing == 0 ? NULL :
+		statement_try(STATEMENT_CREATE_APP, transaction.installation.schema, calls, missing);
+	AtEOXact_GUC(false, level);
+	return error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE ? error : NULL;
+}
+
+static void
+set_app(StatementCall *call, const QueueApp *app)
+{
+	Name		role = palloc(NAMEDATALEN);
+
+	namestrcpy(role, app->circuit_role != NULL ? app->circuit_role : "");
+	set_parameter(call, 0, UUIDPGetDatum(&app->app_id), false);
+	set_parameter(call, 1, TimestampTzGetDatum(app->circuit_until), app->circuit_until == 0);
+	set_parameter(call, 2, NameGetDatum(role), app->circuit_role == NULL);
+	set_text_parameter(call, 3, app->circuit_reason);
+	set_parameter(call, 4, Float8GetDatum(app->pace), false);
+	set_text_parameter(call, 5, app->last_error);
+	set_parameter(call, 6, Int64GetDatum(app->totals[QUEUE_CANCELED]), false);
+	set_parameter(call, 7, Int64GetDatum(app->totals[QUEUE_REFUSED]), false);
+	set_parameter(call, 8, Int64GetDatum(app->totals[QUEUE_FAILED]), false);
 }
 
 void
 queue_save_apps(QueueApp *apps, int count)
 {
-	record_apps(transaction.installation.schema, apps, count);
+	static char logged[256] = "";
+	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
+	StatementCall *calls = palloc(sizeof(StatementCall) * count);
+	ErrorData  *error = create_apps(apps, count, calls);
+
+	for (int i = 0; i < count; i++)
+		set_app(&calls[i], &apps[i]);
+	if (error == NULL)
+		error = statement_try(STATEMENT_SAVE_APP, transaction.installation.schema, calls, count);
+	for (int i = 0; i < count; i++)
+		apps[i].saved = error == NULL && calls[i].processed > 0;
+	/* Logged once, although it is tried again each time. */
+	if (error != NULL && strncmp(logged, error->message, sizeof(logged) - 1) != 0)
+		ereport(LOG,
+				(errcode(error->sqlerrcode),
+				 errmsg("onesignal_cancel: could not save the state of apps: %s", error->message)));
+	strlcpy(logged, error != NULL ? error->message : "", sizeof(logged));
+	MemoryContextSwitchTo(old);
 }
 
 /* ---- purging ---- */
@@ -307,31 +425,10 @@ queue_purge(TimestampTz before, BlockNumber block, BlockNumber count)
 
 	ItemPointerSet(&from, block, 0);
 	ItemPointerSet(&to, block + Min(count, MaxBlockNumber - block), 0);
-	return run(STATEMENT_PURGE, values, NULL);
+	return run_in_transaction(STATEMENT_PURGE, values);
 }
 
 /* ---- in anybody's transaction ---- */
-
-void
-queue_enqueue(Oid schema, const pg_uuid_t *app_id, const pg_uuid_t *message_id,
-			  const TimestampTz *send_after, text *reason)
-{
-	Datum		values[] = {
-		UUIDPGetDatum(app_id),
-		UUIDPGetDatum(message_id),
-		TimestampTzGetDatum(send_after ? *send_after : 0),
-		PointerGetDatum(reason),
-	};
-	char		nulls[] = {' ', ' ', send_after ? ' ' : 'n', reason ? ' ' : 'n'};
-
-	SPI_connect();
-	if (statement_run(STATEMENT_ENQUEUE, schema, values, nulls) != 1)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("the cancel was not requested"),
-				 errdetail("Another trigger or rule of table onesignal_message has left the row out.")));
-	SPI_finish();
-}
 
 static uint64
 run_as_owner(Statement which, Datum *values, const char *nulls)

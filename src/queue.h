@@ -1,7 +1,6 @@
 /*
  * queue.h
- *		Every SQL statement on onesignal_message and onesignal_app, and the
- *		owner's context they run in.
+ *		The deliverer's short transactions: what it fetches, records and saves.
  */
 #ifndef ONESIGNAL_CANCEL_QUEUE_H
 #define ONESIGNAL_CANCEL_QUEUE_H
@@ -57,9 +56,11 @@ typedef struct QueueRow
 	bool		unanswered;		/* an earlier attempt had no answer */
 } QueueRow;
 
+/* A message's state, in the order of the enum onesignal_message_state. */
 typedef enum QueueState
 {
-	QUEUE_PENDING,				/* another attempt follows */
+	QUEUE_SCHEDULED,
+	QUEUE_PENDING,
 	QUEUE_CANCELED,
 	QUEUE_REFUSED,
 	QUEUE_FAILED
@@ -67,7 +68,9 @@ typedef enum QueueState
 
 #define QUEUE_STATES (QUEUE_FAILED + 1)
 
-/* What one attempt came to. */
+extern const char *const queue_state_names[QUEUE_STATES];
+
+/* The result of one attempt.  QUEUE_PENDING: another one follows. */
 typedef struct QueueOutcome
 {
 	pg_uuid_t	app_id;
@@ -101,29 +104,26 @@ typedef struct QueueApp
 	const char *circuit_reason;
 	double		pace;			/* requests a second; 0: unlimited */
 	const char *last_error;		/* NULL keeps what is there */
-	int64		totals[QUEUE_STATES];	/* to be added; of QUEUE_PENDING unused */
+	int64		totals[QUEUE_STATES];	/* to be added, of finished states */
 	bool		saved;			/* false: somebody has its row locked; try again later */
 } QueueApp;
 
 /*
- * One short transaction of the deliverer, as the table's owner with fixed
- * settings.  in_procedure: SPI's non-atomic transactions of a CALL, between
- * queue_call_begin() and queue_call_end(); else the worker's own.
- * queue_begin() returns false, and nothing is open, when the extension is not
- * there (any more).
+ * Begins a short transaction of the deliverer, as the table's owner with fixed
+ * settings.  in_procedure: one of SPI's non-atomic ones in a CALL, between
+ * queue_call_begin() and queue_call_end(); else the worker's own.  Returns
+ * false, with nothing open, if the extension does not exist (any more).
  *
- * All of these leave CurrentMemoryContext as it was, which must be one that
- * survives a transaction: what is returned is palloc'd there.
+ * All of these leave CurrentMemoryContext as it was, which must outlive the
+ * transaction: what is returned is palloc'd there.
  */
 extern bool queue_begin(bool in_procedure);
 extern void queue_commit(void);
-/* After an error: puts the user back; the caller aborts, which does the rest. */
+
+/* After an error: restores the user; the caller aborts the transaction, which does the rest. */
 extern void queue_abandon(void);
 
-/*
- * Of a procedure that commits: raises 2D000 where it cannot, and ends the
- * transaction whose snapshot the caller's portal holds.
- */
+/* For a procedure that commits: raises 2D000 where it cannot, and ends the transaction that CALL began. */
 extern void queue_call_begin(FunctionCallInfo fcinfo);
 extern void queue_call_end(void);
 
@@ -132,55 +132,40 @@ extern void queue_call_end(void);
 /* Why nothing of the table may be delivered, palloc'd; NULL: it may. */
 extern char *queue_problem(void);
 
-/*
- * Of palloc'd QueueListed: the lanes that have pending rows, at most max of
- * those after this one, by app and role.  All zeros: from the first one on.
- */
+/* The next lanes with pending rows, by app and role, as a List of QueueListed; all zeros: from the first one on. */
 extern List *queue_lanes(const QueueLane *after, int max);
-
-/* Is anything pending? */
 extern bool queue_has_pending(void);
 
 /*
- * Of each lane the next pending rows in the order of delivery, from positions[i]
- * on (including it), at most max a lane, also those whose next_attempt_at lies
- * ahead.  rows has room for count * max; lane i's begin at rows[i * max], and
- * row_counts[i] says how many there are: fewer than max at the lane's end.
+ * Reads the next pending rows of each lane in the order of delivery, from
+ * positions[i] on (including it), also those that are not yet due: at most max a
+ * lane, to rows[i * max] and so on.  row_counts[i] below max: the lane's end.
  */
 extern void queue_fetch(const QueueLane **lanes, const QueuePosition *positions, int count,
 						QueueRow *rows, int *row_counts, int max);
 
 /*
- * Writes the outcomes of attempts, and never waits for a row that somebody has
- * locked.  A cancel that worked is written whatever the row says now; any other outcome only while
- * its request still stands, else it is dropped.  One row that cannot be
- * written keeps no other from it; *error is then why, palloc'd, or NULL.
- * What is recorded is so once queue_commit() has returned.
+ * Writes the outcomes of attempts without waiting for locked rows.  A cancel that
+ * worked is written whatever the row says now, any other outcome only while its
+ * request still stands.  A row that cannot be written keeps no other from it:
+ * *error is then why, palloc'd, or else NULL.
  */
 extern void queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded, char **error);
 
-/*
- * Gives up what was requested, and was to be sent, before a time, and could
- * not be attempted for the reason given; returns how many.
- */
+/* Gives up what was requested, and was to be sent, before a time; returns how many. */
 extern int	queue_expire(const QueueLane *lane, TimestampTz before, const char *reason);
 
-/* Saves what is known of apps, and says of each whether it was. */
+/* Saves what is known of apps, and sets saved of each. */
 extern void queue_save_apps(QueueApp *apps, int count);
 
-/* Deletes finished rows; returns how many of the blocks [block, block + count) it purged. */
+/* Deletes finished rows in the blocks [block, block + count); returns how many. */
 extern uint64 queue_purge(TimestampTz before, BlockNumber block, BlockNumber count);
 
-/* The table to purge: its size in blocks now. Raises 0A000 when foreign keys reference it. */
+/* The table's size in blocks. Raises 0A000 when a foreign key references it. */
 extern BlockNumber queue_purge_size(void);
 
-/* ---- In anybody's transaction; schema: where our functions are ---- */
+/* ---- In anybody's transaction, as the table's owner ---- */
 
-/* As the current user; send_after and reason may be NULL. Raises what the table's trigger does. */
-extern void queue_enqueue(Oid schema, const pg_uuid_t *app_id, const pg_uuid_t *message_id,
-						  const TimestampTz *send_after, text *reason);
-
-/* As the table's owner. */
 extern bool queue_knows_app(const pg_uuid_t *app_id);	/* has it a row in either table? */
 extern void queue_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason);
 extern void queue_resume(const pg_uuid_t *app_id);

@@ -1,14 +1,11 @@
 /*
  * request.c
- *		Requesting a cancel from any function, and from triggers on the
- *		application's own tables.
+ *		onesignal_cancel_enqueue(), and the trigger for the application's own tables.
  *
  * Both write the message's row in onesignal_message as the current user: table
  * grants and row security decide, and the table's own trigger does the rest.
- * Which grants are missing is found out before: PostgreSQL's own error has no
- * hint, and whoever deletes an appointment has never heard of this table.
- * The trigger looks its columns up by name for each row, since partitions
- * number them differently; beside the INSERT that costs nothing.
+ * Missing grants are found out before: PostgreSQL's own error has no hint, and
+ * whoever deletes an appointment has never heard of this table.
  */
 #include "postgres.h"
 
@@ -16,7 +13,6 @@
 #include "catalog/namespace.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
-#include "executor/spi.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "utils/acl.h"
@@ -26,28 +22,17 @@
 #include "utils/timestamp.h"
 
 #include "credentials.h"
-#include "owner.h"
-#include "queue.h"
+#include "statements.h"
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_enqueue);
 PG_FUNCTION_INFO_V1(onesignal_cancel_trigger);
-
-/* What STATEMENT_ENQUEUE is given. */
-typedef struct Request
-{
-	pg_uuid_t	app_id;
-	pg_uuid_t	message_id;
-	bool		has_send_after;
-	TimestampTz send_after;
-	text	   *reason;			/* or NULL */
-} Request;
 
 /* The row that a trigger was fired for. */
 typedef struct Row
 {
 	Relation	relation;
 	HeapTuple	tuple;
-	const char *server;			/* what is read is a column, though a server has this name, too; or NULL */
+	const char *app;			/* the argument that may name a column or a server */
 } Row;
 
 /* ---- writing the message's row ---- */
@@ -86,10 +71,19 @@ require_privileges(Oid schema)
 					 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
 }
 
+/* send_after and reason may be NULL. */
 static void
-enqueue(FunctionCallInfo fcinfo, const Request *request)
+enqueue(FunctionCallInfo fcinfo, const pg_uuid_t *app_id, const pg_uuid_t *message_id,
+		const TimestampTz *send_after, text *reason)
 {
 	Oid			schema = get_func_namespace(fcinfo->flinfo->fn_oid);
+	Datum		values[] = {
+		UUIDPGetDatum(app_id),
+		UUIDPGetDatum(message_id),
+		TimestampTzGetDatum(send_after ? *send_after : 0),
+		PointerGetDatum(reason),
+	};
+	char		nulls[] = {' ', ' ', send_after ? ' ' : 'n', reason ? ' ' : 'n'};
 
 	PreventCommandIfReadOnly("INSERT");
 	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
@@ -100,8 +94,13 @@ enqueue(FunctionCallInfo fcinfo, const Request *request)
 				 errhint("Do not enable a trigger that requests cancels with ENABLE REPLICA or ENABLE ALWAYS.")));
 	require_privileges(schema);
 	owner_require_trigger(schema, false);
-	queue_enqueue(schema, &request->app_id, &request->message_id,
-				  request->has_send_after ? &request->send_after : NULL, request->reason);
+	SPI_connect();
+	if (statement_run(STATEMENT_ENQUEUE, schema, values, nulls) != 1)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the cancel was not requested"),
+				 errdetail("Another trigger or a rule of table onesignal_message has suppressed the row.")));
+	SPI_finish();
 }
 
 /*
@@ -112,7 +111,7 @@ Datum
 onesignal_cancel_enqueue(PG_FUNCTION_ARGS)
 {
 	static const char *const names[] = {"app_id", "message_id"};
-	Request		request = {0};
+	TimestampTz send_after = PG_ARGISNULL(2) ? 0 : PG_GETARG_TIMESTAMPTZ(2);
 
 	for (int i = 0; i < 2; i++)
 		if (PG_ARGISNULL(i))
@@ -120,62 +119,66 @@ onesignal_cancel_enqueue(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("%s must not be null", names[i]),
 					 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", names[i])));
-	request.app_id = *PG_GETARG_UUID_P(0);
-	request.message_id = *PG_GETARG_UUID_P(1);
-	request.has_send_after = !PG_ARGISNULL(2);
-	if (request.has_send_after)
-		request.send_after = PG_GETARG_TIMESTAMPTZ(2);
-	if (!PG_ARGISNULL(3))
-		request.reason = PG_GETARG_TEXT_PP(3);
-	enqueue(fcinfo, &request);
+	enqueue(fcinfo, PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1),
+			PG_ARGISNULL(2) ? NULL : &send_after, PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3));
 	PG_RETURN_VOID();
 }
 
 /* ---- columns of the application's tables ---- */
 
-/* 0: there is none. System columns hold nothing of interest. */
-static int
-find_column(const Row *row, const char *name)
+/* Partitions number columns differently, so they are looked up by name for each row. */
+static bool
+has_column(const Row *row, const char *name)
 {
-	int			number = SPI_fnumber(RelationGetDescr(row->relation), name);
-
-	return number > 0 ? number : 0;
+	return SPI_fnumber(RelationGetDescr(row->relation), name) > 0;
 }
 
 static int
 require_column(const Row *row, const char *name)
 {
-	int			number = find_column(row, name);
-
-	if (number == 0)
+	if (!has_column(row, name))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("column \"%s\" of table \"%s\" does not exist",
 						name, RelationGetRelationName(row->relation)),
 				 errdetail("Trigger function onesignal_cancel_trigger() was given that name.")));
-	return number;
+	return SPI_fnumber(RelationGetDescr(row->relation), name);
 }
 
-/* The trigger's argument may mean either; a column is tried first. */
-static int
-hint_of_server(const Row *row)
+/* False: no server of ours has that name. */
+static bool
+server_app(const char *name, pg_uuid_t *app_id)
 {
-	return row->server == NULL ? 0 :
-		errhint("There is also a server \"%s\", but a column is tried first: rename the server, or give the app's id.",
-				row->server);
+	ForeignServer *server = GetForeignServerByName(name, true);
+	char	   *text;
+
+	if (server == NULL ||
+		strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, CREDENTIALS_WRAPPER) != 0)
+		return false;
+	text = options_get(server->options, "app_id");
+	return text != NULL && options_parse_uuid(text, app_id);
+}
+
+/* Adds a hint if the column that an error is about may have been meant to be a server. */
+static int
+server_hint(const Row *row, const char *name)
+{
+	pg_uuid_t	app_id;
+
+	if (strcmp(name, row->app) != 0 || !server_app(name, &app_id))
+		return 0;
+	return errhint("There is also a server \"%s\", but a column is tried first: rename the server, or give the app's id.",
+				   name);
 }
 
 static void
-wrong_type(const Row *row, const char *name, const char *expected)
+wrong_type(const Row *row, const char *name, Oid type, const char *expected)
 {
-	int			number = find_column(row, name);
-
 	ereport(ERROR,
 			(errcode(ERRCODE_DATATYPE_MISMATCH),
 			 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
-					name, RelationGetRelationName(row->relation),
-					format_type_be(SPI_gettypeid(RelationGetDescr(row->relation), number)), expected),
-			 hint_of_server(row)));
+					name, RelationGetRelationName(row->relation), format_type_be(type), expected),
+			 server_hint(row, name)));
 }
 
 /* False: it is NULL, or a text of blanks. */
@@ -199,7 +202,7 @@ uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
 		case BPCHAROID:
 			break;
 		default:
-			wrong_type(row, name, "uuid or text");
+			wrong_type(row, name, SPI_gettypeid(descriptor, number), "uuid or text");
 	}
 	if (isnull)
 		return false;
@@ -212,8 +215,8 @@ uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
 				 errmsg("invalid input syntax for type uuid: \"%s\"", text),
 				 errdetail("It is the value of column \"%s\" of table \"%s\".",
 						   name, RelationGetRelationName(row->relation)),
-				 row->server != NULL ? hint_of_server(row) :
-				 errhint("OneSignal's ids are uuids. Where there is none, the column must be null or empty.")));
+				 errhint("OneSignal's ids are uuids. Where there is none, the column must be null or empty."),
+				 server_hint(row, name)));
 	return true;
 }
 
@@ -237,52 +240,30 @@ time_column(const Row *row, const char *name, TimestampTz *time)
 			value = isnull ? value : DirectFunctionCall1(date_timestamptz, value);
 			break;
 		default:
-			wrong_type(row, name, "timestamp with time zone");
+			wrong_type(row, name, SPI_gettypeid(descriptor, number), "timestamp with time zone");
 	}
 	*time = isnull ? 0 : DatumGetTimestampTz(value);
 	return !isnull;
 }
 
-/* ---- the trigger's arguments ---- */
-
-/* False: no server of ours has that name. */
-static bool
-server_app(const char *name, pg_uuid_t *app_id)
-{
-	ForeignServer *server = GetForeignServerByName(name, true);
-	char	   *text;
-
-	if (server == NULL ||
-		strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, CREDENTIALS_WRAPPER) != 0)
-		return false;
-	text = options_get(server->options, "app_id");
-	return text != NULL && options_parse_uuid(text, app_id);
-}
-
 static void
-app_in_column(Row *row, const char *column, pg_uuid_t *app_id)
+resolve_app(const Row *row, pg_uuid_t *app_id)
 {
-	row->server = server_app(column, app_id) ? column : NULL;
-	if (!uuid_column(row, column, app_id))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("column \"%s\" of table \"%s\" is null or empty, but the row has a message to cancel",
-						column, RelationGetRelationName(row->relation)),
-				 hint_of_server(row)));
-	row->server = NULL;
-}
-
-static void
-resolve_app(Row *row, const char *app, pg_uuid_t *app_id)
-{
-	if (options_parse_uuid(app, app_id))
+	if (options_parse_uuid(row->app, app_id))
 		return;
-	if (find_column(row, app) != 0)
-		app_in_column(row, app, app_id);
-	else if (!server_app(app, app_id))
+	if (has_column(row, row->app))
+	{
+		if (!uuid_column(row, row->app, app_id))
+			ereport(ERROR,
+					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+					 errmsg("column \"%s\" of table \"%s\" is null or empty, but the row has a message to cancel",
+							row->app, RelationGetRelationName(row->relation)),
+					 server_hint(row, row->app)));
+	}
+	else if (!server_app(row->app, app_id))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("could not find OneSignal app \"%s\"", app),
+				 errmsg("could not find OneSignal app \"%s\"", row->app),
 				 errdetail("It is neither a uuid, nor a column of table \"%s\", nor a server of foreign-data wrapper \"%s\".",
 						   RelationGetRelationName(row->relation), CREDENTIALS_WRAPPER),
 				 errhint("Give the app's id, the name of a column that holds it, or the name of a server.")));
@@ -317,26 +298,29 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	char	  **arguments;
-	Row			row = {0};
-	Request		request = {0};
+	Row			row;
+	pg_uuid_t	app_id;
+	pg_uuid_t	message_id;
+	TimestampTz send_after;
 	bool		has_message;
+	bool		has_send_after;
 
 	check_call(fcinfo);
 	arguments = trigger->tg_trigger->tgargs;
 	row.relation = trigger->tg_relation;
 	row.tuple = trigger->tg_trigtuple;
-	has_message = uuid_column(&row, arguments[0], &request.message_id);
+	row.app = arguments[1];
+	has_message = uuid_column(&row, arguments[0], &message_id);
 	if (!has_message && TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 	{
 		row.tuple = trigger->tg_newtuple;
-		has_message = uuid_column(&row, arguments[0], &request.message_id);
+		has_message = uuid_column(&row, arguments[0], &message_id);
 	}
 	if (!has_message)
 		return PointerGetDatum(NULL);
 
-	resolve_app(&row, arguments[1], &request.app_id);
-	request.has_send_after = trigger->tg_trigger->tgnargs == 3 &&
-		time_column(&row, arguments[2], &request.send_after);
-	enqueue(fcinfo, &request);
+	resolve_app(&row, &app_id);
+	has_send_after = trigger->tg_trigger->tgnargs == 3 && time_column(&row, arguments[2], &send_after);
+	enqueue(fcinfo, &app_id, &message_id, has_send_after ? &send_after : NULL, NULL);
 	return PointerGetDatum(NULL);
 }

@@ -1,26 +1,49 @@
 /*
  * statements.c
- *		The SQL statements on onesignal_message and onesignal_app.
+ *		Every SQL statement on our tables, and running them as the tables' owner.
  *
- * Each is one constant string, prepared once a process.  "@" stands for the
- * extension's schema, which the user chose: it is put in when the statement is
- * prepared, and all are prepared again when its name is another one.  Tables
- * that were dropped and made again are the plan cache's business.
+ * Each statement is one constant string, prepared once a process.  "@" stands
+ * for the extension's schema: it is put in when the statement is prepared, and
+ * all are prepared again when the schema's name has changed.  Operators and
+ * functions are qualified, for some statements run with the caller's
+ * search_path.
  *
- * Operators and functions are qualified, for some of these run with the
- * caller's search_path.
+ * Whoever delivers, purges or pauses works as the owner of onesignal_message:
+ * a grantee's row security policies and missing privileges must not hide a
+ * message.  Code of others must not get hold of that privilege, so
+ *
+ * - the operation is security-restricted, and search_path is fixed;
+ * - session_replication_role is replica, since GRANT ALL includes TRIGGER, and
+ *   a grantee's trigger would run with the owner's rights.  Only what the
+ *   owner made ENABLE ALWAYS fires;
+ * - FORCE ROW LEVEL SECURITY does not apply (SECURITY_NOFORCE_RLS).
  */
 #include "postgres.h"
 
+#include "access/genam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/xact.h"
+#include "catalog/indexing.h"
+#include "catalog/pg_class.h"
+#include "catalog/pg_extension.h"
+#include "catalog/pg_trigger.h"
 #include "catalog/pg_type.h"
+#include "commands/trigger.h"
 #include "lib/stringinfo.h"
-#include "utils/array.h"
+#include "miscadmin.h"
+#include "storage/lmgr.h"
+#include "utils/acl.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
+#include "utils/guc.h"
 #include "utils/lsyscache.h"
+#include "utils/rel.h"
+#include "utils/resowner.h"
+#include "utils/snapmgr.h"
+#include "utils/syscache.h"
 
 #include "statements.h"
-
-#define STATEMENT_PARAMETERS_MAX 10
 
 #define EQ " OPERATOR(pg_catalog.=) "
 #define NE " OPERATOR(pg_catalog.<>) "
@@ -32,30 +55,12 @@
 
 /*
  * The row that an outcome may be written to.  A cancel that worked is the
- * truth, whatever the row says now; anything else counts only for the request
- * that it was sent for.
- *
- * Plain equality would let the planner, misled by the statistics of a table
- * that was empty, read the whole index for each outcome, since its order might
- * be of use to the join; that of an array's element is of none.
+ * truth, whatever the row says now; any other outcome counts only for the
+ * request that it was sent for.
  */
 #define IS_ROW_OF_OUTCOME \
-	"m.message_id" EQ "ANY (ARRAY[o.message_id]) AND m.app_id" EQ "ANY (ARRAY[o.app_id])" \
-	" AND ((o.state" EQ "'canceled' AND m.state" NE "'canceled')" \
-	" OR (m.state" EQ "'pending' AND m.requested_at" EQ "o.requested_at))"
-
-/* A lateral subquery that cannot be pulled up, to be joined by address. */
-#define ROW_OF_OUTCOME \
-	"SELECT m.ctid AS address FROM @onesignal_message AS m WHERE " IS_ROW_OF_OUTCOME
-
-/* An array for each field of QueueOutcome, errors NULL for none */
-#define OUTCOMES \
-	"ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3)," \
-	" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6)," \
-	" pg_catalog.unnest($7), pg_catalog.unnest($8), pg_catalog.unnest($9)," \
-	" pg_catalog.unnest($10)) WITH ORDINALITY" \
-	" AS o (app_id, message_id, requested_at, state, unanswered, http_status, errors, response," \
-	" last_attempt_at, next_attempt_at, ordinal)"
+	"m.message_id" EQ "$2 AND m.app_id" EQ "$1 AND (($4" EQ "'canceled' AND m.state" NE "'canceled')" \
+	" OR (m.state" EQ "'pending' AND m.requested_at" EQ "$3))"
 
 typedef struct StatementText
 {
@@ -97,56 +102,35 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		3, {UUIDOID, NAMEOID, INT4OID}
 	},
 
-	/*
-	 * Of each lane (app_id, requested_by) the rows from a position on, at
-	 * most so many, in the order of delivery.
-	 */
+	/* app_id, requested_by, send_after, message_id, count: the lane's next rows from a position on */
 	[STATEMENT_FETCH] = {
-		"SELECT l.ordinal, m.message_id, m.send_after, m.requested_at, m.next_attempt_at,"
+		"SELECT m.message_id, m.send_after, m.requested_at, m.next_attempt_at,"
 		" m.first_attempt_at, m.attempts, m.unanswered, m.last_attempt_at, m.http_status"
-		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
-		" pg_catalog.unnest($4), pg_catalog.unnest($5)) WITH ORDINALITY"
-		" AS l (app_id, requested_by, send_after, message_id, count, ordinal)"
-		" CROSS JOIN LATERAL (SELECT * FROM @onesignal_message"
-		" WHERE state" EQ "'pending' AND app_id" EQ "l.app_id AND requested_by" EQ "l.requested_by"
-		" AND (COALESCE(send_after, '-infinity'::pg_catalog.timestamptz), onesignal_message.message_id)"
-		GE "(l.send_after, l.message_id)"
-		" ORDER BY COALESCE(send_after, '-infinity'::pg_catalog.timestamptz), onesignal_message.message_id"
-		" LIMIT l.count) AS m",
-		5, {UUIDARRAYOID, NAMEARRAYOID, TIMESTAMPTZARRAYOID, UUIDARRAYOID, INT4ARRAYOID}
+		" FROM @onesignal_message AS m"
+		" WHERE m.state" EQ "'pending' AND m.app_id" EQ "$1 AND m.requested_by" EQ "$2"
+		" AND (COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz), m.message_id)" GE "($3, $4)"
+		" ORDER BY COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz), m.message_id"
+		" LIMIT $5",
+		5, {UUIDOID, NAMEOID, TIMESTAMPTZOID, UUIDOID, INT4OID}
 	},
 
-	/*
-	 * Returns the ordinality of the outcomes that were written; leaves out
-	 * the rows that somebody has locked.
-	 */
+	/* the fields of QueueOutcome; changes nothing while somebody has the row locked */
 	[STATEMENT_RECORD] = {
-		"WITH unlocked AS MATERIALIZED ("
-		"SELECT o.*, m.address FROM " OUTCOMES
-		" CROSS JOIN LATERAL (" ROW_OF_OUTCOME " FOR NO KEY UPDATE SKIP LOCKED) AS m)"
-		" UPDATE @onesignal_message AS m SET state = o.state::@onesignal_message_state,"
-		" http_status = o.http_status, errors = COALESCE(o.errors::pg_catalog.text[], '{}'),"
-		" response = o.response::pg_catalog.jsonb, attempts = m.attempts" PLUS "1,"
-		" unanswered = m.unanswered OR o.unanswered,"
-		" first_attempt_at = COALESCE(m.first_attempt_at, o.last_attempt_at),"
-		" last_attempt_at = o.last_attempt_at, next_attempt_at = o.next_attempt_at,"
-		" finished_at = CASE WHEN o.state" NE "'pending' THEN pg_catalog.clock_timestamp() END"
-		" FROM unlocked AS o WHERE m.ctid" EQ "o.address RETURNING o.ordinal",
-		10, {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, BOOLARRAYOID,
-		INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
+		"UPDATE @onesignal_message AS m SET state = $4::@onesignal_message_state, http_status = $6,"
+		" errors = $7, response = $8::pg_catalog.jsonb, attempts = m.attempts" PLUS "1,"
+		" unanswered = m.unanswered OR $5, first_attempt_at = COALESCE(m.first_attempt_at, $9),"
+		" last_attempt_at = $9, next_attempt_at = $10,"
+		" finished_at = CASE WHEN $4" NE "'pending' THEN pg_catalog.clock_timestamp() END"
+		" WHERE m.ctid" EQ "(SELECT m.ctid FROM @onesignal_message AS m WHERE " IS_ROW_OF_OUTCOME
+		" FOR NO KEY UPDATE SKIP LOCKED)",
+		10, {UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID, BOOLOID,
+		INT4OID, TEXTARRAYOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
 	},
 
-	/*
-	 * The first four arrays of STATEMENT_RECORD.  Of those that it left out:
-	 * which have a row all the same.  Asked apart, since in the same statement
-	 * it would cost the square of their number.
-	 */
+	/* the first four of these: returns the row, if there is one to write to */
 	[STATEMENT_UNRECORDED] = {
-		"SELECT o.ordinal FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2),"
-		" pg_catalog.unnest($3), pg_catalog.unnest($4)) WITH ORDINALITY"
-		" AS o (app_id, message_id, requested_at, state, ordinal)"
-		" CROSS JOIN LATERAL (" ROW_OF_OUTCOME " OFFSET 0) AS m",
-		4, {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID}
+		"SELECT m.message_id FROM @onesignal_message AS m WHERE " IS_ROW_OF_OUTCOME,
+		4, {UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID}
 	},
 
 	/*
@@ -164,40 +148,29 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		4, {UUIDOID, NAMEOID, TIMESTAMPTZOID, TEXTOID}
 	},
 
-	/* app_ids */
-	[STATEMENT_CREATE_APPS] = {
-		"INSERT INTO @onesignal_app (app_id) SELECT pg_catalog.unnest($1) ON CONFLICT (app_id) DO NOTHING",
-		1, {UUIDARRAYOID}
+	/* app_id */
+	[STATEMENT_CREATE_APP] = {
+		"INSERT INTO @onesignal_app (app_id) VALUES ($1) ON CONFLICT (app_id) DO NOTHING",
+		1, {UUIDOID}
 	},
 
 	/*
-	 * An array for each field of QueueApp that is saved.  Returns the
-	 * ordinality of those that were, leaving out those that somebody has
-	 * locked: it never waits for onesignal_cancel_pause() in a transaction
-	 * left open.
+	 * The fields of QueueApp that are saved.  Changes nothing while somebody
+	 * has the row locked: it never waits for onesignal_cancel_pause() in a
+	 * transaction left open.
 	 */
-	[STATEMENT_SAVE_APPS] = {
-		"WITH unlocked AS MATERIALIZED ("
-		"SELECT s.* FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
-		" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7),"
-		" pg_catalog.unnest($8), pg_catalog.unnest($9)) WITH ORDINALITY"
-		" AS s (app_id, circuit_until, circuit_role, circuit_reason, pace, last_error,"
-		" canceled, refused, failed, ordinal)"
-		" CROSS JOIN LATERAL (SELECT FROM @onesignal_app AS a WHERE a.app_id" EQ "s.app_id"
-		" FOR NO KEY UPDATE SKIP LOCKED) AS a)"
-		" UPDATE @onesignal_app AS a SET circuit_until = s.circuit_until, circuit_role = s.circuit_role,"
-		" circuit_reason = s.circuit_reason, pace = s.pace, pace_at = pg_catalog.now(),"
-		" last_error = COALESCE(s.last_error, a.last_error),"
-		" last_error_at = CASE WHEN s.last_error IS NULL THEN a.last_error_at ELSE pg_catalog.now() END,"
-		" canceled_total = a.canceled_total" PLUS "s.canceled,"
-		" refused_total = a.refused_total" PLUS "s.refused,"
-		" failed_total = a.failed_total" PLUS "s.failed"
-		" FROM unlocked AS s WHERE a.app_id" EQ "s.app_id RETURNING s.ordinal",
-		9, {UUIDARRAYOID, TIMESTAMPTZARRAYOID, NAMEARRAYOID, TEXTARRAYOID, FLOAT8ARRAYOID,
-		TEXTARRAYOID, INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
+	[STATEMENT_SAVE_APP] = {
+		"UPDATE @onesignal_app AS a SET circuit_until = $2, circuit_role = $3, circuit_reason = $4,"
+		" pace = $5, pace_at = pg_catalog.now(), last_error = COALESCE($6, a.last_error),"
+		" last_error_at = CASE WHEN $6 IS NULL THEN a.last_error_at ELSE pg_catalog.now() END,"
+		" canceled_total = a.canceled_total" PLUS "$7, refused_total = a.refused_total" PLUS "$8,"
+		" failed_total = a.failed_total" PLUS "$9"
+		" WHERE a.ctid" EQ "(SELECT a.ctid FROM @onesignal_app AS a WHERE a.app_id" EQ "$1"
+		" FOR NO KEY UPDATE SKIP LOCKED)",
+		9, {UUIDOID, TIMESTAMPTZOID, NAMEOID, TEXTOID, FLOAT8OID, TEXTOID, INT8OID, INT8OID, INT8OID}
 	},
 
-	/* app_id.  Without a row in onesignal_app it may read all messages: for a mistyped id. */
+	/* app_id.  For a mistyped id it reads all messages. */
 	[STATEMENT_KNOWS_APP] = {
 		"SELECT 1 FROM @onesignal_app WHERE app_id" EQ "$1"
 		" UNION ALL SELECT 1 FROM @onesignal_message WHERE app_id" EQ "$1 LIMIT 1",
@@ -233,6 +206,211 @@ static const StatementText statements[STATEMENT_COUNT] = {
 	},
 };
 
+/* ---- the owner ---- */
+
+#define MESSAGE_TRIGGER "zz_onesignal_message"
+
+typedef struct Setting
+{
+	const char *name;
+	const char *value;
+} Setting;
+
+/*
+ * A plan is made when the table may still be empty and is used when it holds
+ * millions: the planner's settings leave it nothing but the index that the
+ * statement was written for.
+ */
+static const Setting statement_settings[] = {
+	{"search_path", "pg_catalog, pg_temp"},
+	{"row_security", "off"},
+	{"session_replication_role", "replica"},
+	{"plan_cache_mode", "force_generic_plan"},
+	{"enable_bitmapscan", "off"},
+	{"enable_hashjoin", "off"},
+	{"enable_indexscan", "on"},
+	{"enable_mergejoin", "off"},
+	{"enable_nestloop", "on"},
+	{"enable_seqscan", "off"},
+	{"enable_tidscan", "on"},
+	{"exit_on_error", "off"},	/* an outcome that cannot be written must not end the process */
+	{"jit", "off"},
+	{"max_parallel_workers_per_gather", "0"},
+};
+
+/* As autovacuum does: no setting of the database may stop the worker. */
+static const Setting worker_settings[] = {
+	{"default_transaction_deferrable", "off"},
+	{"default_transaction_isolation", "read committed"},
+	{"default_transaction_read_only", "off"},
+	{"idle_in_transaction_session_timeout", "0"},
+	{"lock_timeout", "0"},
+	{"statement_timeout", "0"},
+	{"transaction_timeout", "0"},	/* PostgreSQL 17 and newer */
+};
+
+static bool settled = false;
+
+static bool
+find_table(const char *name, Oid schema, Oid *table, Oid *owner)
+{
+	HeapTuple	tuple;
+
+	*table = get_relname_relid(name, schema);
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(*table));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	*owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return true;
+}
+
+bool
+owner_find(Installation *installation)
+{
+	Relation	catalog = table_open(ExtensionRelationId, AccessShareLock);
+	ScanKeyData key;
+	SysScanDesc scan;
+	HeapTuple	tuple;
+	bool		found;
+	Oid			app_table;
+
+	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
+				CStringGetDatum("onesignal_cancel"));
+	scan = systable_beginscan(catalog, ExtensionNameIndexId, true, NULL, 1, &key);
+	tuple = systable_getnext(scan);
+	found = HeapTupleIsValid(tuple);
+	if (found)
+	{
+		installation->extension = ((Form_pg_extension) GETSTRUCT(tuple))->oid;
+		installation->schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+	}
+	systable_endscan(scan);
+	table_close(catalog, AccessShareLock);
+	return found &&
+		find_table("onesignal_message", installation->schema,
+				   &installation->message_table, &installation->owner) &&
+		find_table("onesignal_app", installation->schema, &app_table, &installation->app_owner);
+}
+
+bool
+owner_find_and_lock(Installation *installation)
+{
+	Oid			locked = InvalidOid;
+
+	while (owner_find(installation))
+	{
+		if (installation->message_table == locked)
+			return true;
+		/* Find it again with what changed while this waited. */
+		locked = installation->message_table;
+		InvalidateCatalogSnapshot();
+		LockRelationOid(locked, RowExclusiveLock);
+	}
+	return false;
+}
+
+static const char *
+trigger_problem(const Trigger *trigger, Oid schema, bool allow_off)
+{
+	const char *function = get_func_name(trigger->tgfoid);
+
+	/* No other function of that name can be a trigger's: those have no arguments. */
+	if (function == NULL || strcmp(function, "onesignal_message_change") != 0 ||
+		get_func_namespace(trigger->tgfoid) != schema)
+		return "it calls another function";
+	if (trigger->tgtype != (TRIGGER_TYPE_ROW | TRIGGER_TYPE_BEFORE | TRIGGER_TYPE_INSERT | TRIGGER_TYPE_UPDATE) ||
+		trigger->tgnattr > 0 || trigger->tgqual != NULL)
+		return "it does not fire before each INSERT and UPDATE of a row";
+	if (!allow_off && trigger->tgenabled != TRIGGER_FIRES_ON_ORIGIN && trigger->tgenabled != TRIGGER_FIRES_ALWAYS)
+		return "it is disabled";
+	return NULL;
+}
+
+char *
+owner_trigger_problem(Oid message_table, Oid schema, bool allow_off)
+{
+	Relation	relation = table_open(message_table, NoLock);
+	const TriggerDesc *all = relation->trigdesc;
+	const char *problem = "it does not exist";
+
+	for (int i = 0; all != NULL && i < all->numtriggers; i++)
+		if (strcmp(all->triggers[i].tgname, MESSAGE_TRIGGER) == 0)
+			problem = trigger_problem(&all->triggers[i], schema, allow_off);
+	table_close(relation, NoLock);
+	return problem == NULL ? NULL :
+		psprintf("trigger \"%s\" of table \"onesignal_message\" is not the extension's own: %s", MESSAGE_TRIGGER, problem);
+}
+
+void
+owner_require_trigger(Oid schema, bool allow_off)
+{
+	Oid			message_table = get_relname_relid("onesignal_message", schema);
+	const char *problem;
+
+	if (!OidIsValid(message_table))
+		elog(ERROR, "table onesignal_message does not exist in schema with OID %u", schema);
+	LockRelationOid(message_table, RowExclusiveLock);
+	problem = owner_trigger_problem(message_table, schema, allow_off);
+	if (problem != NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("%s", problem),
+				 errdetail("Nothing is requested or delivered until it is, since requests could be forged without it."),
+				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s(), and enable it with ALTER TABLE ... ENABLE TRIGGER.",
+						 MESSAGE_TRIGGER,
+						 quote_qualified_identifier(get_namespace_name(schema), "onesignal_message"),
+						 quote_qualified_identifier(get_namespace_name(schema), "onesignal_message_change"))));
+}
+
+static void
+set_all(const Setting *settings, int count, GucSource source, GucAction action)
+{
+	for (int i = 0; i < count; i++)
+		if (GetConfigOption(settings[i].name, true, false) != NULL)
+			(void) set_config_option(settings[i].name, settings[i].value,
+									 PGC_SUSET, source, action, true, 0, false);
+}
+
+void
+owner_enter(OwnerContext *context, const Installation *installation)
+{
+	GetUserIdAndSecContext(&context->user, &context->sec_context);
+	if (!has_privs_of_role(installation->owner, installation->app_owner))
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("the owner of onesignal_message may not write onesignal_app"),
+				 errhint("Give both tables the same owner with ALTER TABLE ... OWNER TO.")));
+	SetUserIdAndSecContext(installation->owner, context->sec_context | SECURITY_LOCAL_USERID_CHANGE |
+						   SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS);
+	context->guc_level = 0;
+	if (settled)
+		return;
+	context->guc_level = NewGUCNestLevel();
+	set_all(statement_settings, lengthof(statement_settings), PGC_S_SESSION, GUC_ACTION_SAVE);
+}
+
+void
+owner_leave(const OwnerContext *context)
+{
+	if (context->guc_level != 0)
+		AtEOXact_GUC(false, context->guc_level);
+	SetUserIdAndSecContext(context->user, context->sec_context);
+}
+
+/* Assigning session_replication_role discards every plan of the session: the worker does so once. */
+void
+owner_settle(void)
+{
+	if (settled)
+		return;
+	set_all(statement_settings, lengthof(statement_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
+	set_all(worker_settings, lengthof(worker_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
+	settled = true;
+}
+
+/* ---- running ---- */
+
 /* Prepared for the schema of that name. */
 static NameData prepared_for;
 static SPIPlanPtr prepared[STATEMENT_COUNT];
@@ -251,31 +429,24 @@ forget_unless(const char *schema)
 	namestrcpy(&prepared_for, schema);
 }
 
-static char *
-with_schema(const char *sql, const char *schema)
-{
-	const char *quoted = quote_identifier(schema);
-	StringInfoData text;
-
-	initStringInfo(&text);
-	for (; *sql != '\0'; sql++)
-	{
-		if (*sql == '@')
-			appendStringInfo(&text, "%s.", quoted);
-		else
-			appendStringInfoChar(&text, *sql);
-	}
-	return text.data;
-}
-
 static SPIPlanPtr
 prepare(Statement which)
 {
 	const StatementText *statement = &statements[which];
 	const Oid  *parameters = statement->parameters;
-	SPIPlanPtr	plan = SPI_prepare(with_schema(statement->sql, NameStr(prepared_for)),
-								   statement->parameter_count, unconstify(Oid *, parameters));
+	const char *quoted = quote_identifier(NameStr(prepared_for));
+	StringInfoData sql;
+	SPIPlanPtr	plan;
 
+	initStringInfo(&sql);
+	for (const char *from = statement->sql; *from != '\0'; from++)
+	{
+		if (*from == '@')
+			appendStringInfo(&sql, "%s.", quoted);
+		else
+			appendStringInfoChar(&sql, *from);
+	}
+	plan = SPI_prepare(sql.data, statement->parameter_count, unconstify(Oid *, parameters));
 	if (plan == NULL || SPI_keepplan(plan) != 0)
 		elog(ERROR, "could not prepare statement %d: %s", which, SPI_result_code_string(SPI_result));
 	return plan;
@@ -302,47 +473,51 @@ statement_run(Statement which, Oid schema, Datum *values, const char *nulls)
 	return SPI_processed;
 }
 
-void
-statement_rows_begin(StatementRows *rows, Statement which, int max)
+/* Errors after which nothing else will work in this transaction either, and interrupts. */
+static bool
+ends_transaction(int sqlstate)
 {
-	rows->which = which;
-	rows->columns = statements[which].parameter_count;
-	rows->count = 0;
-	rows->max = max;
-	rows->values = palloc(sizeof(Datum) * rows->columns * Max(max, 1));
-	rows->nulls = palloc(sizeof(bool) * rows->columns * Max(max, 1));
+	int			category = ERRCODE_TO_CATEGORY(sqlstate);
+
+	return category == ERRCODE_TO_CATEGORY(ERRCODE_QUERY_CANCELED) ||
+		category == ERRCODE_TO_CATEGORY(ERRCODE_INVALID_TRANSACTION_STATE) ||
+		sqlstate == ERRCODE_OUT_OF_MEMORY ||
+		sqlstate == ERRCODE_UNDEFINED_TABLE ||
+		sqlstate == ERRCODE_UNDEFINED_SCHEMA;
 }
 
-void
-statement_rows_add(StatementRows *rows, const Datum *values, const bool *nulls)
+/*
+ * It rolls back before it copies the error: copying allocates, and a failure
+ * there would leave the subtransaction open for ever.
+ */
+ErrorData *
+statement_try(Statement which, Oid schema, StatementCall *calls, int count)
 {
-	Assert(rows->count < rows->max);
-	for (int column = 0; column < rows->columns; column++)
+	MemoryContext context = CurrentMemoryContext;
+	ResourceOwner resources = CurrentResourceOwner;
+	ErrorData  *volatile error = NULL;
+
+	BeginInternalSubTransaction(NULL);
+	MemoryContextSwitchTo(context);
+	PG_TRY();
 	{
-		rows->values[column * rows->max + rows->count] = values[column];
-		rows->nulls[column * rows->max + rows->count] = nulls != NULL && nulls[column];
+		for (int i = 0; i < count; i++)
+			calls[i].processed = statement_run(which, schema, calls[i].values, calls[i].nulls);
+		ReleaseCurrentSubTransaction();
 	}
-	rows->count++;
-}
-
-uint64
-statement_rows_run(StatementRows *rows, Oid schema)
-{
-	Datum		arrays[STATEMENT_PARAMETERS_MAX];
-	int			lower = 1;
-
-	for (int column = 0; column < rows->columns; column++)
+	PG_CATCH();
 	{
-		Oid			type = get_element_type(statements[rows->which].parameters[column]);
-		int16		length;
-		bool		by_value;
-		char		alignment;
-
-		get_typlenbyvalalign(type, &length, &by_value, &alignment);
-		arrays[column] = PointerGetDatum(construct_md_array(rows->values + column * rows->max,
-															rows->nulls + column * rows->max,
-															1, &rows->count, &lower, type,
-															length, by_value, alignment));
+		RollbackAndReleaseCurrentSubTransaction();
+		MemoryContextSwitchTo(context);
+		CurrentResourceOwner = resources;
+		error = CopyErrorData();
+		FlushErrorState();
 	}
-	return statement_run(rows->which, schema, arrays, NULL);
+	PG_END_TRY();
+	MemoryContextSwitchTo(context);
+	CurrentResourceOwner = resources;
+
+	if (error != NULL && ends_transaction(error->sqlerrcode))
+		ReThrowError(error);
+	return error;
 }

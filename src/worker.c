@@ -42,9 +42,9 @@
 
 #include "compat.h"
 #include "delivery.h"
-#include "owner.h"
 #include "queue.h"
 #include "settings.h"
+#include "statements.h"
 #include "wakeup.h"
 #include "worker.h"
 
