@@ -322,7 +322,7 @@ RETURNS text
 LANGUAGE C STABLE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_delivery';
 COMMENT ON FUNCTION onesignal_cancel_delivery() IS
-'what happens to pending messages of this database whose app is not paused: working, switched off, by CALL only, waits for a request, or no free worker';
+'what happens to pending messages of this database whose app is not paused: working, switched off, by CALL only, waits for a request, no free worker, or standby';
 
 -- It never counts finished rows: it reads onesignal_message_pending alone.
 CREATE VIEW onesignal_cancel_status AS
@@ -399,7 +399,7 @@ COMMENT ON COLUMN onesignal_cancel_status.app_id IS
 COMMENT ON COLUMN onesignal_cancel_status.server IS
 'its servers, separated by commas; NULL: none, so that nothing can be sent';
 COMMENT ON COLUMN onesignal_cancel_status.delivery IS
-'what happens to the pending messages now. working; idle: there are none; paused: see paused_until; switched off: onesignal_cancel.enabled is off; by CALL only: onesignal_cancel.background_delivery is off; waits for a request: the library is not preloaded, and no worker runs; no free worker: a worker could not start, or has died, see max_worker_processes and the server''s log';
+'what happens to the pending messages now. working; idle: there are none; paused: see paused_until; switched off: onesignal_cancel.enabled is off; by CALL only: onesignal_cancel.background_delivery is off; waits for a request: the library is not preloaded, and no worker runs; no free worker: a worker could not start, or has died, see max_worker_processes and the server''s log; standby: the primary server delivers';
 COMMENT ON COLUMN onesignal_cancel_status.pending IS
 'messages whose cancel is to be delivered';
 COMMENT ON COLUMN onesignal_cancel_status.oldest_request IS

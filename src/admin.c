@@ -317,6 +317,8 @@ onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 	(void) fcinfo;
 	if (settings_enabled && !settings_background_delivery)
 		delivery = "by CALL only";
+	else if (settings_enabled && RecoveryInProgress())
+		delivery = "standby";
 	else if (settings_enabled)
 	{
 		wakeup_attach();

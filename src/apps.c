@@ -485,6 +485,13 @@ apps_learn(DeliveryItem *item, const HttpAnswer *answer)
 void
 apps_note_recording(DeliveryApp *app, const char *error)
 {
+	TimestampTz now = GetCurrentTimestamp();
+
+	/* It comes and goes, where the disk is nearly full. */
+	if (error == NULL && now - app->unrecordable_at < USECS_PER_MINUTE)
+		return;
+	if (error != NULL)
+		app->unrecordable_at = now;
 	if (error != NULL && (app->unrecordable == NULL || strcmp(app->unrecordable, error) != 0))
 	{
 		char	   *reason = psprintf("could not record outcomes: %s", error);

@@ -259,7 +259,7 @@ static void
 check_later(CancelRun *run, CancelItem *item, CancelOutcome *outcome)
 {
 	item->refusal = errors_array(run, outcome);
-	onesignal_hint_unanswered(outcome);
+	onesignal_hint_doubt(outcome, true);
 	set_result(run, item, outcome);
 	item->checking = true;
 	if (run->stopped)
@@ -315,7 +315,7 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 		pace_throttled(&run->pace, item->started_us, now);
 	else if (outcome.status != 0)
 		pace_answered(&run->pace, now);
-	item->unanswered |= answer->sent_before || (outcome.verdict == CANCEL_UNANSWERED && answer->sent);
+	item->unanswered |= answer->sent_before || onesignal_may_have_worked(&outcome, answer);
 	if (item->unanswered && (outcome.verdict == CANCEL_REFUSED || outcome.verdict == CANCEL_NOT_FOUND))
 	{
 		check_later(run, item, &outcome);

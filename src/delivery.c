@@ -116,20 +116,50 @@ is_in_doubt(const DeliveryItem *item)
 	return item->row.unanswered || item->answer.sent_before || item->row.requested_at < wakeup_doubt();
 }
 
-/* Takes a turn to ask View message, or gives up where that would be too late. */
+/* The row stays pending: at this time the cancel is sent, and its refusal checked, again. */
+static void
+postpone_check(DeliveryItem *item, TimestampTz until)
+{
+	item->check = CHECK_POSTPONED;
+	item->check_until = until;
+}
+
+/* Takes a turn to ask View message.  Where that is not soon, it postpones a first check and gives up another. */
 static void
 schedule_check(DeliveryItem *item, TimestampTz not_before)
 {
 	DeliveryApp *app = item->lane->app;
 	TimestampTz at = Max(app->view_next_at, not_before);
+	bool		is_first = item->check == CHECK_NONE;
 
-	if (item->check == CHECK_NONE)
+	if (is_first)
 		item->check_until = GetCurrentTimestamp() + CHECK_WINDOW_US;
-	item->check = at > item->check_until ? CHECK_GIVEN_UP : CHECK_WANTED;
-	if (item->check == CHECK_GIVEN_UP)
+	if (at <= item->check_until)
+	{
+		item->check = CHECK_WANTED;
+		app->view_next_at = at + VIEW_INTERVAL_US;
+		lanes_set_timer(&item->timer, at);
+	}
+	else if (is_first)
+	{
+		app->postponed_at = Max(app->postponed_at, at) + VIEW_INTERVAL_US;
+		postpone_check(item, app->postponed_at);
+	}
+	else
+		item->check = CHECK_GIVEN_UP;
+}
+
+/* The lane may have another key since the message was canceled with this one. */
+static void
+renew_key(DeliveryItem *item)
+{
+	LaneKey    *key = item->lane->credentials;
+
+	if (key == NULL || key == item->key)
 		return;
-	app->view_next_at = at + VIEW_INTERVAL_US;
-	lanes_set_timer(&item->timer, at);
+	apps_release_key(item->key);
+	item->key = key;
+	key->refs++;
 }
 
 static void
@@ -137,12 +167,34 @@ begin_view(DeliveryItem *item, TimestampTz now)
 {
 	if (lanes_take_again(item, now))
 	{
+		renew_key(item);
 		submit(item, onesignal_view_request(&item->key->request, &item->row.message_id));
 		return;
 	}
-	schedule_check(item, now + VIEW_INTERVAL_US);
-	if (item->check == CHECK_GIVEN_UP)
+	if (item->lane->app->paused_until > now)
+		postpone_check(item, now + CIRCUIT_KEY_PAUSE);
+	else
+		schedule_check(item, now + VIEW_INTERVAL_US);
+	if (item->check != CHECK_WANTED)
 		push_answered(item);
+}
+
+/* What View message said, if it is of use. */
+static void
+judge_view(DeliveryItem *item)
+{
+	ViewVerdict verdict = onesignal_judge_view(&item->view);
+
+	pfree(item->view_text);
+	item->view_text = NULL;
+	if (verdict == VIEW_CANCELED)
+		item->check = CHECK_CONFIRMED;
+	else if (verdict == VIEW_NOT_CANCELED)
+		item->check = CHECK_DENIED;
+	else if (apps_was_rejected(item->view.status))
+		postpone_check(item, GetCurrentTimestamp() + CIRCUIT_KEY_PAUSE);
+	else if (verdict == VIEW_UNKNOWN)
+		item->check = CHECK_GIVEN_UP;
 }
 
 /* In a transaction.  False: View message is to be asked first, in its turn. */
@@ -153,14 +205,9 @@ may_believe(DeliveryItem *item)
 
 	if (item->view_text != NULL)
 	{
-		ViewVerdict verdict = onesignal_judge_view(&item->view);
-
-		pfree(item->view_text);
-		item->view_text = NULL;
+		judge_view(item);
 		wait = Max(item->view.retry_after, 1);
-		if (verdict != VIEW_UNAVAILABLE)
-			item->check = verdict == VIEW_CANCELED ? CHECK_CONFIRMED : CHECK_DENIED;
-		if (verdict != VIEW_UNAVAILABLE || stopping_since != 0)
+		if (item->check != CHECK_WANTED || stopping_since != 0)
 			return true;
 	}
 	else if (item->check != CHECK_NONE || !is_in_doubt(item))
@@ -170,7 +217,7 @@ may_believe(DeliveryItem *item)
 		schedule_check(item, GetCurrentTimestamp() + wait * USECS_PER_SEC);
 	else
 		item->check = CHECK_WANTED;
-	return item->check == CHECK_GIVEN_UP || stopping_since != 0;
+	return item->check != CHECK_WANTED || stopping_since != 0;
 }
 
 /* ---- taking answers ---- */
@@ -303,14 +350,14 @@ apply_check(const DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judg
 		outcome->state = QUEUE_CANCELED;
 		judged->error_count = 0;
 	}
-	else if (item->check == CHECK_WANTED)
+	else if (item->check == CHECK_WANTED || item->check == CHECK_POSTPONED)
 	{
 		outcome->state = QUEUE_PENDING;
 		outcome->unanswered = true;
-		outcome->next_attempt_at = GetCurrentTimestamp();
+		outcome->next_attempt_at = item->check == CHECK_POSTPONED ? item->check_until : GetCurrentTimestamp();
 	}
 	else if (item->check == CHECK_GIVEN_UP)
-		onesignal_hint_unanswered(judged);
+		onesignal_hint_doubt(judged, item->row.unanswered || item->answer.sent_before);
 }
 
 /* False: a refusal is to be checked first. */
@@ -331,7 +378,7 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	outcome->state = decide_state(item, &judged, now);
 	/* When the message is canceled, nobody needs to know. */
 	outcome->unanswered = outcome->state != QUEUE_CANCELED &&
-		(item->answer.sent_before || (judged.status == 0 && item->answer.sent));
+		(item->answer.sent_before || onesignal_may_have_worked(&judged, &item->answer));
 	if (outcome->state == QUEUE_PENDING)
 		outcome->next_attempt_at = next_attempt(item, &judged, now);
 	if (outcome->state == QUEUE_REFUSED && !item->denied)

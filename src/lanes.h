@@ -60,7 +60,9 @@ typedef struct DeliveryApp
 	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
 	TimestampTz resumed_at;
 	TimestampTz view_next_at;	/* when View message may be asked next */
+	TimestampTz postponed_at;	/* when the last row is due that found too many waiting for that */
 	char	   *unrecordable;	/* why its outcomes cannot be recorded, or NULL */
+	TimestampTz unrecordable_at;	/* when that last happened */
 	int			visit;			/* the last visit of the tables that changed trust */
 
 	/* its row in onesignal_app */
@@ -130,6 +132,7 @@ typedef enum ItemCheck
 	CHECK_WANTED,				/* View message is to be asked */
 	CHECK_CONFIRMED,			/* the message is canceled */
 	CHECK_DENIED,				/* it is not */
+	CHECK_POSTPONED,			/* the row stays pending until check_until */
 	CHECK_GIVEN_UP				/* View message could not be had in time */
 } ItemCheck;
 

@@ -165,12 +165,29 @@ onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *ap
 		outcome->response = answer_without_key(text, api_key);
 }
 
-/* For a refusal that could not be checked by View message: its errors end with the hint. */
+/*
+ * For a refusal that could not be checked by View message: its errors end with
+ * the reason for the doubt.  That is an attempt without a usable answer, or a
+ * crash or restart that may have forgotten one.
+ */
 void
-onesignal_hint_unanswered(CancelOutcome *outcome)
+onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted)
 {
 	outcome->error_count = Min(outcome->error_count, ERRORS_MAX - 1);
-	add_error(outcome, "an earlier attempt had no answer and may have canceled it", NULL);
+	add_error(outcome, was_attempted ? "an earlier attempt had no answer and may have canceled it" :
+			  "an attempt before the last restart, if there was one, may have canceled it", NULL);
+}
+
+/*
+ * May the request have had its effect, although the answer does not say so?  A
+ * gateway answers 504 or a page of its own when it lost OneSignal's answer.
+ * 503 says that the request was not taken.
+ */
+bool
+onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer)
+{
+	return outcome->verdict == CANCEL_UNANSWERED ? answer->sent :
+		outcome->verdict == CANCEL_UNAVAILABLE && outcome->status != 503;
 }
 
 /* What View message says of a message.  Raises no error because of the answer; a transaction must be open. */
@@ -183,7 +200,8 @@ onesignal_judge_view(const HttpAnswer *answer)
 	if (answer->status == 0 || answer->status == 408 || answer->status == 429 || answer->status >= 500)
 		return VIEW_UNAVAILABLE;
 	if (answer->status != 200)
-		return answer->status == 404 ? VIEW_NOT_CANCELED : VIEW_UNKNOWN;
+		return answer->status == 404 && answer_json(answer->body, answer->body_length, &text) != NULL ?
+			VIEW_NOT_CANCELED : VIEW_UNKNOWN;
 	canceled = flag_field(answer_json(answer->body, answer->body_length, &text), "canceled");
 	return canceled < 0 ? VIEW_UNKNOWN : canceled ? VIEW_CANCELED : VIEW_NOT_CANCELED;
 }

@@ -59,7 +59,8 @@ extern void onesignal_request_end(CancelRequest *request);
 
 extern CancelVerdict onesignal_glance(const HttpAnswer *answer);
 extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);
-extern void onesignal_hint_unanswered(CancelOutcome *outcome);
+extern void onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted);
+extern bool onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer);
 extern ViewVerdict onesignal_judge_view(const HttpAnswer *answer);
 
 #endif

@@ -38,6 +38,7 @@
 #include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/timeout.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -65,6 +66,10 @@
 /* Seconds to wait after a failed run: they double up to this. */
 #define PAUSE_MAX		60
 
+/* SIGTERM: a second one that comes later ends delivery at once, and a statement that goes on longer is ended. */
+#define IMPATIENT_AFTER	INT64CONST(500000)
+#define STOP_WITHIN		(4 * USECS_PER_SEC)
+
 static bool preloaded = false;
 static emit_log_hook_type previous_log_hook = NULL;
 
@@ -85,6 +90,8 @@ static TimestampTz asked_at = 0;
 /* Is delivery_run() at work, and did SIGTERM come? */
 static volatile sig_atomic_t delivering = false;
 static volatile sig_atomic_t told_to_stop = false;
+static volatile TimestampTz told_at;
+static TimeoutId stop_look;
 
 /* ---- loading the library ---- */
 
@@ -125,17 +132,34 @@ die_soon(void)
 	SetLatch(MyLatch);
 }
 
+/* A second SIGTERM is an impatient one, unless it is the postmaster's, which sends each one twice. */
+static bool
+is_impatient(void)
+{
+	return told_to_stop && GetCurrentTimestamp() - told_at > IMPATIENT_AFTER;
+}
+
 /* SIGTERM.  The wait for a lock may take hours, so it ends at once. */
 static void
 on_sigterm(SIGNAL_ARGS)
 {
 	int			save_errno = errno;
 
-	if (!delivering || told_to_stop || MyProc->waitStatus == PROC_WAIT_STATUS_WAITING)
+	if (!delivering || is_impatient() || MyProc->waitStatus == PROC_WAIT_STATUS_WAITING)
 		die_soon();
+	if (!told_to_stop)
+		told_at = GetCurrentTimestamp();
 	told_to_stop = true;
 	SetLatch(MyLatch);
 	errno = save_errno;
+}
+
+/* A statement may hang where no lock is waited for, in a trigger, say. */
+static void
+on_stop_look(void)
+{
+	if (told_to_stop && GetCurrentTimestamp() - told_at > STOP_WITHIN)
+		die_soon();
 }
 
 /* Delivery has ended, or failed: nothing of it needs time any more. */
@@ -143,6 +167,7 @@ static void
 end_delivering(void)
 {
 	delivering = false;
+	disable_timeout(stop_look, false);
 	if (told_to_stop)
 		die_soon();
 }
@@ -324,6 +349,7 @@ worker_deliver(void)
 		return DT_NOBEGIN;
 
 	delivering = true;
+	enable_timeout_every(stop_look, GetCurrentTimestamp() + USECS_PER_SEC, 1000);
 	due = delivery_run(&options);
 	end_delivering();
 	CHECK_FOR_INTERRUPTS();
@@ -452,6 +478,7 @@ worker_main(Datum arg)
 
 	before_shmem_exit(worker_exit, 0);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	stop_look = RegisterTimeout(USER_TIMEOUT, on_stop_look);
 	pqsignal(SIGTERM, on_sigterm);
 	BackgroundWorkerUnblockSignals();
 

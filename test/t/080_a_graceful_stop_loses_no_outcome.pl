@@ -80,6 +80,37 @@ is(count('unanswered AND attempts = 1'), '3', 'and records them as attempts with
 $api->clear_faults;
 ok(Workers::wait_for($node, 'postgres', \@ids, 'canceled'), 'they are canceled in the end, though OneSignal refuses to do it again');
 
+# ---- the postmaster sends each SIGTERM twice ----
+
+@ids = map { $api->schedule } 1 .. 3;
+$api->fault(method => 'DELETE', kind => 'hang', effect => 1);
+$node->safe_psql('postgres', 'TRUNCATE onesignal_message');
+Workers::request($node, 'postgres', $api, @ids);
+$api->wait_for_requests(1, message => $_) for @ids;
+$worker = Workers::worker($node, 'postgres');
+kill 'TERM', $worker;
+select undef, undef, undef, 0.01;
+kill 'TERM', $worker;
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM pg_stat_activity WHERE pid = $worker", '0'), 'a worker that is told twice ends');
+is(count('unanswered AND attempts = 1'), '3', 'and records as one that is told once');
+$api->clear_faults;
+ok(Workers::wait_for($node, 'postgres', \@ids, 'canceled'), 'nothing is lost by that');
+
+# ---- a statement that hangs does not hold up the end ----
+
+my $slow = $api->schedule;
+$node->safe_psql('postgres', <<'SQL');
+CREATE FUNCTION hang() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN IF new.state <> ''pending'' THEN PERFORM pg_sleep(600); END IF; RETURN NULL; END';
+CREATE TRIGGER hang AFTER UPDATE ON onesignal_message FOR EACH ROW EXECUTE FUNCTION hang();
+ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER hang;
+SQL
+Workers::request($node, 'postgres', $api, $slow);
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel worker' AND wait_event = 'PgSleep'", '1'), 'a trigger hangs');
+$worker = Workers::worker($node, 'postgres');
+is($node->safe_psql('postgres', "SELECT pg_terminate_backend($worker, 30000)"), 't', 'the worker ends all the same');
+$node->safe_psql('postgres', 'DROP FUNCTION hang() CASCADE');
+ok(Workers::wait_for($node, 'postgres', $slow, 'canceled'), 'and the message is canceled by another');
+
 # ---- a worker that waits for a lock ends at once ----
 
 Workers::wait_for_no_worker($node);

@@ -55,6 +55,26 @@ Workers::request($node, 'postgres', $api, $later);
 ok(Workers::wait_for($node, 'postgres', $later, 'canceled'), 'it is asked again after 429 and 503');
 is($node->safe_psql('postgres', 'SELECT circuit_until IS NULL FROM onesignal_app'), 't', 'which pauses nothing else');
 
+# A gateway that lost OneSignal's answer says so with an answer of its own.
+my $gateway = $api->schedule;
+$api->fault(message => $gateway, method => 'DELETE', status => 504, body => '<html>Gateway Time-out</html>', effect => 1, times => 1);
+$api->fault(message => $gateway, method => 'DELETE', status => 400, body => $SENT);
+Workers::request($node, 'postgres', $api, $gateway);
+ok(Workers::wait_for($node, 'postgres', $gateway, 'canceled'), 'a refusal after a gateway\'s 504 is checked');
+
+# What is not OneSignal's answer says nothing of the message.
+my ($page, $lost_page, $rejected) = map { $api->schedule } 1 .. 3;
+lose_answer($_, effect => 1) for $page, $lost_page, $rejected;
+$api->fault(message => $page, method => 'GET', status => 200, body => '<html>Welcome</html>');
+$api->fault(message => $lost_page, method => 'GET', status => 404, body => '<html>Not Found</html>');
+$api->fault(message => $rejected, method => 'GET', status => 403, body => '{"errors":["Access denied"]}');
+Workers::request($node, 'postgres', $api, $page, $lost_page, $rejected);
+ok(Workers::wait_for($node, 'postgres', [ $page, $lost_page ], 'refused'), 'a page in place of an answer ends the check');
+like(row($page, 'errors'), qr/\Q$HINT\E/, 'with the hint');
+like(row($lost_page, 'errors'), qr/\Q$HINT\E/, 'also when its status is 404');
+ok($node->poll_query_until('postgres', "SELECT state = 'pending' AND http_status = 400 AND next_attempt_at > now() + interval '20 s' FROM onesignal_message WHERE message_id = '$rejected'"),
+    'with a key that may not ask, the request stays pending');
+
 # A connection that was refused did not leave this machine.
 my $unreached = $api->schedule;
 $api->fault(message => $unreached, method => 'DELETE', status => 400, body => $SENT);
@@ -72,5 +92,18 @@ Workers::request($node, 'postgres', $api, $early);
 ok($node->poll_query_until('postgres', "SELECT http_status = 404 AND state = 'pending' FROM onesignal_message WHERE message_id = '$early'"), 'a 404 is tried again');
 $api->preset([ $early ], send_after => time + 3600);
 ok(Workers::wait_for($node, 'postgres', $early, 'canceled'), 'until OneSignal knows the message');
+
+# ---- more in doubt than View message answers in ten minutes ----
+
+my $COUNT = 700;
+$node->safe_psql('postgres', "SELECT onesignal_cancel_pause('" . $api->app_id . "'); TRUNCATE onesignal_message;"
+      . "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '" . $api->app_id . "', true FROM generate_series(1, $COUNT)");
+$node->stop('immediate');
+$node->start;
+$api->fault(method => 'DELETE', status => 400, body => $SENT);
+$node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '0'); SELECT onesignal_cancel_resume('" . $api->app_id . "')");
+ok($node->poll_query_until('postgres', "SELECT count(*) >= $COUNT - 620 FROM onesignal_message WHERE state = 'pending' AND http_status = 400 AND next_attempt_at > now() + interval '8 min'"),
+    'those that would wait too long for their check stay pending');
+is($node->safe_psql('postgres', "SELECT count(*) FROM onesignal_message WHERE array_to_string(errors, '') LIKE '%may have canceled%'"), '0', 'none is refused unchecked');
 $node->stop;
 done_testing();
