@@ -2,7 +2,7 @@
  * compat.h
  *		Every PostgreSQL and libcurl version test, and nothing else.
  *
- * PostgreSQL 15 to 18 and libcurl 7.81 or newer are supported.  The part on
+ * PostgreSQL 15 to 19 and libcurl 7.81 or newer are supported.  The part on
  * libcurl is seen only by what includes curl/curl.h first.
  */
 #ifndef ONESIGNAL_CANCEL_COMPAT_H
@@ -87,6 +87,14 @@ reserve_shared_memory(Size size)
 #endif
 }
 
+#if PG_VERSION_NUM >= 190000
+static inline void
+initialize_shared_memory(void *memory, void *initialize)
+{
+	(*(void (**) (void *)) initialize) (memory);
+}
+#endif
+
 /*
  * A few kB of this name for all processes, made by the first that asks, in a
  * preloaded library or not.  Raises an error when there is no room.
@@ -97,7 +105,9 @@ get_shared_memory(const char *name, Size size, void (*initialize) (void *memory)
 	bool		found;
 	void	   *memory;
 
-#if PG_VERSION_NUM >= 170000
+#if PG_VERSION_NUM >= 190000
+	memory = GetNamedDSMSegment(name, size, initialize_shared_memory, &found, &initialize);
+#elif PG_VERSION_NUM >= 170000
 	memory = GetNamedDSMSegment(name, size, initialize, &found);
 #else
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
