@@ -187,7 +187,7 @@ prepare() {
 
 # build [VARIABLE=VALUE...]: builds and installs with these for make.
 build() {
-    say "Building for $("$PG_CONFIG" --version)"
+    say "Building for $("$PG_CONFIG" --version) with libcurl $(pkg-config --modversion libcurl || curl-config --version)"
     as_user make -s with_llvm=no PG_CONFIG="$PG_CONFIG" "$@"
     if [ -w "$("$PG_CONFIG" --pkglibdir)" ]; then
         make -s install with_llvm=no PG_CONFIG="$PG_CONFIG" "$@"

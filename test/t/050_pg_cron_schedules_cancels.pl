@@ -11,6 +11,7 @@ use StandIn;
 use Test::More;
 use Workers;
 
+plan skip_all => 'NO_PG_CRON is set: there is no pg_cron for this PostgreSQL' if $ENV{NO_PG_CRON};
 my $api = StandIn->new;
 my $node = PostgreSQL::Test::Cluster->new('main');
 $node->init;

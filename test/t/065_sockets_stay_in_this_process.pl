@@ -30,7 +30,7 @@ my $list = "CREATE TEMP TABLE held (fd text); COPY held FROM PROGRAM 'ls -l /pro
     is($session->query_safe(sprintf $call, $app), 200, 'a connection is there');
     my @inodes = map { /-> socket:\[(\d+)\]/ } split /\n/, `ls -l /proc/${\ $session->query_safe('SELECT pg_backend_pid()') }/fd`;
     my ($port) = $api->url =~ /:(\d+)$/;
-    my %ours = map { (split ' ')[9] => 1 } grep { /^\s*\d+: \S+ \S+:@{[ sprintf '%04X', $port ]} 01 / } split /\n/, slurp_file('/proc/net/tcp');
+    my %ours = map { (split ' ')[9] => 1 } grep { /^\s*\d+: \S+ \S+:@{[ sprintf '%04X', $port ]} 01 / } split /\n/, join '', map { slurp_file($_) } grep { -r } glob '/proc/net/tcp{,6}';
     is(scalar(grep { $ours{$_} } @inodes), 1, 'of this process');
     my $held = $session->query_safe("TRUNCATE held; " . $list =~ s/^.*?; //r);
     is(scalar(grep { $ours{$_} } $held =~ /(\d+)/g), 0, 'a program does not have it');

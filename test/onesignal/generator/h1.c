@@ -290,7 +290,7 @@ odd_status_line(Answer *answer)
 		{"HTTP/1.1 +200 OK\r\n", EITHER},
 		{"HTTP/1.1 -200 OK\r\n", NULLED},
 		{"HTTP/1.1 0200 OK\r\n", NULLED},
-		{"HTTP/1.1 2000 OK\r\n", NULLED},
+		{"HTTP/1.1 2000 OK\r\n", EITHER},
 		{"HTTP/1.1 200OK\r\n", EITHER},
 		{"HTTP/1.1 20 OK\r\n", NULLED},
 		{"HTTP/1.1 2 OK\r\n", NULLED},
