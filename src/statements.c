@@ -473,17 +473,21 @@ statement_run(Statement which, Oid schema, Datum *values, const char *nulls)
 	return SPI_processed;
 }
 
-/* Errors after which nothing else will work in this transaction either, and interrupts. */
+/*
+ * Errors after which nothing else will work in this transaction either, and
+ * interrupts.  A trigger may raise any SQLSTATE for the rows of one app, so we
+ * look at what is the case.  An interrupt is no longer pending when it has
+ * become an error: it is known by the function that raised it.
+ */
 static bool
-ends_transaction(int sqlstate)
+ends_transaction(const ErrorData *error, Oid schema)
 {
-	int			category = ERRCODE_TO_CATEGORY(sqlstate);
+	Installation installation;
 
-	return category == ERRCODE_TO_CATEGORY(ERRCODE_QUERY_CANCELED) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_INVALID_TRANSACTION_STATE) ||
-		sqlstate == ERRCODE_OUT_OF_MEMORY ||
-		sqlstate == ERRCODE_UNDEFINED_TABLE ||
-		sqlstate == ERRCODE_UNDEFINED_SCHEMA;
+	return (error->sqlerrcode == ERRCODE_QUERY_CANCELED &&
+			error->funcname != NULL && strcmp(error->funcname, "ProcessInterrupts") == 0) ||
+		error->sqlerrcode == ERRCODE_OUT_OF_MEMORY ||
+		XactReadOnly || !owner_find(&installation) || installation.schema != schema;
 }
 
 /*
@@ -517,7 +521,7 @@ statement_try(Statement which, Oid schema, StatementCall *calls, int count)
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = resources;
 
-	if (error != NULL && ends_transaction(error->sqlerrcode))
+	if (error != NULL && ends_transaction(error, schema))
 		ReThrowError(error);
 	return error;
 }
