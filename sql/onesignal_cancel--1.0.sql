@@ -131,7 +131,7 @@ COMMENT ON COLUMN onesignal_message.app_id IS
 COMMENT ON COLUMN onesignal_message.send_after IS
 'when OneSignal will send it; soonest is canceled first, NULL (it may be going out now) before all others; may be changed while pending';
 COMMENT ON COLUMN onesignal_message.cancel IS
-'true if the message should be canceled. Setting it to true makes a scheduled or failed message pending; a pending one whose requester can no longer cancel becomes the current user''s request; others stay as they are. Setting it to false takes a pending request back, and returns a refused or failed row to scheduled; on a canceled row it is an error (55000). Where the same UPDATE sets state to scheduled as well, false is ignored: it saves a copy of the row that is older than the request. In a MERGE only a change of the value counts. Needs USAGE on a server with the app_id (42501) and a user mapping (42704) to request and to take back';
+'true if the message should be canceled. Setting it to true makes a scheduled or failed message pending; a pending one whose requester can no longer cancel becomes the current user''s request; others stay as they are. Setting it to false takes a pending request back, and returns a refused or failed row to scheduled; on a canceled row it is an error (55000). Where the same UPDATE sets state as well, a value that does not fit that state is ignored: it saves a copy of the row that is older than the request, or than its take-back. In a MERGE only a change of the value counts. Needs USAGE on a server with the app_id (42501) and a user mapping (42704) to request and to take back';
 COMMENT ON COLUMN onesignal_message.reason IS
 'free text of the application; not sent anywhere';
 COMMENT ON COLUMN onesignal_message.state IS
@@ -145,7 +145,7 @@ COMMENT ON COLUMN onesignal_message.response IS
 COMMENT ON COLUMN onesignal_message.attempts IS
 'requests sent for the current request to cancel';
 COMMENT ON COLUMN onesignal_message.unanswered IS
-'an attempt had no answer, so that it may have canceled the message although a later one was refused';
+'an attempt had no answer, or a pending request was taken back or adopted, so that the message may be canceled although a later attempt was refused';
 COMMENT ON COLUMN onesignal_message.requested_by IS
 'the role that was current_user when cancel was requested: its user mapping is used; never NULL while pending';
 COMMENT ON COLUMN onesignal_message.requested_at IS

@@ -194,7 +194,7 @@ next_item(CancelRun *run, int64 now, int64 *next)
 	}
 
 	/* Not too many items may wait, since all of them are looked through. */
-	if (run->next == run->count || run->next - run->done >= settings_max_in_flight)
+	if (run->next == run->count || run->next - run->done >= settings_call_max_in_flight)
 		return NULL;
 	*next = Min(*next, run->not_before_us);
 	return run->not_before_us <= now ? &run->items[run->next] : NULL;
@@ -242,7 +242,7 @@ start_requests(CancelRun *run)
 	int64		now = http_clock_us();
 	int64		next = PG_INT64_MAX;
 
-	while (run->group.unsent < HTTP_UNSENT_MAX && http_in_flight() < settings_max_in_flight)
+	while (run->group.unsent < HTTP_UNSENT_MAX && http_in_flight() < settings_call_max_in_flight)
 	{
 		CancelItem *item = next_item(run, now, &next);
 

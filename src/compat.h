@@ -9,6 +9,7 @@
 #define ONESIGNAL_CANCEL_COMPAT_H
 
 #include "catalog/pg_foreign_server.h"
+#include "catalog/pg_namespace.h"
 #include "common/jsonapi.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
@@ -40,9 +41,13 @@
 #if PG_VERSION_NUM >= 160000
 #define foreign_server_aclcheck(server, role, mode) \
 	object_aclcheck(ForeignServerRelationId, (server), (role), (mode))
+#define namespace_aclcheck(schema, role, mode) \
+	object_aclcheck(NamespaceRelationId, (schema), (role), (mode))
 #else
 #define foreign_server_aclcheck(server, role, mode) \
 	pg_foreign_server_aclcheck((server), (role), (mode))
+#define namespace_aclcheck(schema, role, mode) \
+	pg_namespace_aclcheck((schema), (role), (mode))
 #endif
 
 /*

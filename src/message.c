@@ -29,6 +29,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/table.h"
 #include "access/xact.h"
 #include "catalog/pg_enum.h"
 #include "catalog/pg_trigger.h"
@@ -286,11 +287,11 @@ value_differs(const MessageRow *row, int column)
 }
 
 static bool
-names_cancel(const MessageRow *row)
+names_column(const MessageRow *row, int column)
 {
-	return value_differs(row, COLUMN_CANCEL) ||
+	return value_differs(row, column) ||
 		(!row->shared->merges &&
-		 bms_is_member(COLUMN_CANCEL - FirstLowInvalidHeapAttributeNumber, row->trigger->tg_updatedcols));
+		 bms_is_member(column - FirstLowInvalidHeapAttributeNumber, row->trigger->tg_updatedcols));
 }
 
 /* ---- changing ---- */
@@ -335,7 +336,11 @@ notice_ignored(MessageRow *row, int column)
 			(errmsg("ignoring the value that was given for column \"%s\" of table \"%s\"",
 					NameStr(TupleDescAttr(row->new->tts_tupleDescriptor, column - 1)->attname),
 					RelationGetRelationName(row->trigger->tg_relation)),
+			 column == COLUMN_CANCEL ?
+			 errdetail("The statement also sets \"state\": it saves a copy of the row that is older than its last change.") :
 			 errdetail("Columns from \"state\" on are written by the extension alone."),
+			 column == COLUMN_CANCEL ?
+			 errhint("To change \"cancel\", leave \"state\" out of the statement.") :
 			 errhint("To cancel a message, set \"cancel\" to true.")));
 }
 
@@ -353,7 +358,9 @@ keep_value(MessageRow *row, int column)
 
 /*
  * Clears what a former request left in the row, but not unanswered: an attempt
- * that had no answer may have canceled the message.
+ * that had no answer may have canceled the message.  The same is true of a
+ * pending row that is taken back or adopted: its request may be on the wire,
+ * and the answer will be dropped.  So both set unanswered.
  */
 static void
 clear_outcome(MessageRow *row)
@@ -488,7 +495,10 @@ adopt_request(MessageRow *row)
 	Oid			requester = isnull ? InvalidOid : get_role_oid(NameStr(*DatumGetName(name)), true);
 
 	if ((!OidIsValid(requester) || !is_granted(row, requester)) && is_granted(row, GetUserId()))
+	{
 		request_cancel(row);
+		set_value(row, COLUMN_UNANSWERED, BoolGetDatum(true));
+	}
 }
 
 static void
@@ -504,6 +514,8 @@ take_back(MessageRow *row, QueueState state)
 		set_null(row, COLUMN_REQUESTED_AT);
 		set_null(row, COLUMN_NEXT_ATTEMPT_AT);
 		clear_outcome(row);
+		if (state == QUEUE_PENDING)
+			set_value(row, COLUMN_UNANSWERED, BoolGetDatum(true));
 	}
 	/* It is false already when the answer came after the take-back. */
 	else if (state == QUEUE_CANCELED && flag_of(row->old, COLUMN_CANCEL))
@@ -517,22 +529,38 @@ take_back(MessageRow *row, QueueState state)
 }
 
 /*
- * The statement wrote "scheduled" and false to a row whose cancel has been
- * requested: it saves a copy that was read before the request.  Nobody asks to
- * take anything back.  Of an upsert, what the INSERT wrote counts.
+ * The state that the statement wrote.  Of an upsert that sets state, what the
+ * INSERT wrote counts.  NULL is a copy whose columns the database fills, so it
+ * was never read: such a row is scheduled.
  */
-static bool
-saves_older_copy(const MessageRow *row, QueueState was)
+static QueueState
+written_state(const MessageRow *row)
 {
 	bool		isnull;
 	Datum		message_id = slot_getattr(row->new, COLUMN_MESSAGE_ID, &isnull);
 	QueueState	written = state_of(row, row->new);
 
-	if (row->shared->offered && !isnull &&
+	if (row->shared->offered && !isnull && names_column(row, COLUMN_STATE) &&
 		memcmp(DatumGetUUIDP(message_id), &row->shared->offered_message, UUID_LEN) == 0)
 		written = row->shared->offered_state;
-	return was != QUEUE_SCHEDULED && written == QUEUE_SCHEDULED &&
-		flag_of(row->old, COLUMN_CANCEL) && !flag_of(row->new, COLUMN_CANCEL);
+	return written == QUEUE_STATES ? QUEUE_SCHEDULED : written;
+}
+
+/*
+ * The statement saves a copy of the row that was read before the request
+ * ("scheduled" and false), or before it was taken back (another state and
+ * true).  Nobody asks to change cancel.
+ */
+static bool
+saves_older_copy(const MessageRow *row, QueueState was)
+{
+	bool		had = flag_of(row->old, COLUMN_CANCEL);
+	bool		cancel = flag_of(row->new, COLUMN_CANCEL);
+	bool		written_scheduled = written_state(row) == QUEUE_SCHEDULED;
+
+	if (was == QUEUE_SCHEDULED)
+		return !had && cancel && !written_scheduled;
+	return had && !cancel && written_scheduled;
 }
 
 static void
@@ -540,17 +568,17 @@ row_updated(MessageRow *row)
 {
 	QueueState	was = state_of(row, row->old);
 	bool		cancel = flag_of(row->new, COLUMN_CANCEL);
-	bool		named = names_cancel(row);
+	bool		named = names_column(row, COLUMN_CANCEL);
 
 	require_same_key(row);
-	for (int column = COLUMN_STATE; column <= COLUMN_COUNT; column++)
-		if (value_differs(row, column))
-			keep_value(row, column);
 	if (saves_older_copy(row, was))
 	{
 		keep_value(row, COLUMN_CANCEL);
 		named = false;
 	}
+	for (int column = COLUMN_STATE; column <= COLUMN_COUNT; column++)
+		if (value_differs(row, column))
+			keep_value(row, column);
 
 	/* The order of delivery is another one now, and so are the times of retries. */
 	if (was == QUEUE_PENDING && value_differs(row, COLUMN_SEND_AFTER) && (cancel || !named))
@@ -677,7 +705,8 @@ onesignal_message_change(PG_FUNCTION_ARGS)
  * any role into requested_by.  He can neither drop a CHECK nor put our trigger
  * back, for he may not execute its function: so nothing that he wrote in between
  * is ever delivered.  Disabling the trigger is the owner's privilege, and what
- * pg_restore --disable-triggers does: then this wakes delivery in its place.
+ * pg_restore --disable-triggers does: then the owner alone may write, and this
+ * wakes delivery in the trigger's place.
  */
 Datum
 onesignal_message_guard(PG_FUNCTION_ARGS)
@@ -689,7 +718,9 @@ onesignal_message_guard(PG_FUNCTION_ARGS)
 		Oid			schema = get_func_namespace(called->fn_oid);
 		Oid			table = get_relname_relid("onesignal_message", schema);
 		bool		locked = false;
+		bool		is_owner;
 		LOCKTAG		tag;
+		Relation	relation;
 
 		SET_LOCKTAG_RELATION(tag, MyDatabaseId, table);
 		for (LOCKMODE mode = RowExclusiveLock; mode <= AccessExclusiveLock; mode++)
@@ -699,7 +730,10 @@ onesignal_message_guard(PG_FUNCTION_ARGS)
 			ereport(ERROR,
 					(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 					 errmsg("onesignal_message_guard() can only be used by table onesignal_message")));
-		owner_require_trigger(schema, true);
+		relation = table_open(table, NoLock);
+		is_owner = has_privs_of_role(GetUserId(), relation->rd_rel->relowner);
+		table_close(relation, NoLock);
+		owner_require_trigger(schema, is_owner);
 		if (owner_trigger_problem(table, schema, false) != NULL)
 			wakeup_request();
 	}

@@ -23,6 +23,7 @@
 #include "storage/bufmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
+#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/memutils.h"
@@ -38,6 +39,8 @@
  * Most do so in a transaction of a millisecond; no other is waited for.
  */
 #define APP_LOCK_TIMEOUT "10ms"
+
+#define OUTCOME_FIELDS 10
 
 const char *const queue_state_names[QUEUE_STATES] = {
 	[QUEUE_SCHEDULED] = "scheduled",
@@ -262,6 +265,7 @@ static void
 set_outcome(StatementCall *call, const QueueOutcome *outcome)
 {
 	Datum	   *errors = palloc(sizeof(Datum) * Max(outcome->error_count, 1));
+	ArrayType  *array;
 
 	for (int i = 0; i < outcome->error_count; i++)
 		errors[i] = CStringGetTextDatum(outcome->errors[i]);
@@ -271,23 +275,70 @@ set_outcome(StatementCall *call, const QueueOutcome *outcome)
 	set_text_parameter(call, 3, queue_state_names[outcome->state]);
 	set_parameter(call, 4, BoolGetDatum(outcome->unanswered), false);
 	set_parameter(call, 5, Int32GetDatum(outcome->http_status), outcome->http_status == 0);
-	set_parameter(call, 6, PointerGetDatum(construct_array(errors, outcome->error_count, TEXTOID,
-														   -1, false, TYPALIGN_INT)), false);
+	array = construct_array(errors, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
+	set_text_parameter(call, 6, OidOutputFunctionCall(F_ARRAY_OUT, PointerGetDatum(array)));
 	set_text_parameter(call, 7, outcome->response);
 	set_parameter(call, 8, TimestampTzGetDatum(outcome->last_attempt_at), false);
 	set_parameter(call, 9, TimestampTzGetDatum(outcome->next_attempt_at), outcome->state != QUEUE_PENDING);
 }
 
-static QueueRecorded
-recorded_as(StatementCall *call)
+/* Makes one call of many, with an array of each parameter. */
+static void
+gather_outcomes(const StatementCall *calls, int count, StatementCall *all)
 {
-	uint64		found;
+	static const Oid types[OUTCOME_FIELDS] = {
+		UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID, BOOLOID, INT4OID, TEXTOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID
+	};
+	Datum	   *values = palloc(sizeof(Datum) * count);
+	bool	   *nulls = palloc(sizeof(bool) * count);
+	int			lower = 1;
 
-	if (call->processed > 0)
-		return QUEUE_RECORDED;
-	found = statement_run(STATEMENT_UNRECORDED, transaction.installation.schema, call->values, call->nulls);
+	for (int field = 0; field < OUTCOME_FIELDS; field++)
+	{
+		int16		length;
+		bool		by_value;
+		char		alignment;
+
+		for (int i = 0; i < count; i++)
+		{
+			values[i] = calls[i].values[field];
+			nulls[i] = calls[i].nulls[field] == 'n';
+		}
+		get_typlenbyvalalign(types[field], &length, &by_value, &alignment);
+		set_parameter(all, field, PointerGetDatum(construct_md_array(values, nulls, 1, &count, &lower, types[field],
+																	 length, by_value, alignment)), false);
+	}
+}
+
+/* Of an outcome that was not written: is there a row to write it to, which must be locked? */
+static QueueRecorded
+left_out_as(StatementCall *call)
+{
+	uint64		found = statement_run(STATEMENT_UNRECORDED, transaction.installation.schema, call->values, call->nulls);
+
 	SPI_freetuptable(SPI_tuptable);
 	return found > 0 ? QUEUE_LOCKED : QUEUE_DROPPED;
+}
+
+static ErrorData *
+record_calls(StatementCall *calls, int count, QueueRecorded *recorded)
+{
+	StatementCall all;
+	ErrorData  *error;
+
+	gather_outcomes(calls, count, &all);
+	error = statement_try(STATEMENT_RECORD, transaction.installation.schema, &all, 1);
+	for (int i = 0; i < count; i++)
+		recorded[i] = error == NULL ? QUEUE_DROPPED : QUEUE_UNRECORDABLE;
+	if (error != NULL)
+		return error;
+	for (uint64 row = 0; row < all.processed; row++)
+		recorded[DatumGetInt64(read_column(SPI_tuptable->vals[row], 1, (Datum) 0)) - 1] = QUEUE_RECORDED;
+	SPI_freetuptable(SPI_tuptable);
+	for (int i = 0; i < count; i++)
+		if (recorded[i] == QUEUE_DROPPED)
+			recorded[i] = left_out_as(&calls[i]);
+	return NULL;
 }
 
 void
@@ -295,22 +346,19 @@ queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded, c
 {
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	StatementCall *calls = palloc(sizeof(StatementCall) * Max(count, 1));
-	Oid			schema = transaction.installation.schema;
-	bool		one_by_one;
 
 	*error = NULL;
 	for (int i = 0; i < count; i++)
 		set_outcome(&calls[i], &outcomes[i]);
-	one_by_one = count > 0 && statement_try(STATEMENT_RECORD, schema, calls, count) != NULL;
-	for (int i = 0; i < count; i++)
-	{
-		ErrorData  *failure = one_by_one ? statement_try(STATEMENT_RECORD, schema, &calls[i], 1) : NULL;
+	if (count > 0 && record_calls(calls, count, recorded) != NULL)
+		for (int i = 0; i < count; i++)
+		{
+			ErrorData  *failure = record_calls(&calls[i], 1, &recorded[i]);
 
-		recorded[i] = failure == NULL ? recorded_as(&calls[i]) : QUEUE_UNRECORDABLE;
-		/* Not its detail, which may hold the whole row. */
-		if (failure != NULL && *error == NULL)
-			*error = MemoryContextStrdup(old, failure->message);
-	}
+			/* Not its detail, which may hold the whole row. */
+			if (failure != NULL && *error == NULL)
+				*error = MemoryContextStrdup(old, failure->message);
+		}
 	MemoryContextSwitchTo(old);
 }
 

@@ -21,6 +21,7 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "credentials.h"
 #include "statements.h"
 
@@ -58,6 +59,14 @@ require_privileges(Oid schema)
 	static const char *const updates[] = {"send_after", "cancel", "reason", NULL};
 	Oid			table = get_relname_relid("onesignal_message", schema);
 
+	if (namespace_aclcheck(schema, GetUserId(), ACL_USAGE) != ACLCHECK_OK)
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+				 errmsg("permission denied for schema %s", get_namespace_name(schema)),
+				 errdetail("Requesting a cancel writes to table onesignal_message in it as the current user."),
+				 errhint("Grant the privilege with GRANT USAGE ON SCHEMA %s TO %s.",
+						 quote_identifier(get_namespace_name(schema)),
+						 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
 	if (!OidIsValid(table) ||
 		(may(table, ACL_SELECT, reads) && may(table, ACL_INSERT, inserts) && may(table, ACL_UPDATE, updates)))
 		return;

@@ -27,6 +27,7 @@ extern PGDLLEXPORT void _PG_init(void);
 bool		settings_enabled = true;
 bool		settings_background_delivery = true;
 int			settings_max_in_flight = HTTP_IN_FLIGHT_MAX;
+int			settings_call_max_in_flight = HTTP_IN_FLIGHT_MAX;
 int			settings_retry_window = 24 * 60 * 60;
 int			settings_worker_idle_timeout = 3000;
 int			settings_timeout = 60000;
@@ -34,6 +35,9 @@ int			settings_connect_timeout = 10000;
 int			settings_max_retries = 2;
 int			settings_delivery_timeout = 60000;
 int			settings_delivery_connect_timeout = 10000;
+
+/* As the session has it, which nobody uses: see settings_retry_window. */
+static int	retry_window = 24 * 60 * 60;
 
 /*
  * A check hook sees every value that is offered to this process, also values
@@ -74,6 +78,24 @@ check_connect_timeout(int *value, void **extra, GucSource source)
 	return keep_for_delivery(*value, source, &settings_delivery_connect_timeout, &kept_source);
 }
 
+static bool
+check_max_in_flight(int *value, void **extra, GucSource source)
+{
+	static GucSource kept_source = PGC_S_DEFAULT;
+
+	(void) extra;
+	return keep_for_delivery(*value, source, &settings_max_in_flight, &kept_source);
+}
+
+static bool
+check_retry_window(int *value, void **extra, GucSource source)
+{
+	static GucSource kept_source = PGC_S_DEFAULT;
+
+	(void) extra;
+	return keep_for_delivery(*value, source, &settings_retry_window, &kept_source);
+}
+
 static void
 define_delivery_settings(void)
 {
@@ -88,13 +110,13 @@ define_delivery_settings(void)
 							 &settings_background_delivery, true, PGC_SUSET, 0, NULL, NULL, NULL);
 	DefineCustomIntVariable("onesignal_cancel.max_in_flight",
 							"Maximum number of requests that wait for an answer at one time.",
-							NULL, &settings_max_in_flight,
-							HTTP_IN_FLIGHT_MAX, 1, HTTP_IN_FLIGHT_MAX, PGC_SUSET, 0, NULL, NULL, NULL);
+							NULL, &settings_call_max_in_flight,
+							HTTP_IN_FLIGHT_MAX, 1, HTTP_IN_FLIGHT_MAX, PGC_SUSET, 0, check_max_in_flight, NULL, NULL);
 	DefineCustomIntVariable("onesignal_cancel.retry_window",
 							"How long a requested cancel is tried while there is no usable answer.",
 							"Counted from its first attempt or the message's send_after, whichever is later.",
-							&settings_retry_window,
-							24 * 60 * 60, 1, INT_MAX, PGC_SUSET, GUC_UNIT_S, NULL, NULL, NULL);
+							&retry_window,
+							24 * 60 * 60, 1, INT_MAX, PGC_SUSET, GUC_UNIT_S, check_retry_window, NULL, NULL);
 	DefineCustomIntVariable("onesignal_cancel.worker_idle_timeout",
 							"How long a worker that has nothing to do waits for more before it leaves.",
 							NULL, &settings_worker_idle_timeout,

@@ -7,17 +7,18 @@
 
 extern bool settings_enabled;
 extern bool settings_background_delivery;
-extern int	settings_max_in_flight;
-extern int	settings_retry_window;	/* seconds */
+extern int	settings_call_max_in_flight;	/* of direct calls */
 extern int	settings_worker_idle_timeout;	/* ms */
 extern int	settings_timeout;	/* ms */
 extern int	settings_connect_timeout;	/* ms */
 extern int	settings_max_retries;
 
 /*
- * The timeouts that delivery uses, in CALL too: as postgresql.conf and ALTER
- * DATABASE have it, whatever the role or the session has set.
+ * What delivery uses, in CALL too: as postgresql.conf and ALTER DATABASE have
+ * it, whatever the role or the session has set.
  */
+extern int	settings_max_in_flight;
+extern int	settings_retry_window;	/* seconds */
 extern int	settings_delivery_timeout;	/* ms */
 extern int	settings_delivery_connect_timeout;	/* ms */
 

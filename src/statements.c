@@ -57,10 +57,16 @@
  * The row that an outcome may be written to.  A cancel that worked is the
  * truth, whatever the row says now; any other outcome counts only for the
  * request that it was sent for.
+ *
+ * With plain equality the planner, misled by the statistics of an empty table,
+ * could read the whole index for each outcome, for its order's sake.  The order
+ * of an array's element is of no use to it.
  */
-#define IS_ROW_OF_OUTCOME \
-	"m.message_id" EQ "$2 AND m.app_id" EQ "$1 AND (($4" EQ "'canceled' AND m.state" NE "'canceled')" \
-	" OR (m.state" EQ "'pending' AND m.requested_at" EQ "$3))"
+#define ROW_OF_OUTCOME(app_id, message_id, requested_at, state) \
+	" FROM @onesignal_message AS m WHERE m.message_id" EQ "ANY (ARRAY[" message_id "])" \
+	" AND m.app_id" EQ "ANY (ARRAY[" app_id "])" \
+	" AND ((" state EQ "'canceled' AND m.state" NE "'canceled')" \
+	" OR (m.state" EQ "'pending' AND m.requested_at" EQ requested_at "))"
 
 typedef struct StatementText
 {
@@ -114,22 +120,34 @@ static const StatementText statements[STATEMENT_COUNT] = {
 		5, {UUIDOID, NAMEOID, TIMESTAMPTZOID, UUIDOID, INT4OID}
 	},
 
-	/* the fields of QueueOutcome; changes nothing while somebody has the row locked */
+	/*
+	 * An array for each field of QueueOutcome, that of errors as text.
+	 * Returns the ordinals of the outcomes that it wrote, and leaves out
+	 * rows that somebody has locked.
+	 */
 	[STATEMENT_RECORD] = {
-		"UPDATE @onesignal_message AS m SET state = $4::@onesignal_message_state, http_status = $6,"
-		" errors = $7, response = $8::pg_catalog.jsonb, attempts = m.attempts" PLUS "1,"
-		" unanswered = m.unanswered OR $5, first_attempt_at = COALESCE(m.first_attempt_at, $9),"
-		" last_attempt_at = $9, next_attempt_at = $10,"
-		" finished_at = CASE WHEN $4" NE "'pending' THEN pg_catalog.clock_timestamp() END"
-		" WHERE m.ctid" EQ "(SELECT m.ctid FROM @onesignal_message AS m WHERE " IS_ROW_OF_OUTCOME
-		" FOR NO KEY UPDATE SKIP LOCKED)",
-		10, {UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID, BOOLOID,
-		INT4OID, TEXTARRAYOID, TEXTOID, TIMESTAMPTZOID, TIMESTAMPTZOID}
+		"WITH unlocked AS MATERIALIZED (SELECT o.*, m.address"
+		" FROM ROWS FROM (pg_catalog.unnest($1), pg_catalog.unnest($2), pg_catalog.unnest($3),"
+		" pg_catalog.unnest($4), pg_catalog.unnest($5), pg_catalog.unnest($6), pg_catalog.unnest($7),"
+		" pg_catalog.unnest($8), pg_catalog.unnest($9), pg_catalog.unnest($10)) WITH ORDINALITY"
+		" AS o (app_id, message_id, requested_at, state, unanswered, http_status, errors, response,"
+		" last_attempt_at, next_attempt_at, ordinal) CROSS JOIN LATERAL (SELECT m.ctid AS address"
+		ROW_OF_OUTCOME("o.app_id", "o.message_id", "o.requested_at", "o.state")
+		" FOR NO KEY UPDATE SKIP LOCKED) AS m)"
+		" UPDATE @onesignal_message AS m SET state = o.state::@onesignal_message_state, http_status = o.http_status,"
+		" errors = o.errors::pg_catalog.text[], response = o.response::pg_catalog.jsonb,"
+		" attempts = m.attempts" PLUS "1, unanswered = m.unanswered OR o.unanswered,"
+		" first_attempt_at = COALESCE(m.first_attempt_at, o.last_attempt_at),"
+		" last_attempt_at = o.last_attempt_at, next_attempt_at = o.next_attempt_at,"
+		" finished_at = CASE WHEN o.state" NE "'pending' THEN pg_catalog.clock_timestamp() END"
+		" FROM unlocked AS o WHERE m.ctid" EQ "o.address RETURNING o.ordinal",
+		10, {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, BOOLARRAYOID,
+		INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
 	},
 
-	/* the first four of these: returns the row, if there is one to write to */
+	/* the first four fields of one outcome: returns the row, if there is one to write to */
 	[STATEMENT_UNRECORDED] = {
-		"SELECT m.message_id FROM @onesignal_message AS m WHERE " IS_ROW_OF_OUTCOME,
+		"SELECT m.message_id" ROW_OF_OUTCOME("$1", "$2", "$3", "$4"),
 		4, {UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID}
 	},
 
@@ -473,17 +491,21 @@ statement_run(Statement which, Oid schema, Datum *values, const char *nulls)
 	return SPI_processed;
 }
 
-/* Errors after which nothing else will work in this transaction either, and interrupts. */
+/*
+ * Errors after which nothing else will work in this transaction either, and
+ * interrupts.  A trigger may raise any SQLSTATE for the rows of one app, so we
+ * look at what is the case.  An interrupt is no longer pending when it has
+ * become an error: it is known by the function that raised it.
+ */
 static bool
-ends_transaction(int sqlstate)
+ends_transaction(const ErrorData *error, Oid schema)
 {
-	int			category = ERRCODE_TO_CATEGORY(sqlstate);
+	Installation installation;
 
-	return category == ERRCODE_TO_CATEGORY(ERRCODE_QUERY_CANCELED) ||
-		category == ERRCODE_TO_CATEGORY(ERRCODE_INVALID_TRANSACTION_STATE) ||
-		sqlstate == ERRCODE_OUT_OF_MEMORY ||
-		sqlstate == ERRCODE_UNDEFINED_TABLE ||
-		sqlstate == ERRCODE_UNDEFINED_SCHEMA;
+	return (error->sqlerrcode == ERRCODE_QUERY_CANCELED &&
+			error->funcname != NULL && strcmp(error->funcname, "ProcessInterrupts") == 0) ||
+		error->sqlerrcode == ERRCODE_OUT_OF_MEMORY ||
+		XactReadOnly || !owner_find(&installation) || installation.schema != schema;
 }
 
 /*
@@ -517,7 +539,7 @@ statement_try(Statement which, Oid schema, StatementCall *calls, int count)
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = resources;
 
-	if (error != NULL && ends_transaction(error->sqlerrcode))
+	if (error != NULL && ends_transaction(error, schema))
 		ReThrowError(error);
 	return error;
 }

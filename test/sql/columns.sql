@@ -350,6 +350,46 @@ INSERT INTO onesignal_message (message_id, app_id, cancel, state) VALUES (m(30),
 SELECT state FROM onesignal_message WHERE message_id = m(30);
 ROLLBACK;
 
+-- Other copies, read before somebody changed the row
+BEGIN;
+INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (m(30), :'app', true);
+-- one whose columns the database fills: the request stays
+SET LOCAL client_min_messages = notice;
+UPDATE onesignal_message SET cancel = false, state = NULL, attempts = NULL, created_at = NULL, reason = 'x' WHERE message_id = m(30);
+SET LOCAL client_min_messages = warning;
+SELECT n, cancel, state, reason FROM rows WHERE n = 30;
+-- an upsert that leaves the state out takes the request back
+SET LOCAL client_min_messages = notice;
+INSERT INTO onesignal_message (message_id, app_id, send_after) VALUES (m(30), :'app', '2030-01-01')
+    ON CONFLICT (message_id, app_id) DO UPDATE SET cancel = false;
+SELECT n, cancel, state, silent FROM rows WHERE n = 30;
+-- one that was read as pending, saved after the take-back: it stays taken back
+UPDATE onesignal_message SET cancel = true, state = 'pending', reason = 'y' WHERE message_id = m(30);
+SET LOCAL client_min_messages = warning;
+INSERT INTO onesignal_message (message_id, app_id, cancel, state) VALUES (m(30), :'app', true, 'pending')
+    ON CONFLICT (message_id, app_id) DO UPDATE SET cancel = excluded.cancel, state = excluded.state;
+SELECT n, cancel, state, reason FROM rows WHERE n = 30;
+-- one whose columns the database fills requests it
+UPDATE onesignal_message SET cancel = true, state = NULL WHERE message_id = m(30);
+SELECT n, cancel, state, reason FROM rows WHERE n = 30;
+ROLLBACK;
+
+-- Whoever takes a pending request back, or adopts it, cannot know what became of it: a later refusal is checked.
+BEGIN;
+CREATE ROLE regress_onesignal_gone;
+INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT m(n), :'app', true FROM generate_series(30, 32) n;
+SELECT n, state, silent FROM rows WHERE n >= 30;
+UPDATE onesignal_message SET cancel = false WHERE message_id = m(30);
+UPDATE onesignal_message SET cancel = true WHERE message_id = m(30);
+SET LOCAL session_replication_role = replica;
+UPDATE onesignal_message SET requested_by = 'regress_onesignal_gone' WHERE message_id = m(31);
+SET LOCAL session_replication_role = origin;
+UPDATE onesignal_message SET cancel = true WHERE message_id = m(31);
+CALL delivered(32, 'refused');
+UPDATE onesignal_message SET cancel = false WHERE message_id = m(32);
+SELECT n, state, by, silent FROM rows WHERE n >= 30;
+ROLLBACK;
+
 -- No request is lost in silence: in replica mode, where our trigger does not fire, and where another one swallows it.
 BEGIN;
 SET LOCAL session_replication_role = replica;
@@ -360,6 +400,21 @@ BEGIN;
 CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
 CREATE TRIGGER aaa BEFORE INSERT ON onesignal_message FOR EACH ROW EXECUTE FUNCTION swallow();
 SELECT told(format('SELECT onesignal_cancel_enqueue(%L, %L)', :'app', m(31)));
+ROLLBACK;
+
+-- While the owner has our trigger disabled, as pg_restore does, he alone may write: others could forge requests.
+BEGIN;
+ALTER TABLE onesignal_message OWNER TO regress_onesignal_owner;
+ALTER TABLE onesignal_app OWNER TO regress_onesignal_owner;
+ALTER TABLE onesignal_message DISABLE TRIGGER ALL;
+CREATE ROLE regress_onesignal_member IN ROLE regress_onesignal_owner;
+SET LOCAL ROLE regress_onesignal_app;
+SELECT told(format('INSERT INTO onesignal_message (message_id, app_id, cancel, state, requested_by, requested_at)
+    VALUES (%L, %L, true, ''pending'', ''regress_onesignal_admin'', now())', m(33), :'app'));
+SELECT told('UPDATE onesignal_message SET requested_by = ''regress_onesignal_admin''') ~ '^55000';
+SET LOCAL ROLE regress_onesignal_member;
+SELECT told(format('INSERT INTO onesignal_message (message_id, app_id, cancel, state, requested_by, requested_at)
+    VALUES (%L, %L, true, ''pending'', ''regress_onesignal_admin'', now())', m(33), :'app'));
 ROLLBACK;
 
 -- Nobody locks the table through its guard.

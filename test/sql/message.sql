@@ -297,6 +297,20 @@ SELECT "else Where@".onesignal_cancel_enqueue(:'app', m(70));
 ALTER SCHEMA "else Where@" RENAME TO somewhere;
 SELECT somewhere.onesignal_cancel_enqueue(:'app', m(71));
 SELECT right(message_id::text, 3)::integer AS n, state FROM somewhere.onesignal_message ORDER BY 1;
+-- A role without USAGE on the schema is told what to grant.
+CREATE TABLE appointment AS SELECT m(73) AS reminder;
+CREATE TRIGGER cancel_reminder AFTER DELETE ON appointment FOR EACH ROW
+    EXECUTE FUNCTION somewhere.onesignal_cancel_trigger('reminder', 'clinic');
+GRANT ALL ON appointment TO regress_onesignal_app;
+GRANT USAGE ON FOREIGN SERVER clinic TO regress_onesignal_app;
+GRANT SELECT, INSERT, UPDATE ON somewhere.onesignal_message TO regress_onesignal_app;
+SET LOCAL ROLE regress_onesignal_app;
+SELECT told('DELETE FROM appointment');
+RESET ROLE;
+GRANT USAGE ON SCHEMA somewhere TO regress_onesignal_app;
+SET LOCAL ROLE regress_onesignal_app;
+SELECT told('DELETE FROM appointment');
+RESET ROLE;
 ROLLBACK;
 SELECT onesignal_cancel_enqueue(:'app', m(72));
 SELECT n, state FROM rows;

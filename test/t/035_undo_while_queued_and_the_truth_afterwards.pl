@@ -65,6 +65,25 @@ $node->safe_psql('postgres', "SET ROLE nurse; BEGIN; UPDATE onesignal_message SE
 $api->clear_faults;
 ok(Workers::wait_for($node, 'postgres', $other, 'canceled'), "another role's request of the same message is sent, too");
 is($node->safe_psql('postgres', "SELECT requested_by FROM onesignal_message WHERE message_id = '$other'"), 'nurse', 'as its own');
+# The first request canceled the message, but its answer does not say so; then the second one's refusal is checked.
+$node->safe_psql('postgres', 'GRANT SELECT, INSERT, UPDATE ON onesignal_message TO nurse');
+for my $how ('taken back', 'adopted')
+{
+    my $echo = $api->schedule;
+    $api->fault(message => $echo, hold => 1, effect => 1, status => 500, times => 1);
+    Workers::request($node, 'postgres', $api, $echo);
+    $api->wait_for_requests(1, message => $echo);
+    $node->safe_psql('postgres', "SELECT onesignal_cancel_pause('$app')");
+    take_back($echo) if $how eq 'taken back';
+    # As after the requester was dropped.
+    $node->safe_psql('postgres', "SET session_replication_role = replica; UPDATE onesignal_message SET requested_by = 'gone' WHERE message_id = '$echo'") if $how eq 'adopted';
+    $node->safe_psql('postgres', "SET ROLE nurse; UPDATE onesignal_message SET cancel = true WHERE message_id = '$echo'");
+    $api->clear_faults;
+    $api->fault(message => $echo, method => 'DELETE', status => 400, body => '{"errors":["too late"]}');
+    $node->safe_psql('postgres', "SELECT onesignal_cancel_resume('$app')");
+    ok(Workers::wait_for($node, 'postgres', $echo, 'canceled'), "$how: what the first request canceled is canceled, though the next one is refused");
+    is($node->safe_psql('postgres', "SELECT requested_by FROM onesignal_message WHERE message_id = '$echo'"), 'nurse', "$how: for the one who asked last");
+}
 unlike(slurp_file($node->logfile), qr/ERROR|WARNING|PANIC/, 'nobody complains');
 $node->stop;
 done_testing();

@@ -76,4 +76,29 @@ is(Workers::state($node, 'postgres', $ids[1]), 'pending', 'without background de
 $node->safe_psql('postgres', 'CALL onesignal_cancel_deliver()');
 is(Workers::state($node, 'postgres', $ids[1]), 'canceled', 'CALL delivers it');
 $node->stop;
+
+# ---- a copy made by CREATE DATABASE ... TEMPLATE, as the README says ----
+
+$node = Workers::start('template', preload => 1);
+Workers::add_app($node, 'postgres', $api);
+$node->safe_psql('postgres', "ALTER DATABASE postgres SET onesignal_cancel.background_delivery = off");
+my $pending = $api->schedule;
+Workers::request($node, 'postgres', $api, $pending);
+($ret, $out, $err) = $node->psql('template1', 'ALTER DATABASE postgres SET onesignal_cancel.enabled = off');
+like($err, qr/parameter "onesignal_cancel.enabled" cannot be changed now/, 'enabled is for the whole server');
+$node->safe_psql('template1', 'CREATE DATABASE copy TEMPLATE postgres ALLOW_CONNECTIONS false');
+$node->safe_psql('template1', 'ALTER DATABASE copy SET onesignal_cancel.background_delivery = off; ALTER DATABASE copy ALLOW_CONNECTIONS true');
+$node->safe_psql('postgres', 'ALTER DATABASE postgres RESET onesignal_cancel.background_delivery');
+$node->safe_psql('copy', 'DROP USER MAPPING FOR PUBLIC SERVER clinic');
+$node->restart;
+my $other = $api->schedule;
+Workers::request($node, 'postgres', $api, $other);
+ok(Workers::wait_for($node, 'postgres', [ $pending, $other ], 'canceled'), 'production delivers');
+$node->safe_psql('copy', "UPDATE onesignal_message SET reason = 'looked at'; CALL onesignal_cancel_deliver()");
+is(Workers::state($node, 'copy', $pending), 'pending', 'and the copy does not');
+($ret, $out, $err) = $node->psql('copy', "SELECT onesignal_cancel('" . $api->app_id . "', '$pending')");
+like($err, qr/ERROR:  .*user mapping/, 'nor by a direct call');
+is($api->received(message => $pending), 1, 'it was sent once');
+is(Workers::worker($node, 'copy'), '', 'no worker is in the copy');
+$node->stop;
 done_testing();

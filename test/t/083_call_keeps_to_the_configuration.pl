@@ -1,10 +1,11 @@
-# CALL onesignal_cancel_deliver() takes its timeouts from postgresql.conf and ALTER DATABASE, whatever
+# CALL onesignal_cancel_deliver() takes its settings from postgresql.conf and ALTER DATABASE, whatever
 # the session or its role says; where it cannot record an outcome it sends nothing.
 
 use strict;
 use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
+use IPC::Run ();
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
 use StandIn;
@@ -77,6 +78,48 @@ for my $preload (1, 0)
     sleep 0.05 while $session->query_safe('SELECT pg_conf_load_time()') eq $loaded;
     is($reloaded->(), 700, "$how: and a reload changes it");
     $session->quit;
+
+    # ---- retry_window and max_in_flight ----
+
+    # What a request comes to that had its first attempt an hour ago, and has no usable answer.
+    my $given_up = sub {
+        my ($before) = @_;
+        my $id = $api->schedule;
+        $api->fault(message => $id, status => 503);
+        $node->safe_psql('postgres', Workers::insert_sql($api, $id) . "SET session_replication_role = replica;
+            UPDATE onesignal_message SET first_attempt_at = now() - interval '1 hour', requested_at = now() - interval '1 hour'");
+        $node->safe_psql('postgres', "$before\nCALL onesignal_cancel_deliver();");
+        my $state = Workers::state($node, 'postgres', $id);
+        $node->safe_psql('postgres', 'DELETE FROM onesignal_message; SELECT onesignal_cancel_resume(app_id) FROM onesignal_app');
+        return $state;
+    };
+    is($given_up->(''), 'pending', "$how: retry_window is a day");
+    is($given_up->("SET onesignal_cancel.retry_window = '1s';"), 'pending', "$how: SET does not shorten it");
+    $node->safe_psql('postgres', "ALTER DATABASE postgres SET onesignal_cancel.retry_window = '30min'");
+    is($given_up->(''), 'failed', "$how: ALTER DATABASE does");
+    is($given_up->("SET onesignal_cancel.retry_window = '1d';"), 'failed', "$how: SET does not lengthen it");
+    $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET onesignal_cancel.retry_window');
+
+    # How many requests of ten are on the wire while the first is not answered.
+    my $together = sub {
+        my ($before) = @_;
+        my @ids = map { $api->schedule } 1 .. 10;
+        my $sent = $api->received;
+        $api->fault(message => \@ids, hold => 1);
+        $node->safe_psql('postgres', Workers::insert_sql($api, @ids));
+        my $caller = IPC::Run::start([ 'psql', '-XqAt', '-d', $node->connstr('postgres'), '-c', "$before;", '-c', 'CALL onesignal_cancel_deliver()' ]);
+        $api->wait_for_requests($sent + 3);
+        sleep 0.5;
+        my $count = $api->received - $sent;
+        $api->clear_faults;
+        $caller->finish;
+        $node->safe_psql('postgres', 'DELETE FROM onesignal_message');
+        return $count;
+    };
+    $node->safe_psql('postgres', 'ALTER DATABASE postgres SET onesignal_cancel.max_in_flight = 3');
+    is($together->(''), 3, "$how: max_in_flight of ALTER DATABASE");
+    is($together->("SET onesignal_cancel.max_in_flight = 800"), 3, "$how: SET does not raise it");
+    $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET onesignal_cancel.max_in_flight');
 
     # ---- read-only ----
 

@@ -49,5 +49,41 @@ $node->safe_psql('postgres', 'DROP TRIGGER aa_full_disk ON onesignal_message');
 ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state <> 'canceled'", '0'), 'when they can be recorded, all are');
 is($node->safe_psql('postgres', 'SELECT max(attempts) FROM onesignal_message'), '1', 'nothing was sent twice for it');
 
+# A trigger that fails for one app's rows with the SQLSTATE of a missing table, a cancel or a shutdown stops no other.
+for my $sqlstate ('42P01', '3F000', '57014', '57P01', '25006')
+{
+    my ($bad, $good) = map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } 1 .. 2;
+    $node->safe_psql('postgres', <<SQL);
+CREATE OR REPLACE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS \$\$
+BEGIN
+    IF NEW.app_id = '$app' AND NEW.state <> 'pending' THEN
+        RAISE EXCEPTION 'raised with $sqlstate' USING ERRCODE = '$sqlstate';
+    END IF;
+    RETURN NEW;
+END \$\$;
+CREATE TRIGGER aa_full_disk BEFORE UPDATE ON onesignal_message FOR EACH ROW EXECUTE FUNCTION full_disk();
+ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER aa_full_disk;
+INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES ('$bad', '$app', true), ('$good', '$other->{app_id}', true);
+SQL
+    ok(Workers::wait_for($node, 'postgres', $good, 'canceled'), "$sqlstate: another app is not held up");
+    ok($node->poll_query_until('postgres', "SELECT last_error ~ 'could not record outcomes: raised with $sqlstate' FROM onesignal_cancel_status WHERE app_id = '$app'"), "$sqlstate: the status says why");
+    $node->safe_psql('postgres', 'DROP TRIGGER aa_full_disk ON onesignal_message');
+    ok(Workers::wait_for($node, 'postgres', $bad, 'canceled'), "$sqlstate: and its own row is recorded in the end");
+}
+unlike(slurp_file($node->logfile), qr/ERROR:  raised with/, 'no worker ended');
+
+# A real cancel is one: it ends CALL while its outcomes are being recorded.
+my $held = $node->safe_psql('postgres', 'SELECT gen_random_uuid()');
+Workers::wait_for_no_worker($node);
+my ($ret, $out, $err) = $node->psql('postgres', <<SQL);
+CREATE OR REPLACE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_cancel_backend(pg_backend_pid()); PERFORM pg_sleep(1); RETURN NEW; END';
+CREATE TRIGGER aa_full_disk BEFORE UPDATE ON onesignal_message FOR EACH ROW EXECUTE FUNCTION full_disk();
+ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER aa_full_disk;
+SET onesignal_cancel.background_delivery = off;
+INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES ('$held', '$app', true);
+CALL onesignal_cancel_deliver();
+SQL
+like($err, qr/ERROR:  canceling statement due to user request/, 'a cancel of CALL ends it');
+$node->safe_psql('postgres', 'DROP TRIGGER aa_full_disk ON onesignal_message');
 $node->stop;
 done_testing();
