@@ -186,8 +186,10 @@ onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted)
 bool
 onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer)
 {
-	return outcome->verdict == CANCEL_UNANSWERED ? answer->sent :
-		outcome->verdict == CANCEL_UNAVAILABLE && outcome->status != 503;
+	if (outcome->verdict == CANCEL_UNANSWERED)
+		return answer->sent;
+	return outcome->status != 503 && (outcome->status < 300 || outcome->status >= 400) &&
+		(outcome->verdict == CANCEL_UNAVAILABLE || outcome->verdict == CANCEL_UNEXPECTED);
 }
 
 /* What View message says of a message.  Raises no error because of the answer; a transaction must be open. */

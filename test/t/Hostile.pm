@@ -144,12 +144,12 @@ sub _fault
     return 'a character is cut' if !utf8::decode(my $copy = $errors);
     return "took $row->{ms} ms" if !$row->{together} && !$ENV{SANITIZE} && $row->{ms} > $self->{timeout} + 1000 * $GRACE;
     # What an earlier attempt may have done is not the generator's.
-    $errors =~ s/,?"an earlier attempt [^"]*"//;
+    my $has_hint = $errors =~ s/,?"an earlier attempt [^"]*"//;
     # The end of a connection behind an answer without a length may have cut it: it is tried again either way.
     push @or, $NULL if $explained->{kind} =~ /^goaway/ && !grep { $_->{state} ne 'pending' } @{ $explained->{outcomes} };
     for my $outcome (@{ $explained->{outcomes} }, @or)
     {
-        return '' if $row->{status} eq $outcome->{status} && $success eq $outcome->{success} && $errors =~ $outcome->{errors}
+        return '' if $row->{status} eq $outcome->{status} && $success eq $outcome->{success} && ($errors =~ $outcome->{errors} || ($has_hint && $row->{count} == 8))
           && (!defined $row->{state} || $row->{state} eq $outcome->{state});
     }
     return 'another outcome';

@@ -208,9 +208,8 @@ odd_data(Answer *answer)
 {
 	const char *at = answer->body.bytes.data;
 	size_t		left = answer->body.bytes.length;
-	bool		has_length;
 
-	has_length = headers(answer, END_HEADERS);
+	headers(answer, END_HEADERS);
 	for (int i = 0; left > 0; i++)
 	{
 		size_t		most = left < 200 ? 20 : 5000;
@@ -228,8 +227,10 @@ odd_data(Answer *answer)
 		free(payload.data);
 		at += length;
 		left -= length;
+		/* Where only padding or END_STREAM is missing, the whole body has come. */
+		if (length > 0)
+			answer->complete_at = answer->bytes.length - padding;
 	}
-	answer->complete_at = has_length ? answer->bytes.length : 0;
 	h2_frame(&answer->bytes, DATA, END_STREAM, answer->stream, "", 0);
 	expect_usual(answer);
 }
@@ -450,6 +451,8 @@ rst_amid(Answer *answer)
 	h2_frame(&answer->bytes, DATA, 0, answer->stream, answer->body.bytes.data, half);
 	rst_stream(&answer->bytes, answer->stream, code);
 	expect_null(answer);
+	/* While other streams share the connection, libcurl 7.88 may take what has come for the whole. */
+	expect_no_sense(answer);
 	if (code == 0)
 	{
 		answer->variant = "NO_ERROR";
