@@ -337,7 +337,7 @@ notice_ignored(MessageRow *row, int column)
 					NameStr(TupleDescAttr(row->new->tts_tupleDescriptor, column - 1)->attname),
 					RelationGetRelationName(row->trigger->tg_relation)),
 			 column == COLUMN_CANCEL ?
-			 errdetail("The statement also sets \"state\": it saves a copy of the row that is older than its last change.") :
+			 errdetail("The statement also sets \"state\", and so saves a copy older than the last change.") :
 			 errdetail("Columns from \"state\" on are written by the extension alone."),
 			 column == COLUMN_CANCEL ?
 			 errhint("To change \"cancel\", leave \"state\" out of the statement.") :

@@ -298,6 +298,7 @@ gather_outcomes(const StatementCall *calls, int count, StatementCall *all)
 		int16		length;
 		bool		by_value;
 		char		alignment;
+		ArrayType  *array;
 
 		for (int i = 0; i < count; i++)
 		{
@@ -305,8 +306,8 @@ gather_outcomes(const StatementCall *calls, int count, StatementCall *all)
 			nulls[i] = calls[i].nulls[field] == 'n';
 		}
 		get_typlenbyvalalign(types[field], &length, &by_value, &alignment);
-		set_parameter(all, field, PointerGetDatum(construct_md_array(values, nulls, 1, &count, &lower, types[field],
-																	 length, by_value, alignment)), false);
+		array = construct_md_array(values, nulls, 1, &count, &lower, types[field], length, by_value, alignment);
+		set_parameter(all, field, PointerGetDatum(array), false);
 	}
 }
 
