@@ -249,9 +249,29 @@ look_at_call(void)
 	now = http_clock_us();
 	if (ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending)))
 		(void) wire_cut_off(true);
-	else if (cpu_us - cpu_before_us >= (now < engine.next_deadline_us ? HTTP_FLOOD_CPU_US : HTTP_LATE_CPU_US) &&
+	if (cpu_us - cpu_before_us >= (now < engine.next_deadline_us ? HTTP_FLOOD_CPU_US : HTTP_LATE_CPU_US) &&
 			 wire_cut_off(false))
 		flooded_us = now;
+}
+
+/*
+ * Around each call of libcurl that may read from a peer.  That includes letting
+ * go of an exchange: to close a TLS connection, libcurl reads what is left of it.
+ */
+static void
+enter_libcurl(void)
+{
+	cpu_before_us = 0;
+	calling = true;
+	enable_timeout_every(look_timeout, GetCurrentTimestamp() + HTTP_LOOK_MS * INT64CONST(1000), HTTP_LOOK_MS);
+}
+
+static void
+leave_libcurl(void)
+{
+	calling = false;
+	disable_timeout(look_timeout, false);
+	restore_signals();
 }
 
 /* Calls libcurl for a socket that is ready, or for its timer. */
@@ -264,15 +284,11 @@ act(curl_socket_t fd, int what)
 	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */
 	if (many)
 		wire_cork(true);
-	cpu_before_us = 0;
-	calling = true;
-	enable_timeout_every(look_timeout, GetCurrentTimestamp() + HTTP_LOOK_MS * INT64CONST(1000), HTTP_LOOK_MS);
+	enter_libcurl();
 	curl_multi_socket_action(engine.multi, fd, what, &running);
-	calling = false;
-	disable_timeout(look_timeout, false);
+	leave_libcurl();
 	if (many)
 		wire_cork(false);
-	restore_signals();
 }
 
 /* ---- opening and closing ---- */
@@ -378,8 +394,9 @@ launch(HttpExchange *exchange)
 static void
 ground(HttpExchange *exchange)
 {
+	enter_libcurl();
 	curl_multi_remove_handle(engine.multi, exchange->transfer.easy);
-	restore_signals();
+	leave_libcurl();
 	set_unsent(exchange, false);
 }
 

@@ -260,11 +260,11 @@ wire_cut_off(bool all)
 		WatchedSocket *watched = &sockets[i];
 		int			unread = 0;
 
-		if (!watched->ours || watched->wanted == 0 || watched->shut)
+		if (!watched->ours || watched->shut)
 			continue;
-		if (all)
+		if (all && watched->wanted != 0)
 			cut_off(watched);
-		else if (ioctl(watched->fd, FIONREAD, &unread) == 0 && unread > most)
+		else if (!all && ioctl(watched->fd, FIONREAD, &unread) == 0 && unread > most)
 		{
 			worst = watched;
 			most = unread;
