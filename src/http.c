@@ -698,6 +698,9 @@ http_release(HttpExchange *exchange)
 void
 http_give_up(const char *words)
 {
+	/* Reading what is left of many connections, to close them, could take long. */
+	if (engine.in_flight > 0)
+		(void) wire_cut_off(true);
 	while (engine.multi != NULL && !dlist_is_empty(&engine.flying))
 	{
 		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.flying);
@@ -713,12 +716,15 @@ http_abandon(void)
 {
 	if (engine.multi == NULL)
 		return;
+	/* All of them are late now, so that a peer that floods is cut off soon. */
+	engine.next_deadline_us = 0;
 	while (!dlist_is_empty(&engine.flying))
 		land(dlist_head_element(HttpExchange, node, &engine.flying));
 	while (http_next() != NULL)
 		;
 	while (!dlist_is_empty(&engine.returned))
 		http_release(dlist_head_element(HttpExchange, node, &engine.returned));
+	engine.next_deadline_us = PG_INT64_MAX;
 }
 
 /* "libcurl 7.88.1, OpenSSL/3.0.15, nghttp2 1.52.0": the loaded versions */
