@@ -36,6 +36,7 @@
 
 /* At 100 streams each, 8 carry 22,700 requests a second over 30 ms. */
 #define HTTP_HOST_CONNECTIONS	8
+#define HTTP_HOST_SHARE			16
 
 /* A connection takes two sockets while it is made, and a resolver's pipe. */
 StaticAssertDecl(4 * HTTP_CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets can be watched");
@@ -93,6 +94,7 @@ typedef struct HttpEngine
 	int			in_flight;
 	int			unsent;			/* of all groups */
 	int			fds_reserved;
+	long		host_share;		/* connections that a host may have now */
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
 	bool		signals_blocked;
@@ -302,6 +304,8 @@ static void
 make_room_for_connections(void)
 {
 	int			wanted = Min(wire_owned() + engine.unsent + 1, HTTP_CONNECTIONS_MAX);
+	long		available = Min(HTTP_CONNECTIONS_MAX, fds_to_connections(max_safe_fds / 3 / HTTP_FDS_STEP * HTTP_FDS_STEP));
+	long		share;
 
 	while (fds_to_connections(engine.fds_reserved) < wanted)
 	{
@@ -319,6 +323,14 @@ make_room_for_connections(void)
 		curl_multi_setopt(engine.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, fds_to_connections(engine.fds_reserved));
 		curl_multi_setopt(engine.multi, CURLMOPT_MAXCONNECTS, fds_to_connections(engine.fds_reserved));
 	}
+	/*
+	 * A host may have a part of what is left, so that hosts that hang leave some
+	 * for the next.  PostgreSQL lets a third of its descriptors be reserved.
+	 */
+	share = Max(1, Min(HTTP_HOST_CONNECTIONS, (available - wire_owned()) / HTTP_HOST_SHARE));
+	if (share != engine.host_share)
+		curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, share);
+	engine.host_share = share;
 	if (engine.fds_reserved == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
@@ -346,6 +358,7 @@ open_engine(void)
 	curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, socket_callback);
 	curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, timer_callback);
 	curl_multi_setopt(multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
+	engine.host_share = HTTP_HOST_CONNECTIONS;
 	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long) HTTP_HOST_CONNECTIONS);
 
 	dlist_init(&engine.flying);
@@ -464,8 +477,12 @@ conclude(HttpExchange *exchange, CURLcode result)
 static void
 finish(HttpExchange *exchange, CURLcode result)
 {
+	int			port = exchange->transfer.local_port;
 	bool		flooded = result != CURLE_OK && !exchange->transfer.oversized &&
 		flooded_us != 0 && http_clock_us() - flooded_us < HTTP_FLOOD_MEMORY_US;
+
+	/* Until the connection is complete, only its failure tells. */
+	flooded = flooded && (port != 0 ? wire_was_cut_off(port) : result != CURLE_COULDNT_CONNECT);
 
 	if (flooded)
 		strlcpy(exchange->transfer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);

@@ -48,6 +48,11 @@ static int	socket_count = 0;
 static int	owned_count = 0;
 static WatchedSocket sockets[WIRE_SOCKETS_MAX];
 
+/* Local ports of the connections that were cut off last. */
+#define CUT_PORTS	16
+static volatile int cut_ports[CUT_PORTS];
+static volatile unsigned cut_next = 0;
+
 /* ---- which sockets ---- */
 
 static WatchedSocket *
@@ -244,9 +249,22 @@ cut_off(WatchedSocket *watched)
 {
 	struct sockaddr nobody = {.sa_family = AF_UNSPEC};
 
+	(void) has_port(watched, 0);	/* the socket forgets it */
+	cut_ports[cut_next++ % CUT_PORTS] = watched->port;
 	(void) connect(watched->fd, &nobody, sizeof(nobody));
 	(void) shutdown(watched->fd, SHUT_RDWR);
 	watched->shut = true;
+}
+
+bool
+wire_was_cut_off(int port)
+{
+	for (int i = 0; i < CUT_PORTS; i++)
+	{
+		if (port != 0 && cut_ports[i] == port)
+			return true;
+	}
+	return false;
 }
 
 bool

@@ -37,6 +37,9 @@ extern void wire_tidy(void);
  */
 extern bool wire_cut_off(bool all);
 
+/* Was the connection with this local port cut off lately? */
+extern bool wire_was_cut_off(int port);
+
 typedef struct WireEvent
 {
 	bool		occurred;		/* anything; else the time passed */
