@@ -36,7 +36,6 @@
 
 /* At 100 streams each, 8 carry 22,700 requests a second over 30 ms. */
 #define HTTP_HOST_CONNECTIONS	8
-#define HTTP_HOST_SHARE			16
 
 /* A connection takes two sockets while it is made, and a resolver's pipe. */
 StaticAssertDecl(4 * HTTP_CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets can be watched");
@@ -94,6 +93,7 @@ typedef struct HttpEngine
 	int			in_flight;
 	int			unsent;			/* of all groups */
 	int			fds_reserved;
+	int			unsent_groups;	/* groups that have unsent exchanges */
 	long		host_share;		/* connections that a host may have now */
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
@@ -187,11 +187,14 @@ resolver_callback(void *resolver, void *reserved, void *context)
 static void
 set_unsent(HttpExchange *exchange, bool unsent)
 {
+	HttpGroup  *group = exchange->group;
 	int			change = (int) unsent - (int) exchange->unsent;
+	bool		had_unsent = group->unsent > 0;
 
 	exchange->unsent = unsent;
-	exchange->group->unsent += change;
+	group->unsent += change;
 	engine.unsent += change;
+	engine.unsent_groups += (int) (group->unsent > 0) - (int) had_unsent;
 }
 
 /* While the group has answers, waiting for a connection costs an exchange none of its time. */
@@ -276,6 +279,23 @@ leave_libcurl(void)
 	restore_signals();
 }
 
+/*
+ * Those that wait for connections share half of what is left, so that hosts that
+ * hang leave some for the next.  PostgreSQL lets a third of its descriptors be
+ * reserved.
+ */
+static void
+share_connections(void)
+{
+	long		available = Min(HTTP_CONNECTIONS_MAX, fds_to_connections(max_safe_fds / 3 / HTTP_FDS_STEP * HTTP_FDS_STEP));
+	long		share = (available - wire_owned()) / (2 * Max(1, engine.unsent_groups));
+
+	share = Max(1, Min(HTTP_HOST_CONNECTIONS, share));
+	if (share != engine.host_share)
+		curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, share);
+	engine.host_share = share;
+}
+
 /* Calls libcurl for a socket that is ready, or for its timer. */
 static void
 act(curl_socket_t fd, int what)
@@ -286,6 +306,7 @@ act(curl_socket_t fd, int what)
 	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */
 	if (many)
 		wire_cork(true);
+	share_connections();
 	enter_libcurl();
 	curl_multi_socket_action(engine.multi, fd, what, &running);
 	leave_libcurl();
@@ -304,8 +325,6 @@ static void
 make_room_for_connections(void)
 {
 	int			wanted = Min(wire_owned() + engine.unsent + 1, HTTP_CONNECTIONS_MAX);
-	long		available = Min(HTTP_CONNECTIONS_MAX, fds_to_connections(max_safe_fds / 3 / HTTP_FDS_STEP * HTTP_FDS_STEP));
-	long		share;
 
 	while (fds_to_connections(engine.fds_reserved) < wanted)
 	{
@@ -323,14 +342,6 @@ make_room_for_connections(void)
 		curl_multi_setopt(engine.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, fds_to_connections(engine.fds_reserved));
 		curl_multi_setopt(engine.multi, CURLMOPT_MAXCONNECTS, fds_to_connections(engine.fds_reserved));
 	}
-	/*
-	 * A host may have a part of what is left, so that hosts that hang leave some
-	 * for the next.  PostgreSQL lets a third of its descriptors be reserved.
-	 */
-	share = Max(1, Min(HTTP_HOST_CONNECTIONS, (available - wire_owned()) / HTTP_HOST_SHARE));
-	if (share != engine.host_share)
-		curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, share);
-	engine.host_share = share;
 	if (engine.fds_reserved == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
