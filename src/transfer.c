@@ -126,6 +126,7 @@ static void
 set_constant_options(Transfer *transfer)
 {
 	CURL	   *easy = transfer->easy;
+	const char *tls = curl_version_info(CURLVERSION_NOW)->ssl_version;
 
 	curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer->error);
 	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
@@ -144,7 +145,7 @@ set_constant_options(Transfer *transfer)
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
 	curl_easy_setopt(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
 	/* A server chooses the size of a finite field: computing in a large one takes a second that nothing interrupts. */
-	if (strncmp(curl_version_info(CURLVERSION_NOW)->ssl_version, "OpenSSL", strlen("OpenSSL")) == 0)
+	if (tls != NULL && strncmp(tls, "OpenSSL", strlen("OpenSSL")) == 0)
 		curl_easy_setopt(easy, CURLOPT_SSL_CIPHER_LIST, "DEFAULT:!kDHE");
 
 	/* Few connections, streams before connections */

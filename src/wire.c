@@ -163,16 +163,22 @@ wire_watch(int fd, uint32 wanted)
 
 /* ---- what a peer says or does unasked ---- */
 
-/* IPv4 and IPv6 addresses have the port in the same place. */
-static bool
-has_port(WatchedSocket *watched, int port)
+/* The local one; 0: not known yet.  IPv4 and IPv6 addresses have it in the same place. */
+static int
+port_of(WatchedSocket *watched)
 {
 	struct sockaddr_storage address;
 	socklen_t	length = sizeof(address);
 
 	if (watched->port == 0 && watched->ours && getsockname(watched->fd, (struct sockaddr *) &address, &length) == 0)
 		watched->port = pg_ntoh16(((struct sockaddr_in *) &address)->sin_port);
-	return watched->port == port && port != 0;
+	return watched->port;
+}
+
+static bool
+has_port(WatchedSocket *watched, int port)
+{
+	return port != 0 && port_of(watched) == port;
 }
 
 /* 1: something can be read, 0: the connection has ended, -1: nothing. */
@@ -249,8 +255,8 @@ cut_off(WatchedSocket *watched)
 {
 	struct sockaddr nobody = {.sa_family = AF_UNSPEC};
 
-	(void) has_port(watched, 0);	/* the socket forgets it */
-	cut_ports[cut_next++ % CUT_PORTS] = watched->port;
+	/* Before the socket forgets it. */
+	cut_ports[cut_next++ % CUT_PORTS] = port_of(watched);
 	(void) connect(watched->fd, &nobody, sizeof(nobody));
 	(void) shutdown(watched->fd, SHUT_RDWR);
 	watched->shut = true;

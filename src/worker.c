@@ -21,7 +21,8 @@
  *
  * SIGTERM ends the worker at once, except while it delivers: answers to
  * requests on the wire would be lost.  Then delivery is told to stop, which
- * takes it about a second.  Another SIGTERM does not wait for that.
+ * takes it about a second.  Another SIGTERM, half a second later or more, does
+ * not wait for that.
  */
 #include "postgres.h"
 

@@ -18,17 +18,26 @@ my $app = $api->app_id;
 my $other = $api->add_app(accept_any => 1);
 $node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '0');" . $api->setup_sql('other', app => $other->{app_id}, key => $other->{api_key}));
 
-# As a full disk does, and for one app alone.
-$node->safe_psql('postgres', <<SQL);
-CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS \$\$
+# From now on no outcome of $app can be recorded. The rest is SQL to run after that.
+sub fail_recording
+{
+    my ($message, $sqlstate, $rest) = @_;
+    $node->safe_psql('postgres', <<SQL);
+CREATE OR REPLACE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS \$\$
 BEGIN
     IF NEW.app_id = '$app' AND NEW.state <> 'pending' THEN
-        RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100';
+        RAISE EXCEPTION '$message' USING ERRCODE = '$sqlstate';
     END IF;
     RETURN NEW;
 END \$\$;
 CREATE TRIGGER aa_full_disk BEFORE UPDATE ON onesignal_message FOR EACH ROW EXECUTE FUNCTION full_disk();
 ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER aa_full_disk;
+$rest
+SQL
+}
+
+# As a full disk does, and for one app alone.
+fail_recording('could not extend file: No space left on device', '53100', <<SQL);
 INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '$app', true FROM generate_series(1, 3000);
 SQL
 ok($node->poll_query_until('postgres', "SELECT last_error ~ 'could not record outcomes: could not extend file' FROM onesignal_cancel_status WHERE app_id = '$app'"), 'the status says why');
@@ -53,16 +62,7 @@ is($node->safe_psql('postgres', 'SELECT max(attempts) FROM onesignal_message'), 
 for my $sqlstate ('42P01', '3F000', '57014', '57P01', '25006')
 {
     my ($bad, $good) = map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } 1 .. 2;
-    $node->safe_psql('postgres', <<SQL);
-CREATE OR REPLACE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS \$\$
-BEGIN
-    IF NEW.app_id = '$app' AND NEW.state <> 'pending' THEN
-        RAISE EXCEPTION 'raised with $sqlstate' USING ERRCODE = '$sqlstate';
-    END IF;
-    RETURN NEW;
-END \$\$;
-CREATE TRIGGER aa_full_disk BEFORE UPDATE ON onesignal_message FOR EACH ROW EXECUTE FUNCTION full_disk();
-ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER aa_full_disk;
+    fail_recording("raised with $sqlstate", $sqlstate, <<SQL);
 INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES ('$bad', '$app', true), ('$good', '$other->{app_id}', true);
 SQL
     ok(Workers::wait_for($node, 'postgres', $good, 'canceled'), "$sqlstate: another app is not held up");
