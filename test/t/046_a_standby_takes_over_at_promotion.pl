@@ -28,6 +28,7 @@ $primary->wait_for_catchup($standby);
 
 is($standby->safe_psql('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'pending'"), '20', 'the standby has the requests');
 is($standby->safe_psql('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type LIKE 'onesignal_cancel%'"), '0', 'and nobody who delivers them');
+is($standby->safe_psql('postgres', 'SELECT delivery FROM onesignal_cancel_status'), 'standby', 'which the status says');
 my ($ret, $out, $err) = $standby->psql('postgres', 'CALL onesignal_cancel_deliver()');
 isnt($ret, 0, 'CALL is refused there');
 like($err, qr/during recovery/, 'because it is a standby');

@@ -22,6 +22,9 @@ sub status_becomes { my ($status, $name) = @_; ok($node->poll_query_until('postg
 sub id { return $node->safe_psql('postgres', 'SELECT gen_random_uuid()') }
 
 is(status(), 'idle|t', 'nothing is pending');
+$node->safe_psql('postgres', 'CREATE DATABASE another');
+my (undef, undef, $warning) = $node->psql('another', 'CREATE EXTENSION onesignal_cancel');
+like($warning, qr/WARNING:  onesignal_cancel is not in shared_preload_libraries\s+DETAIL:.*\s+HINT:  Add it/, 'without the preload CREATE EXTENSION warns');
 
 # An answer that takes its time, at a known pace
 my $slow = id();
