@@ -13,6 +13,7 @@
  *   x:N:HEX  write them N times           n        wait for the next request
  *   s:MS     sleep                        h        wait for the client's end
  *   k        TLS KeyUpdates without end   t        TLS session tickets without end
+ *   T        the same, full records of them, which cost their reader far more than us (TLS 1.3)
  *   a        act before any request, if it is the first word
  *   b        close together with the last piece (plain only)
  *
@@ -22,6 +23,8 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
+#include <openssl/evp.h>
+#include <openssl/kdf.h>
 #include <openssl/ssl.h>
 #include <poll.h>
 #include <signal.h>
@@ -35,6 +38,7 @@
 static SSL *ssl;
 static int	fd;
 static const char *protocol;
+static unsigned char traffic_secret[32];
 
 static void
 send_all(const unsigned char *bytes, size_t length)
@@ -122,6 +126,86 @@ write_times(const char *hex, long times)
 	free(bytes);
 }
 
+/* What OpenSSL says of each secret; "LABEL RANDOM SECRET". */
+static void
+note_secret(const SSL *unused, const char *line)
+{
+	unsigned char *bytes;
+
+	(void) unused;
+	if (strncmp(line, "SERVER_TRAFFIC_SECRET_0 ", 24) != 0)
+		return;
+	if (from_hex(strrchr(line, ' ') + 1, &bytes) == sizeof(traffic_secret))
+		memcpy(traffic_secret, bytes, sizeof(traffic_secret));
+	free(bytes);
+}
+
+/* RFC 8446, section 7.1: HKDF-Expand-Label with an empty context. */
+static void
+expand(const char *label, unsigned char *out, size_t length)
+{
+	unsigned char info[64];
+	EVP_PKEY_CTX *hkdf = EVP_PKEY_CTX_new_id(EVP_PKEY_HKDF, NULL);
+	int			info_length = snprintf((char *) info, sizeof(info), "%c%c%ctls13 %s", 'x', (int) length, (int) (6 + strlen(label)), label);
+
+	info[0] = 0;
+	info[info_length++] = 0;
+	EVP_PKEY_derive_init(hkdf);
+	EVP_PKEY_CTX_set_hkdf_mode(hkdf, EVP_PKEY_HKDEF_MODE_EXPAND_ONLY);
+	EVP_PKEY_CTX_set_hkdf_md(hkdf, EVP_sha256());
+	EVP_PKEY_CTX_set1_hkdf_key(hkdf, traffic_secret, sizeof(traffic_secret));
+	EVP_PKEY_CTX_add1_hkdf_info(hkdf, info, info_length);
+	EVP_PKEY_derive(hkdf, out, &length);
+	EVP_PKEY_CTX_free(hkdf);
+}
+
+/* Records of TLS_AES_128_GCM_SHA256, written past OpenSSL: RFC 8446, sections 5.2, 5.3 and 4.6.1. */
+static void
+flood_with_tickets(void)
+{
+	static const unsigned char ticket[] = {4, 0, 0, 16, 0, 1, 0, 0, 0, 0, 0, 0, 1, 0, 0, 2, 0xaa, 0xbb, 0, 0};
+	unsigned char plain[16384 + 1];
+	unsigned char record[5 + sizeof(plain) + 16] = {0x17, 3, 3};
+	unsigned char key[16];
+	unsigned char iv[12];
+	EVP_CIPHER_CTX *cipher = EVP_CIPHER_CTX_new();
+	int			length = 0;
+	int			done;
+
+	expand("key", key, sizeof(key));
+	expand("iv", iv, sizeof(iv));
+	while (length + sizeof(ticket) < sizeof(plain))
+	{
+		memcpy(plain + length, ticket, sizeof(ticket));
+		length += sizeof(ticket);
+	}
+	plain[length++] = 22;
+	record[3] = (length + 16) >> 8;
+	record[4] = (length + 16) & 255;
+	for (unsigned long number = 0;; number++)
+	{
+		unsigned char nonce[sizeof(iv)];
+		size_t		sent = 0;
+
+		memcpy(nonce, iv, sizeof(iv));
+		for (int i = 0; i < 8; i++)
+			nonce[11 - i] ^= number >> 8 * i & 255;
+		EVP_EncryptInit_ex(cipher, EVP_aes_128_gcm(), NULL, key, nonce);
+		EVP_EncryptUpdate(cipher, NULL, &done, record, 5);
+		EVP_EncryptUpdate(cipher, record + 5, &done, plain, length);
+		EVP_EncryptFinal_ex(cipher, record + 5 + length, &done);
+		EVP_CIPHER_CTX_ctrl(cipher, EVP_CTRL_GCM_GET_TAG, 16, record + 5 + length);
+		while (sent < (size_t) length + 21)
+		{
+			ssize_t		now = send(fd, record + sent, length + 21 - sent, MSG_NOSIGNAL);
+
+			if (now <= 0)
+				_exit(0);
+			sent += now;
+		}
+	}
+}
+
 static void
 wait_for_end(void)
 {
@@ -166,6 +250,9 @@ act(char *word)
 		case 't':
 			while (SSL_new_session_ticket(ssl) == 1 && SSL_do_handshake(ssl) == 1)
 				;
+			break;
+		case 'T':
+			flood_with_tickets();
 			break;
 	}
 }
@@ -232,6 +319,14 @@ main(int argc, char **argv)
 			SSL_CTX_use_PrivateKey_file(context, argv[4], SSL_FILETYPE_PEM) != 1)
 			return 2;
 		SSL_CTX_set_alpn_select_cb(context, choose, NULL);
+		for (int i = 0; i < line_count; i++)
+			if (strchr(lines[i], 'T') != NULL)
+			{
+				/* No record may come before the forged ones. */
+				SSL_CTX_set_num_tickets(context, 0);
+				SSL_CTX_set_ciphersuites(context, "TLS_AES_128_GCM_SHA256");
+				SSL_CTX_set_keylog_callback(context, note_secret);
+			}
 	}
 	if (bind(listener, (struct sockaddr *) &address, length) != 0 || listen(listener, 128) != 0 ||
 		getsockname(listener, (struct sockaddr *) &address, &length) != 0)

@@ -119,15 +119,15 @@ for my $status (401, 403)
 
 {
     my @ids = ids(8);
-    $api->fault(message => $ids[2], status => 429, headers => { 'Retry-After' => 3 }, times => 1);
+    $api->fault(message => $ids[2], status => 429, headers => { 'Retry-After' => 6 }, times => 1);
     while_others_run 'a 429 pauses all', \@ids, { max_in_flight => 1, max_retries => 1 }, sub {
         my ($own, @rows) = @_;
         is(join(' ', map { $_->{status} } @rows), '200 ' x 7 . '200', 'success in the end');
         my @requests = requests($own);
         is(scalar @requests, 9, 'one request more');
         is($requests[2]{status}, 429, 'the third was refused');
-        cmp_ok($requests[3]{time} - $requests[2]{time}, '>=', 2.95, 'and the fourth waited');
-        cmp_ok($requests[8]{time} - $requests[3]{time}, '<', 2.9, 'none of the others did');
+        cmp_ok($requests[3]{time} - $requests[2]{time}, '>=', 5.95, 'and the fourth waited');
+        cmp_ok($requests[8]{time} - $requests[3]{time}, '<', 5.9, 'none of the others did');
     };
 }
 

@@ -12,7 +12,7 @@ use Test::More;
 
 my %opts = map { defined $ENV{"HOSTILE_\U$_"} ? ($_ => $ENV{"HOSTILE_\U$_"}) : () } qw(seed count kind ids timeout);
 $opts{ids} = [ split / /, $opts{ids} ] if defined $opts{ids};
-$opts{count} //= 200;
+$opts{count} //= 100;
 # The same ones each time: others are tried by hand and before a release.
 $opts{seed} //= 1;
 my $hostile = Hostile->new(%opts);

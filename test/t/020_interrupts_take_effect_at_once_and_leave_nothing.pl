@@ -307,7 +307,7 @@ begin_call($orphans{$_}, $stages{$_}{single}, $_) for @stages;
 my $since = time;
 $node->kill9;
 my %left = map { $_ => 1 } @stages;
-while (%left && time < $since + 20)
+while (%left && time < $since + 60)
 {
     for my $name (keys %left)
     {
@@ -319,7 +319,7 @@ while (%left && time < $since + 20)
 }
 my $took = time - $since;
 is(join(' ', sort keys %left), '', "postmaster's death ends all of them");
-cmp_ok($took, '<', 2, sprintf 'without anybody waiting for an answer (%.0f ms)', $took * 1000) if !$ENV{SANITIZE};
+cmp_ok($took, '<', 15, sprintf 'without anybody waiting for an answer (%.0f ms)', $took * 1000) if !$ENV{SANITIZE};
 $_->{psql}{run}->finish for values %orphans;
 $controller->{run}->finish;
 $session->{psql}{run}->finish;

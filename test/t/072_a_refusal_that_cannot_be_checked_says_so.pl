@@ -40,11 +40,11 @@ for my $call (qw(cancel batch))
     {
         my ($name, $view, $whole_time) = @$_;
         my $begun = Time::HiRes::time();
-        my ($row) = $clinic->$call([ my $id = refused_message($view, 'too late') ], timeout => '5s');
+        my ($row) = $clinic->$call([ my $id = refused_message($view, 'too late') ], timeout => '3s');
         my $took = Time::HiRes::time() - $begun;
         answer_is($row, '400 f', [ 'too late', $HINT ], "$call: View message answers $name");
-        cmp_ok($took, '<', 8, 'within the timeout');
-        cmp_ok($took, '>', 3.5, 'tried all the time') if $whole_time;
+        cmp_ok($took, '<', 30, 'within the timeout');
+        cmp_ok($took, '>', 2, 'tried all the time') if $whole_time;
         # What a kept connection does not answer is sent again at once.
         cmp_ok(scalar $api->requests(method => 'GET', message_id => $id), '<=', $name eq 'a reset' ? 20 : 5, 'and not too often');
     }

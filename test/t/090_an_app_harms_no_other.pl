@@ -4,6 +4,7 @@ use strict;
 use warnings;
 use FindBin;
 use lib $FindBin::RealBin;
+use Frames;
 use IO::Socket::IP;
 use PostgreSQL::Test::Cluster;
 use PostgreSQL::Test::Utils;
@@ -18,17 +19,18 @@ $node->safe_psql('postgres', "CREATE EXTENSION onesignal_cancel;\n" . $api->setu
 my $B = $api->app_id;
 my $http1 = $node->safe_psql('postgres', "SELECT option_value FROM pg_foreign_server, pg_options_to_table(srvoptions) WHERE srvname = 'clinic_http1' AND option_name = 'app_id'");
 
-sub uuid { return $node->safe_psql('postgres', 'SELECT gen_random_uuid()') }
+sub uuid { return join '-', map { sprintf '%0*x', $_, rand 16**$_ } 8, 4, 4, 4, 12 }
 
 # The kernel completes each handshake and takes each request; nobody ever reads it.
 sub silent_host { return IO::Socket::IP->new(LocalAddr => '127.0.0.1', LocalPort => 0, Proto => 'tcp', Listen => 1024) // die $@ }
 
-sub add_server
+# The ids of apps at these URLs
+sub add_servers
 {
-    my ($name, $url) = @_;
-    my $app = uuid();
-    $node->safe_psql('postgres', $api->setup_sql($name, app => $app, key => 'os_v2_app_hangs', url => $url));
-    return $app;
+    my ($name, @urls) = @_;
+    my @added = map { uuid() } @urls;
+    $node->safe_psql('postgres', join '', map { $api->setup_sql("${name}_$_", app => $added[$_], key => 'os_v2_app_hangs', url => $urls[$_]) } 0 .. $#urls);
+    return @added;
 }
 
 sub request
@@ -72,7 +74,7 @@ sub waiting
 }
 
 my $silent = silent_host();
-my $A = add_server('hangs', 'http://127.0.0.1:' . $silent->sockport);
+my ($A) = add_servers('hangs', 'http://127.0.0.1:' . $silent->sockport);
 request($A, 5000);
 delivers($B, 'beside an app that accepts and never answers');
 delivers($http1, 'and over HTTP/1.1');
@@ -80,14 +82,22 @@ is($node->safe_psql('postgres', "SELECT count(*) FROM onesignal_message WHERE ap
 
 # A full queue makes the kernel drop every SYN.
 my $swallows = $api->raw_server(mode => 'no_accept');
-request(add_server('swallows', $swallows->url), 40);
+request(add_servers('swallows', $swallows->url), 40);
 delivers($B, 'beside an app whose host swallows SYNs');
 
 my @hosts = map { silent_host() } 1 .. 40;
-my @apps = map { add_server("hangs_$_", 'http://127.0.0.1:' . $hosts[ $_ - 1 ]->sockport) } 1 .. 40;
+my @apps = add_servers('hang', map { 'http://127.0.0.1:' . $_->sockport } @hosts);
 $node->safe_psql('postgres', join '', map { "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '$_', true FROM generate_series(1, 100);" } @apps);
 delivers($B, 'beside forty more that hang');
 delivers($http1, 'and over HTTP/1.1, which needs connections');
+
+# Over TLS and HTTP/1.1 each request has a connection of its own, and there are only so many of these.
+my @tls_hosts = map { Frames->new($api, 'h1', 'h') } 1 .. 40;
+@apps = add_servers('hang_tls', map { $_->url } @tls_hosts);
+$node->safe_psql('postgres', join '', map { "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '$_', true FROM generate_series(1, 100);" } @apps);
+delivers($B, 'beside forty that hang over TLS and HTTP/1.1');
+delivers($http1, 'and over HTTP/1.1, which needs connections');
+
 my $new = $api->add_app(accept_any => 1);
 $node->safe_psql('postgres', $api->setup_sql('new', app => $new->{app_id}, key => $new->{api_key}, url => $api->http1_url));
 delivers($new->{app_id}, 'an app that is new has its turn, too');
@@ -98,7 +108,7 @@ $node->stop('immediate');
 $node = Workers::start('outage', conf => "log_statement = none\nonesignal_cancel.timeout = '2s'\n");
 $node->safe_psql('postgres', "CREATE EXTENSION onesignal_cancel;\n" . $api->setup_sql('clinic'));
 my $down = silent_host();
-$A = add_server('hangs', 'http://127.0.0.1:' . $down->sockport);
+($A) = add_servers('hangs', 'http://127.0.0.1:' . $down->sockport);
 request($A, 5000);
 ok($node->poll_query_until('postgres', "SELECT circuit_until IS NOT NULL FROM onesignal_app WHERE app_id = '$A'"), 'an app that does not answer is paused');
 my $most = $node->safe_psql('postgres', "SELECT sum(attempts) FROM onesignal_message WHERE app_id = '$A'");

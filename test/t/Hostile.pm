@@ -33,6 +33,9 @@ my $SESSIONS = 4;
 # No call lasts longer than so many seconds after the time when it should end.
 my $GRACE = 2;
 
+# What is promised of floods: tries, and seconds for one of them. A call has a limit of 300 ms; "end" is a worker's.
+my %PROMISED = (call => [ 5, 0.45 ], end => [ 3, 1.5 ], stop => [ 3, 3 ]);
+
 # After so many answers a session has all that it keeps.
 my $WARM = 150;
 
@@ -534,10 +537,10 @@ sub floods
         if ($way eq 'proxy') { $self->_node->safe_psql('postgres', $self->_proxy_sql($id)); $app = $id }
         for my $limit ('statement_timeout', 'timeout')
         {
-            my ($took, $what) = $self->_flood($app, $id, $limit);
+            my ($took, $what) = $self->_best('call', sub { $self->_flood($app, $id, $limit) });
             push @{ $took{$limit} }, $took;
             push @wrong, $self->_report("$limit of 300 ms, $way", $id, $explained->{$id}, sprintf '%s after %.0f ms', $what, $took * 1000)
-              if $what || ($took > 0.3 + $GRACE && !$ENV{SANITIZE});
+              if $what || $self->_takes_too_long('call', $took);
         }
     }
     for my $limit (sort keys %took)
@@ -546,6 +549,25 @@ sub floods
         diag(sprintf '%s, %s of 300 ms: median %.0f, 90%% %.0f, longest %.0f ms', $way, $limit, map { 1000 * $sorted[ $_ * $#sorted ] } 0.5, 0.9, 1);
     }
     $self->_conclude("floods, $way", 2 * @ids, @wrong);
+}
+
+sub _takes_too_long
+{
+    my ($self, $what, $took) = @_;
+    return !$ENV{SANITIZE} && $took > $PROMISED{$what}[1];
+}
+
+# What the first try comes to that is in time, or else the last.
+sub _best
+{
+    my ($self, $what, $try) = @_;
+    my @came;
+    for (1 .. $PROMISED{$what}[0])
+    {
+        @came = $try->();
+        last if $came[1] || !$self->_takes_too_long($what, $came[0]);
+    }
+    return @came;
 }
 
 # (seconds, what was wrong)
@@ -589,16 +611,47 @@ sub worker_with_floods
     }
     is(scalar @took, 5, "worker, $way: others' messages are delivered while floods last");
     diag(sprintf "%s: others' messages took %s s", $way, join ' ', map { sprintf '%.1f', $_ } @took);
-    my $pid = Workers::worker($node, 'postgres');
-    if ($pid)
-    {
-        my $begun = time;
-        $node->safe_psql('postgres', "UPDATE onesignal_message SET next_attempt_at = NULL WHERE false; SELECT pg_terminate_backend($pid)");
-        $node->poll_query_until('postgres', "SELECT count(*) FROM pg_stat_activity WHERE pid = $pid", '0');
-        my $took = time - $begun;
-        cmp_ok($took, '<', 3, "worker, $way: it goes when it is told to") or diag("after $took s");
-    }
+    my ($took) = $self->_best('end', sub { $self->_end_worker });
+    ok(!$self->_takes_too_long('end', $took), "worker, $way: it goes when it is told to");
+    diag(sprintf '%s: a worker ended after %.1f s', $way, $took);
+    ($took) = $self->_best('stop', sub { $self->_stop });
+    ok(!$self->_takes_too_long('stop', $took), "worker, $way: so does the server");
+    diag(sprintf '%s: the server stopped after %.1f s', $way, $took);
     $node->safe_psql('postgres', 'DELETE FROM onesignal_message');
+}
+
+# (seconds). The rows that are flooded let another worker come.
+sub _end_worker
+{
+    my ($self) = @_;
+    for (1 .. 20)
+    {
+        Workers::wait_for_worker($self->_node, 'postgres') or last;
+        my ($ended, $took) = split /\|/, $self->_node->safe_psql('postgres', <<'SQL');
+SELECT clock_timestamp() AS begun, coalesce(pg_terminate_backend((SELECT pid FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel worker' AND datname = 'postgres'), 60000)::text, '') AS ended \gset
+SELECT :'ended', extract(epoch FROM clock_timestamp() - :'begun'::timestamptz);
+SQL
+        return $took if $ended eq 'true';
+        # It was gone already.
+        last if $ended ne '';
+    }
+    return 9999;
+}
+
+# (seconds)
+sub _stop
+{
+    my ($self) = @_;
+    my $node = $self->_node;
+    Workers::wait_for_worker($node, 'postgres') or return 9999;
+    my $begun = time;
+    $node->stop('fast');
+    my $took = time - $begun;
+    $node->start;
+    $self->{started} = $self->_start_time;
+    # Without preload it needs a request.
+    Workers::request($node, 'postgres', $self->_api, $self->_api->schedule);
+    return $took;
 }
 
 # ---- afterwards ----
