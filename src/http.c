@@ -326,6 +326,22 @@ land(HttpExchange *exchange)
 	engine.in_flight--;
 }
 
+/* For debug3.  It shows neither headers nor texts from outside, which may have the key. */
+static void
+log_exchange(HttpExchange *exchange, CURLcode result)
+{
+	char	   *url = NULL;
+	long		version = 0;
+
+	if (!message_level_is_interesting(DEBUG3))
+		return;
+	curl_easy_getinfo(exchange->easy, CURLINFO_EFFECTIVE_URL, &url);
+	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
+	elog(DEBUG3, "onesignal_cancel: %s from port %d, HTTP/%s, %.1f ms: %d (%s)", url, exchange->local_port,
+		 version >= CURL_HTTP_VERSION_2_0 ? "2" : "1", (http_clock_us() - exchange->answer.begun_us) / 1000.0,
+		 exchange->answer.status, curl_easy_strerror(result));
+}
+
 /* Completes the answer, or the words that say why there is none. */
 static void
 conclude(HttpExchange *exchange, CURLcode result)
@@ -337,6 +353,7 @@ conclude(HttpExchange *exchange, CURLcode result)
 	answer->sent = exchange->local_port != 0 || answer->sent_before;
 	if (answer->status != 0)
 		exchange->group->answered_us = http_clock_us();
+	log_exchange(exchange, result);
 }
 
 /* Has the connection failed in a way that says nothing about the request?  DELETE may be sent again. */
