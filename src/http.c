@@ -66,7 +66,7 @@ StaticAssertDecl(4 * CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets can b
 typedef struct HttpEngine
 {
 	CURLM	   *multi;
-	dlist_head	flying;
+	dlist_head	active;
 	dlist_head	finished;
 	HttpExchange *returned;		/* the caller reads its answer */
 	int			in_flight;
@@ -194,7 +194,7 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 
 	/* On a connection that was there before, libcurl would take what came unasked for the answer. */
 	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
-	if (connects == 0 && wire_is_idle(local_port, &readable) && (readable || transfer_has_tls_rest(exchange)))
+	if (connects == 0 && wire_is_idle(local_port, &readable) && (readable || transfer_has_unread_tls(exchange)))
 		return CURL_PREREQFUNC_ABORT;
 	exchange->answer.begun_us = waits_since(exchange);
 	set_port(exchange, local_port);
@@ -297,11 +297,11 @@ open_engine(void)
 
 /* Hands it to libcurl, for the first time or again. */
 static bool
-launch(HttpExchange *exchange)
+hand_to_libcurl(HttpExchange *exchange)
 {
 	exchange->answer.error[0] = '\0';
 	exchange->launched_us = http_clock_us();
-	/* This resolves nothing yet: the next act() does. */
+	/* This resolves nothing yet: the next run_libcurl() does. */
 	if (curl_multi_add_handle(engine.multi, exchange->easy) != CURLM_OK)
 		return false;
 	set_port(exchange, 0);
@@ -310,17 +310,17 @@ launch(HttpExchange *exchange)
 
 /* libcurl lets go of it. */
 static void
-ground(HttpExchange *exchange)
+take_from_libcurl(HttpExchange *exchange)
 {
 	call_libcurl(exchange, 0, 0);
 	set_unsent(exchange, false);
 }
 
-/* From engine.flying into engine.finished, with or without an answer. */
+/* From engine.active into engine.finished, with or without an answer. */
 static void
-land(HttpExchange *exchange)
+move_to_finished(HttpExchange *exchange)
 {
-	ground(exchange);
+	take_from_libcurl(exchange);
 	dlist_delete(&exchange->node);
 	dlist_push_tail(&engine.finished, &exchange->node);
 	engine.in_flight--;
@@ -349,7 +349,7 @@ conclude(HttpExchange *exchange, CURLcode result)
 	HttpAnswer *answer = &exchange->answer;
 
 	transfer_conclude(exchange, result);
-	land(exchange);
+	move_to_finished(exchange);
 	answer->sent = exchange->local_port != 0 || answer->sent_before;
 	if (answer->status != 0)
 		exchange->group->answered_us = http_clock_us();
@@ -384,14 +384,14 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 }
 
 static void
-finish(HttpExchange *exchange, CURLcode result, bool was_flooded)
+take_result(HttpExchange *exchange, CURLcode result, bool was_flooded)
 {
 	if (was_flooded && result != CURLE_OK && exchange->local_port != 0)
 		strlcpy(exchange->answer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
 	else if (may_resubmit(exchange, result))
 	{
-		ground(exchange);
-		if (launch(exchange))
+		take_from_libcurl(exchange);
+		if (hand_to_libcurl(exchange))
 			return;
 		result = CURLE_OUT_OF_MEMORY;
 	}
@@ -400,7 +400,7 @@ finish(HttpExchange *exchange, CURLcode result, bool was_flooded)
 
 /* Calls libcurl for a socket that is ready, or for its timer, and takes what has finished. */
 static void
-act(curl_socket_t fd, int what)
+run_libcurl(curl_socket_t fd, int what)
 {
 	CURLMsg    *message;
 	int			left;
@@ -416,7 +416,7 @@ act(curl_socket_t fd, int what)
 		HttpExchange *exchange = NULL;
 
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
-		finish(exchange, message->data.result, was_flooded);
+		take_result(exchange, message->data.result, was_flooded);
 	}
 }
 
@@ -429,7 +429,7 @@ expire(int64 now)
 	if (now < engine.next_deadline_us)
 		return;
 	engine.next_deadline_us = PG_INT64_MAX;
-	dlist_foreach_modify(iter, &engine.flying)
+	dlist_foreach_modify(iter, &engine.active)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
 
@@ -462,7 +462,7 @@ wait_once(long timeout_ms, bool *latched)
 	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
 
 	if (fd >= 0)
-		act(fd, in | out);
+		run_libcurl(fd, in | out);
 }
 
 /* ---- the public functions ---- */
@@ -498,9 +498,9 @@ http_submit(const HttpRequest *request, void *owner)
 			curl_easy_setopt(exchange->easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
 			curl_easy_setopt(exchange->easy, CURLOPT_PREREQFUNCTION, prereq_callback);
 			curl_easy_setopt(exchange->easy, CURLOPT_PREREQDATA, exchange);
-			if (launch(exchange))
+			if (hand_to_libcurl(exchange))
 			{
-				dlist_push_tail(&engine.flying, &exchange->node);
+				dlist_push_tail(&engine.active, &exchange->node);
 				engine.in_flight++;
 				return;
 			}
@@ -540,7 +540,7 @@ http_wait(int64 until_us)
 		if (engine.timer_us <= now)
 		{
 			engine.timer_us = PG_INT64_MAX;
-			act(CURL_SOCKET_TIMEOUT, 0);
+			run_libcurl(CURL_SOCKET_TIMEOUT, 0);
 			continue;
 		}
 		until = Min(until_us, Min(engine.timer_us, engine.next_deadline_us));
@@ -577,9 +577,9 @@ http_give_up(const char *words)
 	/* Reading what is left of many connections, to close them, could take long. */
 	if (engine.in_flight > 0)
 		(void) wire_cut_off(true);
-	while (!dlist_is_empty(&engine.flying))
+	while (!dlist_is_empty(&engine.active))
 	{
-		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.flying);
+		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.active);
 
 		strlcpy(exchange->answer.error, words, HTTP_ERROR_SIZE);
 		conclude(exchange, CURLE_OPERATION_TIMEDOUT);
@@ -596,8 +596,8 @@ http_abandon(void)
 {
 	/* All of them are late now, so that a peer that floods is cut off soon. */
 	engine.next_deadline_us = 0;
-	while (!dlist_is_empty(&engine.flying))
-		land(dlist_head_element(HttpExchange, node, &engine.flying));
+	while (!dlist_is_empty(&engine.active))
+		move_to_finished(dlist_head_element(HttpExchange, node, &engine.active));
 	engine.next_deadline_us = PG_INT64_MAX;
 	while (http_next() != NULL)
 		;

@@ -212,7 +212,7 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
  * the server may have loaded another.
  */
 bool
-transfer_has_tls_rest(HttpExchange *exchange)
+transfer_has_unread_tls(HttpExchange *exchange)
 {
 	static int	(*pending) (const void *session) = NULL;
 	static bool known = false;

@@ -35,7 +35,7 @@ typedef struct HttpExchange
 extern bool transfer_make(HttpExchange *exchange, const HttpRequest *request);
 
 /* Does the TLS library hold input that libcurl has not read? */
-extern bool transfer_has_tls_rest(HttpExchange *exchange);
+extern bool transfer_has_unread_tls(HttpExchange *exchange);
 
 /* The exchange has ended: completes the answer. */
 extern void transfer_conclude(HttpExchange *exchange, CURLcode result);
