@@ -19,8 +19,8 @@
 #include "mb/pg_wchar.h"
 #include "utils/fmgrprotos.h"
 
-#include "answer.h"
 #include "compat.h"
+#include "onesignal.h"
 
 /* Enough to read, too little to fill a disk. */
 #define LINE_LENGTH_MAX		1024
@@ -36,11 +36,6 @@
 
 /* jsonb refuses more than 16,383 digits after the decimal point. */
 #define JSON_NUMBER_LENGTH_MAX	1000
-
-/* Characters are converted in pieces of so many bytes. */
-#define CONVERSION_SIZE		1024
-
-#define KEY_PLACEHOLDER		"[api key]"
 
 /* ---- the key ---- */
 
@@ -91,7 +86,7 @@ redact(const char *text, const char *key)
 		if (key_length > 0)
 			length = strncmp(text, key, key_length) == 0 ? key_length : spelled_key_length(text, key);
 		if (length > 0)
-			appendStringInfoString(&out, KEY_PLACEHOLDER);
+			appendStringInfoString(&out, "[api key]");
 		else
 			appendStringInfoChar(&out, *text++);
 		text += length;
@@ -125,7 +120,6 @@ append_converted(StringInfo out, const char *utf8, int length, bool as_json)
 {
 	int			encoding = text_encoding();
 	Oid			conversion = encoding == PG_UTF8 ? InvalidOid : FindDefaultConversionProc(PG_UTF8, encoding);
-	unsigned char converted[CONVERSION_SIZE * MAX_CONVERSION_GROWTH + MAX_CONVERSION_GROWTH + 1];
 
 	if (encoding == PG_UTF8)
 	{
@@ -134,23 +128,23 @@ append_converted(StringInfo out, const char *utf8, int length, bool as_json)
 	}
 	while (length > 0)
 	{
-		int			size = pg_encoding_mbcliplen(PG_UTF8, utf8, length, CONVERSION_SIZE);
+		int			room = length * MAX_CONVERSION_GROWTH + 1;
 		int			done = 0;
 
+		enlargeStringInfo(out, room);
 		if (OidIsValid(conversion))
+			done = pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding, (unsigned char *) utf8, length,
+												 (unsigned char *) out->data + out->len, room, true);
+		out->len += strlen(out->data + out->len);
+		if (done < length)
 		{
-			done = pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding, (unsigned char *) utf8, size,
-												 converted, sizeof(converted), true);
-			appendStringInfoString(out, (char *) converted);
-		}
-		if (done < size)
-		{
-			size = pg_encoding_mblen(PG_UTF8, utf8 + done);
+			int			size = pg_encoding_mblen(PG_UTF8, utf8 + done);
+
 			append_unconvertible(out, utf8 + done, size, as_json);
-			size += done;
+			done += size;
 		}
-		utf8 += size;
-		length -= size;
+		utf8 += done;
+		length -= done;
 	}
 }
 
@@ -233,10 +227,10 @@ answer_excerpt(const char *body, const char *api_key)
 	/* Runs of white space become one blank: an HTML page is mostly that. */
 	for (const char *in = text; *in != '\0'; in++)
 	{
-		if (strchr(" \t\r\n\f\v", *in) == NULL)
-			*out++ = *in;
-		else if (out > text && out[-1] != ' ')
-			*out++ = ' ';
+		bool		is_blank = strchr(" \t\r\n\f\v", *in) != NULL;
+
+		if (!is_blank || (out > text && out[-1] != ' '))
+			*out++ = is_blank ? ' ' : *in;
 	}
 	if (out > text && out[-1] == ' ')
 		out--;
@@ -246,32 +240,6 @@ answer_excerpt(const char *body, const char *api_key)
 
 /* ---- JSON ---- */
 
-/* Appends the character that a non-ASCII escape stands for.  Returns the escape's length; 0: it is none. */
-static int
-append_unescaped(StringInfo out, const char *json)
-{
-	long		unit = escaped_unit(json);
-	long		next;
-	unsigned char utf8[4];
-
-	if (unit < 0 || (unit > 0 && unit <= 0x7f))
-		return 0;
-	if (is_utf16_surrogate_first(unit) && (next = escaped_unit(json + 6)) >= 0 && is_utf16_surrogate_second(next))
-	{
-		unicode_to_utf8(surrogate_pair_to_codepoint(unit, next), utf8);
-		appendBinaryStringInfo(out, (char *) utf8, 4);
-		return 12;
-	}
-	if (unit == 0 || is_utf16_surrogate_first(unit) || is_utf16_surrogate_second(unit))
-		appendStringInfoChar(out, '?');
-	else
-	{
-		unicode_to_utf8(unit, utf8);
-		appendBinaryStringInfo(out, (char *) utf8, pg_encoding_mblen(PG_UTF8, (char *) utf8));
-	}
-	return 6;
-}
-
 /*
  * Replaces the escapes of non-ASCII characters by these characters: jsonb
  * raises an error for an escape of what the database's encoding lacks.  U+0000
@@ -280,65 +248,67 @@ append_unescaped(StringInfo out, const char *json)
 static void
 unescape(StringInfo out, const char *json)
 {
-	while (*json != '\0')
-	{
-		int			length = append_unescaped(out, json);
+	int			length;
 
-		if (length == 0)
+	for (; *json != '\0'; json += length)
+	{
+		long		unit = escaped_unit(json);
+		unsigned char utf8[4];
+
+		if (unit < 0 || (unit > 0 && unit <= 0x7f))
 		{
 			/* A backslash belongs to the next character: "\\u0000" is no escape. */
 			length = json[0] == '\\' && json[1] != '\0' && !IS_HIGHBIT_SET(json[1]) ? 2 : 1;
 			appendBinaryStringInfo(out, json, length);
+			continue;
 		}
-		json += length;
+		length = strlen("\\u0000");
+		if (is_utf16_surrogate_first(unit) && is_utf16_surrogate_second(escaped_unit(json + length)))
+		{
+			unit = surrogate_pair_to_codepoint(unit, escaped_unit(json + length));
+			length *= 2;
+		}
+		if (unit == 0 || is_utf16_surrogate_first(unit) || is_utf16_surrogate_second(unit))
+			unit = '?';
+		unicode_to_utf8(unit, utf8);
+		appendBinaryStringInfo(out, (char *) utf8, pg_encoding_mblen(PG_UTF8, (char *) utf8));
 	}
 }
 
-/* The closing quotation mark, or the end. */
-static const char *
-end_of_string(const char *json)
-{
-	for (json++; *json != '\0' && *json != '"'; json++)
-		if (json[0] == '\\' && json[1] != '\0')
-			json++;
-	return json;
-}
-
 /*
- * jsonb holds 1e131071 in ten bytes and writes it in 131,072: a body full of
- * these would come out as a gigabyte.  So an exponent has at most two digits.
+ * Can jsonb hold this JSON, and print it in not much more room?  It holds
+ * 1e131071 in ten bytes and writes it in 131,072: a body full of these would
+ * come out as a gigabyte.  So an exponent has at most two digits.
  */
-static bool
-is_long_number(const char *number, size_t length)
-{
-	size_t		exponent = strspn(number, "+-.0123456789");
-
-	return length > JSON_NUMBER_LENGTH_MAX ||
-		(exponent < length && strspn(number + exponent + 1, "+-") + 2 < length - exponent - 1);
-}
-
-/* Can jsonb hold this JSON, and print it in not much more room? */
 static bool
 is_modest(const char *json)
 {
 	int			depth = 0;
+	bool		in_string = false;
 
 	for (; *json != '\0'; json++)
 	{
-		if ((*json == '[' || *json == '{') && ++depth > JSON_DEPTH_MAX)
-			return false;
-		if (*json == ']' || *json == '}')
-			depth--;
-		if (isdigit((unsigned char) *json) || *json == '-')
+		if (*json == '"')
+			in_string = !in_string;
+		else if (in_string)
+			json += json[0] == '\\' && json[1] != '\0' ? 1 : 0;
+		else if (*json == '[' || *json == '{')
 		{
-			size_t		length = strspn(json, "+-.0123456789eE");
-
-			if (is_long_number(json, length))
+			if (++depth > JSON_DEPTH_MAX)
 				return false;
-			json += length - 1;
 		}
-		if (*json == '"' && *(json = end_of_string(json)) == '\0')
-			break;
+		else if (*json == ']' || *json == '}')
+			depth--;
+		else if (isdigit((unsigned char) *json) || *json == '-')
+		{
+			const char *exponent = json + strspn(json, "+-.0123456789");
+			const char *end = json + strspn(json, "+-.0123456789eE");
+
+			if (end - json > JSON_NUMBER_LENGTH_MAX ||
+				(exponent < end && end - exponent > 3 + (int) strspn(exponent + 1, "+-")))
+				return false;
+			json = end - 1;
+		}
 	}
 	return true;
 }

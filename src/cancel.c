@@ -216,7 +216,7 @@ submit_item(CancelRun *run, CancelItem *item, int64 now)
 	}
 	if (item->checking)
 	{
-		request = onesignal_view_request(&run->request, message_id);
+		request = onesignal_request(&run->request, "GET", message_id);
 		if (++run->views == VIEWS_MAX)
 		{
 			run->views = 0;
@@ -225,7 +225,7 @@ submit_item(CancelRun *run, CancelItem *item, int64 now)
 	}
 	else
 	{
-		request = onesignal_request(&run->request, message_id);
+		request = onesignal_request(&run->request, "DELETE", message_id);
 		item->attempts++;
 	}
 	request->group = &run->group;
@@ -274,18 +274,18 @@ check_later(CancelRun *run, CancelItem *item, CancelOutcome *outcome)
 static void
 finish_check(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 {
-	ViewVerdict verdict = onesignal_judge_view(answer);
+	CancelVerdict verdict = onesignal_judge_view(answer);
 
-	if (verdict == VIEW_UNAVAILABLE && !run->stopped)
+	if (verdict == CANCEL_UNAVAILABLE && !run->stopped)
 	{
 		run->view_next_us = http_clock_us() + Max(answer->retry_after, 1) * INT64CONST(1000000);
 		dlist_push_head(&run->waiting, &item->node);
 		return;
 	}
-	item->success = verdict == VIEW_CANCELED;
-	if (verdict == VIEW_CANCELED)
+	item->success = verdict == CANCEL_DONE;
+	if (verdict == CANCEL_DONE)
 		item->errors = NULL;
-	else if (verdict == VIEW_NOT_CANCELED)
+	else if (verdict == CANCEL_REFUSED)
 		item->errors = item->refusal;
 	run->done++;
 }
@@ -335,18 +335,17 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 }
 
 static void
-finish_exchange(CancelRun *run, HttpExchange *exchange)
+finish_exchange(CancelRun *run, const HttpAnswer *answer)
 {
-	CancelItem *item = http_owner(exchange);
+	CancelItem *item = answer->owner;
 	MemoryContext old = MemoryContextSwitchTo(run->scratch);
 
 	if (item->attempts == 1 && !item->checking)
-		item->begun_us = http_answer(exchange)->begun_us;
+		item->begun_us = answer->begun_us;
 	if (item->checking)
-		finish_check(run, item, http_answer(exchange));
+		finish_check(run, item, answer);
 	else
-		finish_cancel(run, item, http_answer(exchange));
-	http_release(exchange);
+		finish_cancel(run, item, answer);
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(run->scratch);
 }
@@ -371,13 +370,13 @@ run_to_end(CancelRun *run)
 	for (;;)
 	{
 		int64		next = start_requests(run);
-		HttpExchange *exchange;
+		const HttpAnswer *answer;
 
 		if (run->done == run->count)
 			break;
-		exchange = http_wait(Min(next, run->show_us));
-		if (exchange != NULL)
-			finish_exchange(run, exchange);
+		answer = http_wait(Min(next, run->show_us));
+		if (answer != NULL)
+			finish_exchange(run, answer);
 		show_progress(run);
 	}
 	if (run->count > 1)
@@ -407,7 +406,6 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 	{
 		run_begin(&run, app_id, message_ids, count);
 		run_to_end(&run);
-		http_tidy();
 	}
 	PG_FINALLY();
 	{

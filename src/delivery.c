@@ -104,7 +104,7 @@ begin_requests(TimestampTz now)
 	DeliveryItem *item;
 
 	while ((item = lanes_take(now)) != NULL)
-		submit(item, onesignal_request(&item->key->request, &item->row.message_id));
+		submit(item, onesignal_request(&item->key->request, "DELETE", &item->row.message_id));
 }
 
 /* ---- checking a refusal ---- */
@@ -168,7 +168,7 @@ begin_view(DeliveryItem *item, TimestampTz now)
 	if (lanes_take_again(item, now))
 	{
 		renew_key(item);
-		submit(item, onesignal_view_request(&item->key->request, &item->row.message_id));
+		submit(item, onesignal_request(&item->key->request, "GET", &item->row.message_id));
 		return;
 	}
 	if (item->lane->app->paused_until > now)
@@ -183,17 +183,17 @@ begin_view(DeliveryItem *item, TimestampTz now)
 static void
 judge_view(DeliveryItem *item)
 {
-	ViewVerdict verdict = onesignal_judge_view(&item->view);
+	CancelVerdict verdict = onesignal_judge_view(&item->view);
 
 	pfree(item->view_text);
 	item->view_text = NULL;
-	if (verdict == VIEW_CANCELED)
+	if (verdict == CANCEL_DONE)
 		item->check = CHECK_CONFIRMED;
-	else if (verdict == VIEW_NOT_CANCELED)
+	else if (verdict == CANCEL_REFUSED)
 		item->check = CHECK_DENIED;
 	else if (apps_was_rejected(item->view.status))
 		postpone_check(item, GetCurrentTimestamp() + CIRCUIT_KEY_PAUSE);
-	else if (verdict == VIEW_UNKNOWN)
+	else if (verdict == CANCEL_UNEXPECTED)
 		item->check = CHECK_GIVEN_UP;
 }
 
@@ -222,28 +222,22 @@ may_believe(DeliveryItem *item)
 
 /* ---- taking answers ---- */
 
-/* Returns what the copy points to. */
+/* Returns the copy's body. */
 static char *
 copy_answer(HttpAnswer *copy, const HttpAnswer *answer)
 {
-	size_t		body_size = answer->body_length + 1;
-	size_t		error_size = strlen(answer->error) + 1;
-	size_t		host_size = strlen(answer->redirect_host) + 1;
-	char	   *text = MemoryContextAlloc(delivery_context, body_size + error_size + host_size);
+	char	   *body = MemoryContextAlloc(delivery_context, answer->body_length + 1);
 
 	*copy = *answer;
-	copy->body = memcpy(text, answer->body, body_size);
-	copy->error = memcpy(text + body_size, answer->error, error_size);
-	copy->redirect_host = memcpy(text + body_size + error_size, answer->redirect_host, host_size);
-	return text;
+	copy->body = memcpy(body, answer->body, answer->body_length + 1);
+	return body;
 }
 
-/* The exchange goes back to the engine; what it brought waits to be recorded. */
+/* What the exchange brought waits to be recorded. */
 static void
-take_answer(HttpExchange *exchange)
+take_answer(const HttpAnswer *answer)
 {
-	DeliveryItem *item = http_owner(exchange);
-	const HttpAnswer *answer = http_answer(exchange);
+	DeliveryItem *item = answer->owner;
 	bool		has_status = answer->status != 0;
 
 	if (item->check == CHECK_WANTED)
@@ -256,7 +250,6 @@ take_answer(HttpExchange *exchange)
 			apps_learn(item, answer);
 	}
 	push_answered(item);
-	http_release(exchange);
 	lanes_end_request(item, has_status);
 }
 
@@ -266,8 +259,8 @@ wait_for_answers(TimestampTz until)
 {
 	int64		until_us = http_clock_us() + Max(until - GetCurrentTimestamp(), 0);
 
-	for (HttpExchange *exchange = http_wait(until_us); exchange != NULL; exchange = http_next())
-		take_answer(exchange);
+	for (const HttpAnswer *answer = http_wait(until_us); answer != NULL; answer = http_next())
+		take_answer(answer);
 }
 
 /* Checks begin, and outcomes are recorded, that waited for a time that has come. */
@@ -627,11 +620,11 @@ fill_wire(TimestampTz now)
 static void
 stop(const DeliveryOptions *options)
 {
-	HttpExchange *exchange;
+	const HttpAnswer *answer;
 
 	http_give_up("delivery was stopped while it waited for an answer");
-	while ((exchange = http_next()) != NULL)
-		take_answer(exchange);
+	while ((answer = http_next()) != NULL)
+		take_answer(answer);
 	take_waiting(false, DT_NOEND);
 	while (answered_count > 0 && visit_tables(options, false))
 		;
@@ -712,7 +705,7 @@ delivery_run(const DeliveryOptions *options)
 	{
 		begin_run();
 		next_due = run(options);
-		http_tidy();
+		http_abandon();
 	}
 	PG_CATCH();
 	{

@@ -19,7 +19,6 @@
 #include <signal.h>
 #include <time.h>
 
-#include "lib/ilist.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
@@ -35,79 +34,55 @@
 #include "wire.h"
 
 /* At 100 streams each, 8 carry 22,700 requests a second over 30 ms. */
-#define HTTP_HOST_CONNECTIONS	8
+#define HOST_CONNECTIONS_MAX	8
+
+#define CONNECTIONS_MAX			256
+
+/* Two of three descriptors are for connections, the others for epoll, resolver pipes and a second address. */
+#define FDS_MIN					24
+#define FDS_MAX					(CONNECTIONS_MAX / 2 * 3)
 
 /* A connection takes two sockets while it is made, and a resolver's pipe. */
-StaticAssertDecl(4 * HTTP_CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets can be watched");
-
-/*
- * File descriptors are reserved in steps.  Two of three are for connections, the
- * others for epoll, resolver pipes and the loser when IPv4 and IPv6 are both tried.
- */
-#define HTTP_FDS_STEP			24
-#define fds_to_connections(fds)	((long) (fds) / 3 * 2)
+StaticAssertDecl(4 * CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets can be watched");
 
 /*
  * How often an exchange is sent again when its connection turned out dead, and
  * when its stream was refused while others had answers: libcurl opens 100
  * streams before it has read how many the peer allows, on each connection.
  */
-#define HTTP_RESUBMIT_MAX	3
-#define HTTP_REFUSED_MAX	50
+#define RESUBMIT_MAX			3
+#define REFUSED_MAX				50
 
 /*
  * A call into libcurl returns only when nothing is left to read, which a
- * flooding peer can prevent.  A timer looks at the call every HTTP_LOOK_MS.  It
- * may use so much processor time, and less when some deadline has passed.  An
- * answer of 64 kB takes 1 ms; parsing the CAs during a handshake takes 17 ms.
+ * flooding peer can prevent.  A timer looks at the call every LOOK_MS.  It may
+ * use so much processor time, and less when some deadline has passed.  An answer
+ * of 64 kB takes 1 ms; parsing the CAs during a handshake takes 17 ms.
  */
-#define HTTP_LOOK_MS			50
-#define HTTP_FLOOD_CPU_US		INT64CONST(250000)
-#define HTTP_LATE_CPU_US		INT64CONST(5000)
-
-/* All streams of a flooding connection fail when it is cut off: those that fail so soon after. */
-#define HTTP_FLOOD_MEMORY_US	INT64CONST(500000)
-
-struct HttpExchange
-{
-	dlist_node	node;			/* in engine.flying, .finished or .returned */
-	Transfer	transfer;
-	void	   *owner;
-	HttpGroup  *group;
-	int64		begun_us;		/* from when its time runs */
-	int64		launched_us;	/* when it was last handed to libcurl */
-	int64		timeout_us;
-	int64		connect_us;		/* how long it may stay unsent */
-	int			resubmitted;
-	bool		sent;			/* since it was last handed to libcurl */
-	bool		sent_before;	/* also before it was last sent */
-	bool		unsent;			/* it counts in group->unsent */
-};
+#define LOOK_MS					50
+#define FLOOD_CPU_US			INT64CONST(250000)
+#define LATE_CPU_US				INT64CONST(5000)
 
 typedef struct HttpEngine
 {
 	CURLM	   *multi;
-	dlist_head	flying;
+	dlist_head	active;
 	dlist_head	finished;
-	dlist_head	returned;		/* with the caller, who owes http_release() */
+	HttpExchange *returned;		/* the caller reads its answer */
 	int			in_flight;
-	int			unsent;			/* of all groups */
-	int			fds_reserved;
-	int			unsent_groups;	/* groups that have unsent exchanges */
-	long		host_share;		/* connections that a host may have now */
+	long		connections_max;
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
 	bool		signals_blocked;
 	sigset_t	saved_signals;	/* while signals_blocked */
 } HttpEngine;
 
-static HttpEngine engine;
+static HttpEngine engine = {.timer_us = PG_INT64_MAX, .next_deadline_us = PG_INT64_MAX};
 
 /* For the handler of SIGALRM */
 static TimeoutId look_timeout = MAX_TIMEOUTS;	/* until it is registered */
-static volatile sig_atomic_t calling = false;	/* libcurl */
-static int64 cpu_before_us;		/* of this thread, at the first look at that call; 0: none yet */
-static volatile int64 flooded_us = 0;	/* when a call was last cut short */
+static int64 cpu_before_us;		/* of this thread, at the first look at a call; 0: none yet */
+static volatile sig_atomic_t flooded;	/* this call was cut short */
 
 int64
 http_clock_us(void)
@@ -118,33 +93,37 @@ http_clock_us(void)
 	return (int64) INSTR_TIME_GET_MICROSEC(now);
 }
 
+/* ---- what libcurl calls ---- */
+
 /*
- * A resolver thread inherits this signal mask, so that PostgreSQL's handlers run
- * only on the main thread.  Faults stay deliverable.  The signals cannot be
- * blocked around each whole call: look_at_call() needs SIGALRM.
+ * Called before libcurl starts a thread that resolves a name.  The thread
+ * inherits this signal mask, so that PostgreSQL's handlers run only on the main
+ * thread.  Faults stay deliverable.  The signals cannot be blocked around each
+ * whole call: look_at_call() needs SIGALRM.
  */
-static void
-block_signals(void)
+static int
+resolver_callback(void *resolver, void *reserved, void *context)
 {
 	sigset_t	blocked = BlockSig;
 
-	if (engine.signals_blocked)
-		return;
+	(void) resolver;
+	(void) reserved;
+	(void) context;
+
 	sigaddset(&blocked, SIGQUIT);
-	pthread_sigmask(SIG_SETMASK, &blocked, &engine.saved_signals);
+	if (!engine.signals_blocked)
+		pthread_sigmask(SIG_SETMASK, &blocked, &engine.saved_signals);
 	engine.signals_blocked = true;
+	return 0;
 }
 
 static void
 restore_signals(void)
 {
-	if (!engine.signals_blocked)
-		return;
+	if (engine.signals_blocked)
+		pthread_sigmask(SIG_SETMASK, &engine.saved_signals, NULL);
 	engine.signals_blocked = false;
-	pthread_sigmask(SIG_SETMASK, &engine.saved_signals, NULL);
 }
-
-/* ---- what libcurl calls ---- */
 
 static int
 socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *socket_context)
@@ -153,10 +132,8 @@ socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *soc
 	(void) context;
 	(void) socket_context;
 
-	/* CURL_POLL_REMOVE asks for nothing. */
-	wire_watch(fd, what == CURL_POLL_REMOVE ? 0 :
-			   ((what & CURL_POLL_IN) ? WL_SOCKET_READABLE : 0) |
-			   ((what & CURL_POLL_OUT) ? WL_SOCKET_WRITEABLE : 0));
+	/* CURL_POLL_REMOVE asks for neither. */
+	wire_watch(fd, (what & CURL_POLL_IN) != 0, (what & CURL_POLL_OUT) != 0);
 	/* libcurl names a resolver's pipe right after it has started the thread. */
 	restore_signals();
 	return 0;
@@ -172,43 +149,35 @@ timer_callback(CURLM *multi, long timeout_ms, void *context)
 	return 0;
 }
 
-/* Called in this thread before libcurl starts one that resolves a name. */
-static int
-resolver_callback(void *resolver, void *reserved, void *context)
-{
-	(void) resolver;
-	(void) reserved;
-	(void) context;
-
-	block_signals();
-	return 0;
-}
-
 static void
 set_unsent(HttpExchange *exchange, bool unsent)
 {
-	HttpGroup  *group = exchange->group;
-	int			change = (int) unsent - (int) exchange->unsent;
-	bool		had_unsent = group->unsent > 0;
-
+	exchange->group->unsent += (int) unsent - (int) exchange->unsent;
 	exchange->unsent = unsent;
-	group->unsent += change;
-	engine.unsent += change;
-	engine.unsent_groups += (int) (group->unsent > 0) - (int) had_unsent;
 }
 
 /* While the group has answers, waiting for a connection costs an exchange none of its time. */
 static int64
 waits_since(const HttpExchange *exchange)
 {
-	return Max(exchange->begun_us, exchange->group->answered_us);
+	return Max(exchange->answer.begun_us, exchange->group->answered_us);
 }
 
 static int64
 deadline(const HttpExchange *exchange)
 {
-	return exchange->transfer.local_port != 0 ? exchange->begun_us + exchange->timeout_us :
-		waits_since(exchange) + exchange->connect_us;
+	return exchange->unsent ? waits_since(exchange) + exchange->connect_us :
+		exchange->answer.begun_us + exchange->timeout_us;
+}
+
+/* It is sent over the connection with this local port, or (0) waits for one, for the first time or again. */
+static void
+set_port(HttpExchange *exchange, int local_port)
+{
+	exchange->answer.sent_before |= exchange->local_port != 0;
+	exchange->local_port = local_port;
+	set_unsent(exchange, local_port == 0);
+	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 }
 
 /* The connection is there and the request is about to go out, for the first time or again. */
@@ -216,19 +185,19 @@ static int
 prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int local_port)
 {
 	HttpExchange *exchange = context;
+	bool		readable;
+	long		connects = 1;
 
 	(void) peer_ip;
 	(void) local_ip;
 	(void) peer_port;
 
-	/* libcurl would take what the peer sent unasked for the answer. */
-	if (!transfer_begin(&exchange->transfer, local_port))
+	/* On a connection that was there before, libcurl would take what came unasked for the answer. */
+	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
+	if (connects == 0 && wire_is_idle(local_port, &readable) && (readable || transfer_has_unread_tls(exchange)))
 		return CURL_PREREQFUNC_ABORT;
-	exchange->sent_before |= exchange->sent;
-	exchange->sent = true;
-	exchange->begun_us = waits_since(exchange);
-	set_unsent(exchange, false);
-	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
+	exchange->answer.begun_us = waits_since(exchange);
+	set_port(exchange, local_port);
 	return CURL_PREREQFUNC_OK;
 }
 
@@ -243,195 +212,148 @@ look_at_call(void)
 {
 	struct timespec cpu;
 	int64		cpu_us;
-	int64		now;
 
-	if (!calling)
-		return;
 	clock_gettime(CLOCK_THREAD_CPUTIME_ID, &cpu);
 	cpu_us = cpu.tv_sec * INT64CONST(1000000) + cpu.tv_nsec / 1000;
 	if (cpu_before_us == 0)
 		cpu_before_us = cpu_us;
-	now = http_clock_us();
 	if (ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending)))
 		(void) wire_cut_off(true);
-	if (cpu_us - cpu_before_us >= (now < engine.next_deadline_us ? HTTP_FLOOD_CPU_US : HTTP_LATE_CPU_US) &&
-			 wire_cut_off(false))
-		flooded_us = now;
+	if (cpu_us - cpu_before_us >= (http_clock_us() < engine.next_deadline_us ? FLOOD_CPU_US : LATE_CPU_US) &&
+		wire_cut_off(false))
+		flooded = true;
 }
 
 /*
- * Around each call of libcurl that may read from a peer.  That includes letting
- * go of an exchange: to close a TLS connection, libcurl reads what is left of it.
+ * The calls of libcurl that may read from a peer: for a socket that is ready or
+ * its timer, and to let go of an exchange, since libcurl reads what is left of a
+ * TLS connection to close it.
  */
 static void
-enter_libcurl(void)
-{
-	cpu_before_us = 0;
-	calling = true;
-	enable_timeout_every(look_timeout, GetCurrentTimestamp() + HTTP_LOOK_MS * INT64CONST(1000), HTTP_LOOK_MS);
-}
-
-static void
-leave_libcurl(void)
-{
-	calling = false;
-	disable_timeout(look_timeout, false);
-	restore_signals();
-}
-
-/*
- * Those that wait for connections share half of what is left, so that hosts that
- * hang leave some for the next.  PostgreSQL lets a third of its descriptors be
- * reserved.
- */
-static void
-share_connections(void)
-{
-	long		available = Min(HTTP_CONNECTIONS_MAX, fds_to_connections(max_safe_fds / 3 / HTTP_FDS_STEP * HTTP_FDS_STEP));
-	long		share = (available - wire_owned()) / (2 * Max(1, engine.unsent_groups));
-
-	share = Max(1, Min(HTTP_HOST_CONNECTIONS, share));
-	if (share != engine.host_share)
-		curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, share);
-	engine.host_share = share;
-}
-
-/* Calls libcurl for a socket that is ready, or for its timer. */
-static void
-act(curl_socket_t fd, int what)
+call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 {
 	int			running;
-	bool		many = engine.unsent > 1;
 
-	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */
-	if (many)
-		wire_cork(true);
-	share_connections();
-	enter_libcurl();
-	curl_multi_socket_action(engine.multi, fd, what, &running);
-	leave_libcurl();
-	if (many)
-		wire_cork(false);
+	cpu_before_us = 0;
+	flooded = false;
+	enable_timeout_every(look_timeout, GetCurrentTimestamp() + LOOK_MS * INT64CONST(1000), LOOK_MS);
+	if (gone != NULL)
+		curl_multi_remove_handle(engine.multi, gone->easy);
+	else
+		curl_multi_socket_action(engine.multi, fd, what, &running);
+	disable_timeout(look_timeout, false);
+	restore_signals();
 }
 
 /* ---- opening and closing ---- */
 
 /*
- * Each unsent exchange may need a connection.  Reserving descriptors may close
- * files and log, which no callback may do.  If there are no more, exchanges wait
- * for the connections that exist.
+ * Reserving descriptors may close files and log, which no callback may do.
+ * PostgreSQL lets a third of its descriptors be reserved; we leave some of
+ * these to other extensions.
  */
 static void
-make_room_for_connections(void)
+reserve_descriptors(void)
 {
-	int			wanted = Min(wire_owned() + engine.unsent + 1, HTTP_CONNECTIONS_MAX);
+	int			fds = 0;
 
-	while (fds_to_connections(engine.fds_reserved) < wanted)
+	while (fds < Min(FDS_MAX, max_safe_fds / 4) && AcquireExternalFD())
+		fds++;
+	if (fds >= FDS_MIN)
 	{
-		int			step = 0;
-
-		while (step < HTTP_FDS_STEP && AcquireExternalFD())
-			step++;
-		if (step < HTTP_FDS_STEP)
-		{
-			while (step-- > 0)
-				ReleaseExternalFD();
-			break;
-		}
-		engine.fds_reserved += HTTP_FDS_STEP;
-		curl_multi_setopt(engine.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, fds_to_connections(engine.fds_reserved));
-		curl_multi_setopt(engine.multi, CURLMOPT_MAXCONNECTS, fds_to_connections(engine.fds_reserved));
+		engine.connections_max = fds / 3 * 2;
+		return;
 	}
-	if (engine.fds_reserved == 0)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-				 errmsg("could not reserve file descriptors for HTTP connections"),
-				 errhint("Raise max_files_per_process and the server's ulimit -n.")));
+	while (fds-- > 0)
+		ReleaseExternalFD();
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+			 errmsg("could not reserve file descriptors for HTTP connections"),
+			 errhint("Raise max_files_per_process and the server's ulimit -n.")));
 }
 
 static void
 open_engine(void)
 {
-	CURLM	   *multi;
-
 	if (engine.multi != NULL)
 		return;
 	if (look_timeout == MAX_TIMEOUTS)
 		look_timeout = RegisterTimeout(USER_TIMEOUT, look_at_call);
-	block_signals();
-	multi = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK ? curl_multi_init() : NULL;
-	restore_signals();
-	if (multi == NULL)
+	if (engine.connections_max == 0)
+		reserve_descriptors();
+	engine.multi = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK ? curl_multi_init() : NULL;
+	if (engine.multi == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("could not initialize libcurl")));
-
-	curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, socket_callback);
-	curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, timer_callback);
-	curl_multi_setopt(multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
-	engine.host_share = HTTP_HOST_CONNECTIONS;
-	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, (long) HTTP_HOST_CONNECTIONS);
-
-	dlist_init(&engine.flying);
-	dlist_init(&engine.finished);
-	dlist_init(&engine.returned);
-	engine.timer_us = PG_INT64_MAX;
-	engine.next_deadline_us = PG_INT64_MAX;
-	engine.multi = multi;
+	curl_multi_setopt(engine.multi, CURLMOPT_SOCKETFUNCTION, socket_callback);
+	curl_multi_setopt(engine.multi, CURLMOPT_TIMERFUNCTION, timer_callback);
+	curl_multi_setopt(engine.multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
+	curl_multi_setopt(engine.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, engine.connections_max);
+	curl_multi_setopt(engine.multi, CURLMOPT_MAXCONNECTS, engine.connections_max);
 }
 
 /* ---- one exchange ---- */
 
-/* Makes an exchange's handle. */
-static bool
-make_handle(HttpExchange *exchange, const HttpRequest *request)
-{
-	CURL	   *easy;
-
-	if (!transfer_make(&exchange->transfer, request))
-		return false;
-	easy = exchange->transfer.easy;
-	curl_easy_setopt(easy, CURLOPT_PRIVATE, exchange);
-	curl_easy_setopt(easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
-	curl_easy_setopt(easy, CURLOPT_PREREQFUNCTION, prereq_callback);
-	curl_easy_setopt(easy, CURLOPT_PREREQDATA, exchange);
-	return true;
-}
-
 /* Hands it to libcurl, for the first time or again. */
 static bool
-launch(HttpExchange *exchange)
+hand_to_libcurl(HttpExchange *exchange)
 {
-	transfer_reset(&exchange->transfer);
-	exchange->sent_before |= exchange->sent;
-	exchange->sent = false;
+	exchange->answer.error[0] = '\0';
 	exchange->launched_us = http_clock_us();
-	/* This resolves nothing yet: the next act() does. */
-	if (curl_multi_add_handle(engine.multi, exchange->transfer.easy) != CURLM_OK)
+	/* This resolves nothing yet: the next run_libcurl() does. */
+	if (curl_multi_add_handle(engine.multi, exchange->easy) != CURLM_OK)
 		return false;
-	set_unsent(exchange, true);
-	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
+	set_port(exchange, 0);
 	return true;
 }
 
 /* libcurl lets go of it. */
 static void
-ground(HttpExchange *exchange)
+take_from_libcurl(HttpExchange *exchange)
 {
-	enter_libcurl();
-	curl_multi_remove_handle(engine.multi, exchange->transfer.easy);
-	leave_libcurl();
+	call_libcurl(exchange, 0, 0);
 	set_unsent(exchange, false);
 }
 
-/* From engine.flying into engine.finished, with or without an answer. */
+/* From engine.active into engine.finished, with or without an answer. */
 static void
-land(HttpExchange *exchange)
+move_to_finished(HttpExchange *exchange)
 {
-	ground(exchange);
+	take_from_libcurl(exchange);
 	dlist_delete(&exchange->node);
 	dlist_push_tail(&engine.finished, &exchange->node);
 	engine.in_flight--;
+}
+
+/* For debug3.  It shows neither headers nor texts from outside, which may have the key. */
+static void
+log_exchange(HttpExchange *exchange, CURLcode result)
+{
+	char	   *url = NULL;
+	long		version = 0;
+
+	if (!message_level_is_interesting(DEBUG3))
+		return;
+	curl_easy_getinfo(exchange->easy, CURLINFO_EFFECTIVE_URL, &url);
+	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
+	elog(DEBUG3, "onesignal_cancel: %s from port %d, HTTP/%s, %.1f ms: %d (%s)", url, exchange->local_port,
+		 version >= CURL_HTTP_VERSION_2_0 ? "2" : "1", (http_clock_us() - exchange->answer.begun_us) / 1000.0,
+		 exchange->answer.status, curl_easy_strerror(result));
+}
+
+/* Completes the answer, or the words that say why there is none. */
+static void
+conclude(HttpExchange *exchange, CURLcode result)
+{
+	HttpAnswer *answer = &exchange->answer;
+
+	transfer_conclude(exchange, result);
+	move_to_finished(exchange);
+	answer->sent = exchange->local_port != 0 || answer->sent_before;
+	if (answer->status != 0)
+		exchange->group->answered_us = http_clock_us();
+	log_exchange(exchange, result);
 }
 
 /* Has the connection failed in a way that says nothing about the request?  DELETE may be sent again. */
@@ -442,99 +364,63 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 	bool		refused;
 	long		connects = 1;
 
-	if (exchange->transfer.header_bytes > 0)
+	if (exchange->header_bytes > 0)
 		return false;
-	switch (result)
-	{
-		case CURLE_ABORTED_BY_CALLBACK:	/* before it was sent; libcurl has closed that connection */
-			return true;
-		case CURLE_OPERATION_TIMEDOUT:	/* to libcurl, waiting for a stream is connecting */
-			return others_answered && waits_since(exchange) + exchange->connect_us > http_clock_us();
-		case CURLE_SEND_ERROR:
-		case CURLE_RECV_ERROR:
-		case CURLE_GOT_NOTHING:
-		case CURLE_HTTP2:
-		case CURLE_HTTP2_STREAM:
-		case CURLE_PARTIAL_FILE:	/* closed in mid-stream, here before any header */
-			break;
-		default:
-			return false;
-	}
+	if (result == CURLE_ABORTED_BY_CALLBACK)
+		return true;			/* by prereq_callback(): libcurl has closed that connection */
+	if (result == CURLE_OPERATION_TIMEDOUT) /* to libcurl, waiting for a stream is connecting */
+		return others_answered && deadline(exchange) > http_clock_us();
+	if (result != CURLE_SEND_ERROR && result != CURLE_RECV_ERROR && result != CURLE_GOT_NOTHING &&
+		result != CURLE_HTTP2 && result != CURLE_HTTP2_STREAM && result != CURLE_PARTIAL_FILE)
+		return false;
 
 	/*
 	 * The peer closed a connection that was there before, or refused this
 	 * stream so often that libcurl gave up, but answered others.
 	 */
-	curl_easy_getinfo(exchange->transfer.easy, CURLINFO_NUM_CONNECTS, &connects);
-	refused = others_answered && strncmp(exchange->transfer.error, "Connection died", strlen("Connection died")) == 0;
-	return (connects == 0 || refused) && exchange->resubmitted++ < (refused ? HTTP_REFUSED_MAX : HTTP_RESUBMIT_MAX);
-}
-
-/* Completes the answer, or the words that say why there is none. */
-static void
-conclude(HttpExchange *exchange, CURLcode result)
-{
-	HttpAnswer *answer = &exchange->transfer.answer;
-
-	transfer_conclude(&exchange->transfer, result);
-	land(exchange);
-	answer->sent = exchange->sent || exchange->sent_before;
-	answer->sent_before = exchange->sent_before;
-	answer->begun_us = exchange->begun_us;
-	if (answer->status != 0)
-		exchange->group->answered_us = http_clock_us();
+	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
+	refused = others_answered && strncmp(exchange->answer.error, "Connection died", strlen("Connection died")) == 0;
+	return (connects == 0 || refused) && exchange->resubmitted++ < (refused ? REFUSED_MAX : RESUBMIT_MAX);
 }
 
 static void
-finish(HttpExchange *exchange, CURLcode result)
+take_result(HttpExchange *exchange, CURLcode result, bool was_flooded)
 {
-	int			port = exchange->transfer.local_port;
-	bool		flooded = result != CURLE_OK && !exchange->transfer.oversized &&
-		flooded_us != 0 && http_clock_us() - flooded_us < HTTP_FLOOD_MEMORY_US;
-
-	/* Until the connection is complete, only its failure tells. */
-	flooded = flooded && (port != 0 ? wire_was_cut_off(port) : result != CURLE_COULDNT_CONNECT);
-
-	if (flooded)
-		strlcpy(exchange->transfer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
+	if (was_flooded && result != CURLE_OK && exchange->local_port != 0)
+		strlcpy(exchange->answer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
 	else if (may_resubmit(exchange, result))
 	{
-		ground(exchange);
-		if (launch(exchange))
+		take_from_libcurl(exchange);
+		if (hand_to_libcurl(exchange))
 			return;
 		result = CURLE_OUT_OF_MEMORY;
 	}
 	conclude(exchange, result);
 }
 
+/* Calls libcurl for a socket that is ready, or for its timer, and takes what has finished. */
 static void
-collect_finished(void)
+run_libcurl(curl_socket_t fd, int what)
 {
 	CURLMsg    *message;
 	int			left;
+	bool		was_flooded;
+	long		share = (engine.connections_max - wire_count()) / HOST_CONNECTIONS_MAX;
 
+	/* A host may have an eighth of the connections that are left: hosts that hang leave some for the next. */
+	curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
+	call_libcurl(NULL, fd, what);
+	was_flooded = flooded;
 	while ((message = curl_multi_info_read(engine.multi, &left)) != NULL)
 	{
 		HttpExchange *exchange = NULL;
 
-		if (message->msg != CURLMSG_DONE)
-			continue;
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
-		finish(exchange, message->data.result);
+		take_result(exchange, message->data.result, was_flooded);
 	}
 }
 
-static void
-give_up(HttpExchange *exchange)
-{
-	bool		late = exchange->transfer.local_port != 0 || exchange->connect_us == exchange->timeout_us;
-
-	snprintf(exchange->transfer.error, HTTP_ERROR_SIZE,
-			 late ? "no answer within " INT64_FORMAT " ms" : "Connection timed out after " INT64_FORMAT " milliseconds",
-			 (late ? exchange->timeout_us : exchange->connect_us) / 1000);
-	conclude(exchange, CURLE_OPERATION_TIMEDOUT);
-}
-
+/* Ends what is late. */
 static void
 expire(int64 now)
 {
@@ -543,66 +429,40 @@ expire(int64 now)
 	if (now < engine.next_deadline_us)
 		return;
 	engine.next_deadline_us = PG_INT64_MAX;
-	dlist_foreach_modify(iter, &engine.flying)
+	dlist_foreach_modify(iter, &engine.active)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
-		int			port = exchange->transfer.local_port;
 
 		/* After a refused stream or GOAWAY libcurl lets the request wait for another connection. */
-		if (deadline(exchange) <= now && port != 0 && wire_has_ended(port))
+		if (deadline(exchange) <= now && !exchange->unsent && wire_has_ended(exchange->local_port))
+			set_port(exchange, 0);
+		if (deadline(exchange) > now)
 		{
-			exchange->transfer.local_port = 0;
-			set_unsent(exchange, true);
-		}
-		if (deadline(exchange) <= now)
-			give_up(exchange);
-		else
 			engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
+			continue;
+		}
+		if (exchange->unsent && exchange->connect_us < exchange->timeout_us)
+			snprintf(exchange->answer.error, HTTP_ERROR_SIZE,
+					 "Connection timed out after " INT64_FORMAT " milliseconds", exchange->connect_us / 1000);
+		else
+			snprintf(exchange->answer.error, HTTP_ERROR_SIZE,
+					 "no answer within " INT64_FORMAT " ms", exchange->timeout_us / 1000);
+		conclude(exchange, CURLE_OPERATION_TIMEDOUT);
 	}
 }
 
 /* ---- waiting ---- */
 
-/*
- * One wait of at most timeout_ms (-1: no limit).  True: something occurred;
- * *latched becomes true when the latch was set.
- */
-static bool
+static void
 wait_once(long timeout_ms, bool *latched)
 {
-	WireEvent	event;
+	uint32		ready = 0;
+	int			fd = wire_wait(timeout_ms, &ready, latched);
+	int			in = (ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0;
+	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
 
-	wire_wait(timeout_ms, &event);
-	if (event.fd >= 0)
-	{
-		act(event.fd,
-			((event.ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0) |
-			((event.ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0));
-		collect_finished();
-	}
-	*latched |= event.latched;
-	return event.occurred;
-}
-
-/* What has arrived is not late, even if the caller could not read it earlier: it waited for a lock, say. */
-static void
-read_arrived(bool *latched)
-{
-	for (int i = wire_owned(); i > 0 && wait_once(0, latched); i--)
-		;
-}
-
-static long
-timeout_until(int64 now, int64 until_us)
-{
-	int64		until = Min(until_us, Min(engine.timer_us, engine.next_deadline_us));
-
-	if (until == PG_INT64_MAX)
-		return -1;
-	if (until <= now)
-		return 0;
-	/* Rounded up: a wait that ends early would spin through the last millisecond. */
-	return (long) Min((until - now + 999) / 1000, PG_INT32_MAX);
+	if (fd >= 0)
+		run_libcurl(fd, in | out);
 }
 
 /* ---- the public functions ---- */
@@ -614,112 +474,100 @@ http_in_flight(void)
 }
 
 /*
- * Starts an exchange; http_wait() returns it when it has finished.  Copies all
- * of the request but the group.  Call it only while group->unsent is below
- * HTTP_UNSENT_MAX.  Raises 53000 without file descriptors and 53200 without
- * memory; all other failures are in the answer.
+ * Starts an exchange; http_wait() returns its answer when it has finished.
+ * Copies all of the request but the group.  Call it only while group->unsent is
+ * below HTTP_UNSENT_MAX.  Raises 53000 without file descriptors and 53200
+ * without memory; all other failures are in the answer.
  */
-HttpExchange *
+void
 http_submit(const HttpRequest *request, void *owner)
 {
 	HttpExchange *exchange;
 
 	open_engine();
-	make_room_for_connections();
 	exchange = calloc(1, sizeof(HttpExchange));
 	if (exchange != NULL)
 	{
-		exchange->owner = owner;
+		exchange->answer.owner = owner;
+		exchange->answer.begun_us = http_clock_us();
 		exchange->group = request->group;
-		exchange->begun_us = http_clock_us();
 		exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
 		exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);
+		if (transfer_make(exchange, request))
+		{
+			curl_easy_setopt(exchange->easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
+			curl_easy_setopt(exchange->easy, CURLOPT_PREREQFUNCTION, prereq_callback);
+			curl_easy_setopt(exchange->easy, CURLOPT_PREREQDATA, exchange);
+			if (hand_to_libcurl(exchange))
+			{
+				dlist_push_tail(&engine.active, &exchange->node);
+				engine.in_flight++;
+				return;
+			}
+		}
+		transfer_release(exchange);
 	}
-	if (exchange == NULL || !make_handle(exchange, request) || !launch(exchange))
-	{
-		if (exchange != NULL)
-			transfer_release(&exchange->transfer);
-		free(exchange);
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory"),
-				 errdetail("Failed while preparing an HTTP request.")));
-	}
-	dlist_push_tail(&engine.flying, &exchange->node);
-	engine.in_flight++;
-	return exchange;
+	ereport(ERROR,
+			(errcode(ERRCODE_OUT_OF_MEMORY),
+			 errmsg("out of memory"),
+			 errdetail("Failed while preparing an HTTP request.")));
 }
 
 /*
- * Waits until an exchange has finished and returns it; it is valid until
- * http_release().  NULL: until_us (of http_clock_us(); PG_INT64_MAX: no limit)
- * has come, or the latch was set.  Serves interrupts and so may throw: the
- * caller must then call http_abandon().
+ * Waits until an exchange has finished and returns its answer, which is valid
+ * until the next call of http_wait(), http_next() or http_abandon().  NULL:
+ * until_us (of http_clock_us(); PG_INT64_MAX: no limit) has come, or the latch
+ * was set.  Serves interrupts and so may throw: the caller must then call
+ * http_abandon().
  */
-HttpExchange *
+const HttpAnswer *
 http_wait(int64 until_us)
 {
 	bool		latched = false;
 	bool		looked = false;
 
-	open_engine();
 	for (;;)
 	{
+		const HttpAnswer *answer;
 		int64		now;
+		int64		until;
 
 		CHECK_FOR_INTERRUPTS();
-		if (!dlist_is_empty(&engine.finished))
-			return http_next();
+		answer = http_next();
 		now = http_clock_us();
-		if (latched || (looked && until_us <= now))
-			return NULL;
+		if (answer != NULL || latched || (looked && until_us <= now))
+			return answer;
 		if (engine.timer_us <= now)
 		{
 			engine.timer_us = PG_INT64_MAX;
-			act(CURL_SOCKET_TIMEOUT, 0);
-			collect_finished();
+			run_libcurl(CURL_SOCKET_TIMEOUT, 0);
 			continue;
 		}
-		wait_once(timeout_until(now, until_us), &latched);
+		until = Min(until_us, Min(engine.timer_us, engine.next_deadline_us));
+		/* Rounded up: a wait that ends early would spin through the last millisecond. */
+		wait_once(until == PG_INT64_MAX ? -1 : Min(Max(until - now + 999, 0) / 1000, PG_INT32_MAX), &latched);
+		/* What has arrived is not late, even if the caller could not read it earlier: it waited for a lock, say. */
 		if (http_clock_us() >= engine.next_deadline_us)
-			read_arrived(&latched);
+		{
+			for (int i = wire_count(); i > 0; i--)
+				wait_once(0, &latched);
+		}
 		expire(http_clock_us());
 		looked = true;
 	}
 }
 
-/* Another exchange that has finished, without looking for more; else NULL. */
-HttpExchange *
+/* The answer of another exchange that has finished, without looking for more; else NULL. */
+const HttpAnswer *
 http_next(void)
 {
-	HttpExchange *exchange;
-
-	if (engine.multi == NULL || dlist_is_empty(&engine.finished))
+	if (engine.returned != NULL)
+		transfer_release(engine.returned);
+	engine.returned = NULL;
+	if (dlist_is_empty(&engine.finished))
 		return NULL;
-	exchange = dlist_container(HttpExchange, node, dlist_pop_head_node(&engine.finished));
-	dlist_push_tail(&engine.returned, &exchange->node);
-	return exchange;
-}
-
-const HttpAnswer *
-http_answer(const HttpExchange *exchange)
-{
-	return &exchange->transfer.answer;
-}
-
-void *
-http_owner(const HttpExchange *exchange)
-{
-	return exchange->owner;
-}
-
-/* Frees a finished exchange and its answer. */
-void
-http_release(HttpExchange *exchange)
-{
-	dlist_delete(&exchange->node);
-	transfer_release(&exchange->transfer);
-	free(exchange);
+	engine.returned = dlist_container(HttpExchange, node, dlist_pop_head_node(&engine.finished));
+	return &engine.returned->answer;
 }
 
 /* Ends all that is in flight without an answer, with this error; http_next() returns it. */
@@ -729,30 +577,31 @@ http_give_up(const char *words)
 	/* Reading what is left of many connections, to close them, could take long. */
 	if (engine.in_flight > 0)
 		(void) wire_cut_off(true);
-	while (engine.multi != NULL && !dlist_is_empty(&engine.flying))
+	while (!dlist_is_empty(&engine.active))
 	{
-		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.flying);
+		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.active);
 
-		strlcpy(exchange->transfer.error, words, HTTP_ERROR_SIZE);
+		strlcpy(exchange->answer.error, words, HTTP_ERROR_SIZE);
 		conclude(exchange, CURLE_OPERATION_TIMEDOUT);
 	}
 }
 
-/* Drops all that is in flight, finished, or returned and not released.  For error paths: never throws. */
+/*
+ * At the end of a statement or run, and on error paths: drops all that is in
+ * flight or finished, and ends the connections that their peers have closed.
+ * Never throws.
+ */
 void
 http_abandon(void)
 {
-	if (engine.multi == NULL)
-		return;
 	/* All of them are late now, so that a peer that floods is cut off soon. */
 	engine.next_deadline_us = 0;
-	while (!dlist_is_empty(&engine.flying))
-		land(dlist_head_element(HttpExchange, node, &engine.flying));
+	while (!dlist_is_empty(&engine.active))
+		move_to_finished(dlist_head_element(HttpExchange, node, &engine.active));
+	engine.next_deadline_us = PG_INT64_MAX;
 	while (http_next() != NULL)
 		;
-	while (!dlist_is_empty(&engine.returned))
-		http_release(dlist_head_element(HttpExchange, node, &engine.returned));
-	engine.next_deadline_us = PG_INT64_MAX;
+	wire_tidy();
 }
 
 /* "libcurl 7.88.1, OpenSSL/3.0.15, nghttp2 1.52.0": the loaded versions */
@@ -763,13 +612,5 @@ http_append_versions(StringInfo out)
 
 	appendStringInfo(out, "libcurl %s, %s, nghttp2 %s", info->version,
 					 info->ssl_version != NULL ? info->ssl_version : "no TLS",
-					 (info->features & CURL_VERSION_HTTP2) && info->nghttp2_version != NULL ?
-					 info->nghttp2_version : "none");
-}
-
-/* At the end of a statement or a run: ends the connections that their peers have closed. */
-void
-http_tidy(void)
-{
-	wire_tidy();
+					 info->nghttp2_version != NULL ? info->nghttp2_version : "none");
 }

@@ -7,13 +7,10 @@
 
 #include "lib/stringinfo.h"
 
-/* What the engine never exceeds, per process. */
+/* What a process never exceeds. */
 #define HTTP_IN_FLIGHT_MAX	800
-#define HTTP_CONNECTIONS_MAX	256
 #define HTTP_ERROR_SIZE		256
 #define HTTP_HOST_SIZE		256
-/* Seconds; OneSignal asks for less. */
-#define HTTP_RETRY_AFTER_MAX	3600
 
 /*
  * Callers keep the unsent exchanges of a group below this.  libcurl opens
@@ -42,12 +39,13 @@ typedef struct HttpRequest
 
 typedef struct HttpAnswer
 {
+	void	   *owner;			/* as given to http_submit() */
 	int			status;			/* 0: no usable answer, and error says why */
-	const char *body;			/* NUL-terminated, at most HTTP_BODY_MAX bytes */
+	const char *body;			/* NUL-terminated, at most 64 kB */
 	size_t		body_length;
-	int			retry_after;	/* seconds, at most HTTP_RETRY_AFTER_MAX; 0: not asked for */
-	const char *error;			/* libcurl's own words, or "" */
-	const char *redirect_host;	/* of a 3xx with a Location, or "" */
+	int			retry_after;	/* seconds, at most an hour; 0: not asked for */
+	char		error[HTTP_ERROR_SIZE]; /* libcurl's own words, or "" */
+	char		redirect_host[HTTP_HOST_SIZE];	/* of a 3xx with a Location, or "" */
 	bool		sent;			/* the request, or a part of it, may have left this machine */
 	bool		sent_before;	/* it was also sent before that, with no answer */
 	int64		begun_us;		/* when its time began: submitted, or no longer waiting for others */
@@ -59,21 +57,15 @@ typedef struct HttpUrl
 	char		host[HTTP_HOST_SIZE];
 } HttpUrl;
 
-typedef struct HttpExchange HttpExchange;
-
 /* A clock that no administrator turns back: microseconds since some moment. */
 extern int64 http_clock_us(void);
 
 extern int	http_in_flight(void);
-extern HttpExchange *http_submit(const HttpRequest *request, void *owner);
-extern HttpExchange *http_wait(int64 until_us);
-extern HttpExchange *http_next(void);
-extern const HttpAnswer *http_answer(const HttpExchange *exchange);
-extern void *http_owner(const HttpExchange *exchange);
-extern void http_release(HttpExchange *exchange);
+extern void http_submit(const HttpRequest *request, void *owner);
+extern const HttpAnswer *http_wait(int64 until_us);
+extern const HttpAnswer *http_next(void);
 extern void http_give_up(const char *words);
 extern void http_abandon(void);
-extern void http_tidy(void);
 
 extern bool http_parse_url(const char *url, HttpUrl *parts);
 extern void http_append_versions(StringInfo out);

@@ -12,9 +12,7 @@
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
-#include "answer.h"
 #include "onesignal.h"
-#include "settings.h"
 
 /* Enough to read, too little to fill a disk. */
 #define ERRORS_MAX			8
@@ -36,8 +34,8 @@ static bool
 collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
 {
 	JsonbValue	errors;
-	JsonbValue	element;
-	JsonbIterator *iterator;
+	JsonbContainer *array;
+	JsonbValue *element;
 
 	if (answer_field(&json->root, "errors", &errors) == NULL || errors.type == jbvNull)
 		return false;
@@ -46,10 +44,9 @@ collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
 		add_error(outcome, answer_error_text(&errors), api_key);
 		return true;
 	}
-	iterator = JsonbIteratorInit(errors.val.binary.data);
-	(void) JsonbIteratorNext(&iterator, &element, true);	/* WJB_BEGIN_ARRAY */
-	while (outcome->error_count < ERRORS_MAX && JsonbIteratorNext(&iterator, &element, true) == WJB_ELEM)
-		add_error(outcome, answer_error_text(&element), api_key);
+	array = errors.val.binary.data;
+	for (int i = 0; i < ERRORS_MAX && (element = getIthJsonbValueFromContainer(array, i)) != NULL; i++)
+		add_error(outcome, answer_error_text(element), api_key);
 	return true;
 }
 
@@ -60,26 +57,23 @@ static int
 flag_field(Jsonb *json, const char *name)
 {
 	JsonbValue	value;
+	char	   *text;
 
 	if (json == NULL || !JB_ROOT_IS_OBJECT(json) || answer_field(&json->root, name, &value) == NULL)
 		return -1;
-	if (value.type == jbvBool)
-		return value.val.boolean;
-	if (value.type == jbvString && value.val.string.len == 4 && memcmp(value.val.string.val, "true", 4) == 0)
+	text = answer_error_text(&value);
+	if (strcmp(text, "true") == 0)
 		return 1;
-	if (value.type == jbvString && value.val.string.len == 5 && memcmp(value.val.string.val, "false", 5) == 0)
-		return 0;
-	return -1;
+	return strcmp(text, "false") == 0 ? 0 : -1;
 }
 
-/* The outcome table of design section 3, by status. */
 static CancelVerdict
-judge_status(int status, Jsonb *json, bool has_errors)
+judge_status(int status, int success, bool has_errors)
 {
-	int			success = flag_field(json, "success");
-
-	if (status == 200)
-		return success < 0 ? CANCEL_UNEXPECTED : success ? CANCEL_DONE : CANCEL_REFUSED;
+	if (status == 0)
+		return CANCEL_UNANSWERED;
+	if (status == 200 && success >= 0)
+		return success ? CANCEL_DONE : CANCEL_REFUSED;
 	if (status == 401 || status == 403)
 		return CANCEL_UNAUTHORIZED;
 	if (status == 429)
@@ -95,43 +89,40 @@ judge_status(int status, Jsonb *json, bool has_errors)
 static void
 explain(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key)
 {
-	bool		unexpected = outcome->verdict == CANCEL_UNEXPECTED;
+	bool		is_redirect = answer->status >= 300 && answer->status < 400;
+	const char *prefix = "";
+	char	   *line;
 
-	if (unexpected)
+	if (outcome->verdict == CANCEL_UNEXPECTED)
+	{
 		outcome->error_count = 0;	/* these are not OneSignal's words */
+		prefix = "unexpected answer: ";
+	}
 	if (outcome->error_count > 0 || outcome->verdict == CANCEL_DONE || outcome->verdict == CANCEL_REFUSED ||
 		outcome->verdict == CANCEL_NOT_FOUND)
 		return;
-
-	if (!unexpected || answer->status < 300 || answer->status >= 400)
-		add_error(outcome, psprintf("%s %d with %s", unexpected ? "unexpected answer: HTTP" : "HTTP",
-									answer->status, answer_excerpt(answer->body, api_key)), api_key);
+	if (!is_redirect)
+		line = psprintf("%sHTTP %d with %s", prefix, answer->status, answer_excerpt(answer->body, api_key));
 	else if (answer->redirect_host[0] == '\0')
-		add_error(outcome, psprintf("HTTP %d redirects nowhere", answer->status), api_key);
+		line = psprintf("HTTP %d redirects nowhere", answer->status);
 	else
-		add_error(outcome, psprintf("HTTP %d redirects to host \"%s\", which is not followed",
-									answer->status, answer_text(answer->redirect_host)), api_key);
+		line = psprintf("HTTP %d redirects to host \"%s\", which is not followed",
+						answer->status, answer_text(answer->redirect_host));
+	add_error(outcome, line, api_key);
 }
 
 /*
- * What an answer says about app and key; needs no transaction.  CANCEL_DONE:
- * OneSignal itself decided on the message.  A proxy's page, which is no JSON
- * object, says as little as a 5xx.
+ * What an answer says about app and key, without a look at the message; needs
+ * no transaction.  An answer that is no JSON object is some proxy's page, which
+ * says as little as a 5xx.
  */
 CancelVerdict
 onesignal_glance(const HttpAnswer *answer)
 {
 	bool		is_object = answer->body[strspn(answer->body, " \t\r\n")] == '{';
+	CancelVerdict verdict = judge_status(answer->status, is_object ? true : -1, is_object);
 
-	if (answer->status == 0)
-		return CANCEL_UNANSWERED;
-	if (answer->status == 401 || answer->status == 403)
-		return CANCEL_UNAUTHORIZED;
-	if (answer->status == 429)
-		return CANCEL_THROTTLED;
-	if (answer->status == 200 || (answer->status >= 400 && answer->status < 500 && answer->status != 408))
-		return is_object ? CANCEL_DONE : CANCEL_UNAVAILABLE;
-	return CANCEL_UNAVAILABLE;
+	return verdict == CANCEL_UNEXPECTED ? CANCEL_UNAVAILABLE : verdict;
 }
 
 /*
@@ -155,11 +146,10 @@ onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *ap
 		add_error(outcome, answer_text(answer->error), api_key);
 		return;
 	}
-
 	json = answer_json(answer->body, answer->body_length, &text);
 	if (json != NULL && JB_ROOT_IS_OBJECT(json))
 		has_errors = collect_errors(outcome, json, api_key);
-	outcome->verdict = judge_status(answer->status, json, has_errors);
+	outcome->verdict = judge_status(answer->status, flag_field(json, "success"), has_errors);
 	explain(outcome, answer, api_key);
 	if (json != NULL && !(outcome->verdict == CANCEL_DONE && outcome->error_count == 0))
 		outcome->response = answer_without_key(text, api_key);
@@ -173,9 +163,11 @@ onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *ap
 void
 onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted)
 {
+	const char *attempted = "an earlier attempt had no answer and may have canceled it";
+	const char *unknown = "an attempt before the last restart, if there was one, may have canceled it";
+
 	outcome->error_count = Min(outcome->error_count, ERRORS_MAX - 1);
-	add_error(outcome, was_attempted ? "an earlier attempt had no answer and may have canceled it" :
-			  "an attempt before the last restart, if there was one, may have canceled it", NULL);
+	add_error(outcome, was_attempted ? attempted : unknown, NULL);
 }
 
 /*
@@ -192,33 +184,36 @@ onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer
 		(outcome->verdict == CANCEL_UNAVAILABLE || outcome->verdict == CANCEL_UNEXPECTED);
 }
 
-/* What View message says of a message.  Raises no error because of the answer; a transaction must be open. */
-ViewVerdict
+/*
+ * What View message says: CANCEL_DONE, the message is canceled; CANCEL_REFUSED,
+ * it is not, or there is none; CANCEL_UNAVAILABLE, ask again; anything else,
+ * asking again is of no use.  A transaction must be open.
+ */
+CancelVerdict
 onesignal_judge_view(const HttpAnswer *answer)
 {
 	char	   *text;
-	int			canceled;
+	Jsonb	   *json = answer_json(answer->body, answer->body_length, &text);
+	CancelVerdict verdict = judge_status(answer->status, flag_field(json, "canceled"),
+										 json != NULL && answer->status == 404);
 
-	if (answer->status == 0 || answer->status == 408 || answer->status == 429 || answer->status >= 500)
-		return VIEW_UNAVAILABLE;
-	if (answer->status != 200)
-		return answer->status == 404 && answer_json(answer->body, answer->body_length, &text) != NULL ?
-			VIEW_NOT_CANCELED : VIEW_UNKNOWN;
-	canceled = flag_field(answer_json(answer->body, answer->body_length, &text), "canceled");
-	return canceled < 0 ? VIEW_UNKNOWN : canceled ? VIEW_CANCELED : VIEW_NOT_CANCELED;
+	if (verdict == CANCEL_NOT_FOUND)
+		return CANCEL_REFUSED;
+	if (verdict == CANCEL_UNANSWERED || verdict == CANCEL_THROTTLED)
+		return CANCEL_UNAVAILABLE;
+	return verdict;
 }
 
 /*
- * Prepares the requests of one app; app_id and credentials are copied.  The
- * caller owes onesignal_request_end(), on its error path too, for the key.
+ * Prepares the requests of one app; the credentials must outlive them.  The
+ * caller owes onesignal_request_end(), on its error path too, for the key, and
+ * states group and timeouts.
  */
 void
 onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id, const Credentials *credentials)
 {
-	char	   *app = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(app_id)));
-
 	memset(request, 0, sizeof(*request));
-	strlcpy(request->app_id, app, sizeof(request->app_id));
+	request->app_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(app_id)));
 	initStringInfo(&request->url);
 	appendStringInfo(&request->url, "%s/notifications/", credentials->base_url);
 	request->url_prefix = request->url.len;
@@ -229,14 +224,16 @@ onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id, const C
 	request->headers[2] = "User-Agent: onesignal_cancel/" ONESIGNAL_CANCEL_VERSION;
 
 	request->http.headers = request->headers;
-	request->http.ca_file = credentials->ca_file != NULL ? pstrdup(credentials->ca_file) : NULL;
-	request->http.proxy = credentials->proxy != NULL ? pstrdup(credentials->proxy) : NULL;
-	request->http.timeout_ms = settings_timeout;
-	request->http.connect_timeout_ms = settings_connect_timeout;
+	request->http.ca_file = credentials->ca_file;
+	request->http.proxy = credentials->proxy;
 }
 
-static HttpRequest *
-request_for(CancelRequest *request, const char *method, const pg_uuid_t *message_id)
+/*
+ * The request for this message: "DELETE" cancels it, "GET" asks View message
+ * whether it was canceled.  Valid until the next call.
+ */
+HttpRequest *
+onesignal_request(CancelRequest *request, const char *method, const pg_uuid_t *message_id)
 {
 	char	   *message = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(message_id)));
 
@@ -246,20 +243,6 @@ request_for(CancelRequest *request, const char *method, const pg_uuid_t *message
 	request->http.method = method;
 	pfree(message);
 	return &request->http;
-}
-
-/* The request that cancels this message; valid until the next call. */
-HttpRequest *
-onesignal_request(CancelRequest *request, const pg_uuid_t *message_id)
-{
-	return request_for(request, "DELETE", message_id);
-}
-
-/* The request that asks whether this message was canceled; valid until the next call. */
-HttpRequest *
-onesignal_view_request(CancelRequest *request, const pg_uuid_t *message_id)
-{
-	return request_for(request, "GET", message_id);
 }
 
 void

@@ -7,6 +7,7 @@
 
 #include "credentials.h"
 #include "http.h"
+#include "utils/jsonb.h"
 #include "utils/uuid.h"
 
 /* What an answer means for the message. */
@@ -21,15 +22,6 @@ typedef enum CancelVerdict
 	CANCEL_UNAVAILABLE,			/* 408, 5xx */
 	CANCEL_UNANSWERED			/* no answer: DNS, connect, TLS, timeout, ... */
 } CancelVerdict;
-
-/* What View message says of a message. */
-typedef enum ViewVerdict
-{
-	VIEW_CANCELED,
-	VIEW_NOT_CANCELED,			/* or there is no such message */
-	VIEW_UNKNOWN,				/* an answer that does not say it: asking again is of no use */
-	VIEW_UNAVAILABLE			/* 429, 408, 5xx, no answer: ask again */
-} ViewVerdict;
 
 typedef struct CancelOutcome
 {
@@ -47,20 +39,28 @@ typedef struct CancelRequest
 	HttpRequest http;
 	StringInfoData url;
 	int			url_prefix;		/* length of "{base_url}/notifications/" */
-	char		app_id[37];
+	char	   *app_id;
 	char	   *authorization;	/* holds the key: wiped by onesignal_request_end() */
 	const char *headers[4];		/* the last one NULL */
 } CancelRequest;
 
 extern void onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id, const Credentials *credentials);
-extern HttpRequest *onesignal_request(CancelRequest *request, const pg_uuid_t *message_id);
-extern HttpRequest *onesignal_view_request(CancelRequest *request, const pg_uuid_t *message_id);
+extern HttpRequest *onesignal_request(CancelRequest *request, const char *method, const pg_uuid_t *message_id);
 extern void onesignal_request_end(CancelRequest *request);
 
 extern CancelVerdict onesignal_glance(const HttpAnswer *answer);
 extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);
 extern void onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted);
 extern bool onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer);
-extern ViewVerdict onesignal_judge_view(const HttpAnswer *answer);
+extern CancelVerdict onesignal_judge_view(const HttpAnswer *answer);
+
+/* Text from outside, made safe and readable (answer.c) */
+extern char *answer_text(const char *bytes);
+extern char *answer_line(const char *text, const char *api_key);
+extern char *answer_excerpt(const char *body, const char *api_key);
+extern Jsonb *answer_json(const char *body, size_t length, char **text);
+extern char *answer_without_key(const char *json, const char *api_key);
+extern JsonbValue *answer_field(JsonbContainer *object, const char *name, JsonbValue *into);
+extern char *answer_error_text(JsonbValue *error);
 
 #endif

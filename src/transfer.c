@@ -1,6 +1,6 @@
 /*
  * transfer.c
- *		One libcurl handle: a request's options go in, an answer comes out.
+ *		One exchange: a request's options go in, an answer comes out.
  *
  * Each request has a fresh handle.  libcurl 7.83 to 8.0 reads freed memory when
  * a reused one gets an answer whose first header begins with a blank (curl
@@ -22,24 +22,24 @@
 #include "transfer.h"
 #include "wire.h"
 
-/* A cancel's answer is under 1 kB; beyond 64 kB it is some proxy's page. */
-#define HTTP_BODY_MAX		(64 * 1024)
+/*
+ * A cancel's answer is under 1 kB, and Cloudflare's headers take 1 to 2 kB.
+ * Beyond 64 kB of either it is some proxy's.
+ */
+#define ANSWER_MAX			(64 * 1024)
 
-/* The whole of an answer's headers; Cloudflare's take 1 to 2 kB. */
-#define HTTP_HEADERS_MAX	(64 * 1024)
+/* Seconds; OneSignal asks for less. */
+#define RETRY_AFTER_MAX		3600
 
 /* What a TLS record holds */
 #define TLS_RECORD_MAX		16384L
-
-/* OneSignal asks not to keep DNS answers longer. */
-#define HTTP_DNS_CACHE_SECONDS	300L
 
 /*
  * If sent data stays unacknowledged that long, the kernel resets the connection.
  * Otherwise requests would use a dead path for the quarter of an hour that TCP
  * goes on trying.
  */
-#define HTTP_UNACKNOWLEDGED_MS	20000
+#define UNACKNOWLEDGED_MS	20000
 
 /* ---- what libcurl calls ---- */
 
@@ -48,10 +48,10 @@
  * may not see the end of the next stream after it dropped one in the middle.
  */
 static size_t
-refuse_more(Transfer *transfer)
+refuse_more(HttpExchange *exchange)
 {
-	transfer->oversized = true;
-	curl_easy_setopt(transfer->easy, CURLOPT_FORBID_REUSE, 1L);
+	exchange->oversized = true;
+	curl_easy_setopt(exchange->easy, CURLOPT_FORBID_REUSE, 1L);
 	return 0;
 }
 
@@ -59,39 +59,36 @@ refuse_more(Transfer *transfer)
 static size_t
 header_callback(char *data, size_t size, size_t count, void *context)
 {
-	Transfer   *transfer = context;
+	HttpExchange *exchange = context;
 	size_t		length = size * count;
 
-	transfer->header_bytes += length;
-	if (transfer->header_bytes > HTTP_HEADERS_MAX)
-		return refuse_more(transfer);
-	if (length >= 7 && memcmp(data, "HTTP/", 5) == 0)
-	{
-		transfer->headers_ended = false;
-		if (data[5] == '1' && data[6] == '.')
-			wire_note_serial(transfer->local_port);
-	}
+	exchange->header_bytes += length;
+	if (exchange->header_bytes > ANSWER_MAX)
+		return refuse_more(exchange);
+	if (length >= 5 && memcmp(data, "HTTP/", 5) == 0)
+		exchange->headers_ended = false;
 	else if (length <= 2 && (data[0] == '\r' || data[0] == '\n'))
-		transfer->headers_ended = true;
+		exchange->headers_ended = true;
 	return length;
 }
 
 static size_t
 body_callback(char *data, size_t size, size_t count, void *context)
 {
-	Transfer   *transfer = context;
+	HttpExchange *exchange = context;
+	HttpAnswer *answer = &exchange->answer;
 	size_t		length = size * count;
 	char	   *body;
 
-	if (transfer->answer.body_length + length > HTTP_BODY_MAX)
-		return refuse_more(transfer);
-	body = realloc(transfer->body, transfer->answer.body_length + length + 1);
+	if (answer->body_length + length > ANSWER_MAX)
+		return refuse_more(exchange);
+	body = realloc(exchange->body, answer->body_length + length + 1);
 	if (body == NULL)
 		return 0;
-	transfer->body = body;
-	memcpy(transfer->body + transfer->answer.body_length, data, length);
-	transfer->answer.body_length += length;
-	transfer->body[transfer->answer.body_length] = '\0';
+	answer->body = exchange->body = body;
+	memcpy(body + answer->body_length, data, length);
+	answer->body_length += length;
+	body[answer->body_length] = '\0';
 	return length;
 }
 
@@ -100,7 +97,7 @@ static int
 sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
 {
 #ifdef TCP_USER_TIMEOUT
-	unsigned int unacknowledged_ms = HTTP_UNACKNOWLEDGED_MS;
+	unsigned int unacknowledged_ms = UNACKNOWLEDGED_MS;
 
 	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
 #endif
@@ -119,18 +116,18 @@ closesocket_callback(void *context, curl_socket_t fd)
 	return close(fd);
 }
 
-/* ---- a handle ---- */
+/* ---- a request ---- */
 
 /* What all exchanges share.  Where the key's safety depends on it, nothing is left to a default. */
 static void
-set_constant_options(Transfer *transfer)
+set_constant_options(HttpExchange *exchange)
 {
-	CURL	   *easy = transfer->easy;
+	CURL	   *easy = exchange->easy;
 	const char *tls = curl_version_info(CURLVERSION_NOW)->ssl_version;
 
-	curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, transfer->error);
+	curl_easy_setopt(easy, CURLOPT_PRIVATE, exchange);
+	curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, exchange->answer.error);
 	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
-	curl_easy_setopt(easy, CURLOPT_NOPROGRESS, 1L);
 #ifdef CURL_COMPAT_QUICK_EXIT
 	curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
 #endif
@@ -151,8 +148,6 @@ set_constant_options(Transfer *transfer)
 	/* Few connections, streams before connections */
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
-	curl_easy_setopt(easy, CURLOPT_TCP_KEEPALIVE, 1L);
-	curl_easy_setopt(easy, CURLOPT_DNS_CACHE_TIMEOUT, HTTP_DNS_CACHE_SECONDS);
 
 	/* A part of a TLS record that does not fit would stay in OpenSSL, and no socket tells of it. */
 	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, TLS_RECORD_MAX);
@@ -160,34 +155,9 @@ set_constant_options(Transfer *transfer)
 	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
 	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
-	curl_easy_setopt(easy, CURLOPT_HEADERDATA, transfer);
+	curl_easy_setopt(easy, CURLOPT_HEADERDATA, exchange);
 	curl_easy_setopt(easy, CURLOPT_WRITEFUNCTION, body_callback);
-	curl_easy_setopt(easy, CURLOPT_WRITEDATA, transfer);
-}
-
-/*
- * libcurl reads only as much of a TLS record as the body lacks; only the TLS
- * library knows about the rest.  We ask the one that libcurl is linked with:
- * the server may have loaded another.
- */
-static bool
-has_tls_rest(Transfer *transfer)
-{
-	static int	(*pending) (const void *session) = NULL;
-	static bool known = false;
-	const struct curl_tlssessioninfo *tls = NULL;
-	Dl_info		where;
-	void	   *library;
-
-	curl_easy_getinfo(transfer->easy, CURLINFO_TLS_SSL_PTR, &tls);
-	if (tls == NULL || tls->internals == NULL)
-		return false;
-	if (!known && dladdr((void *) curl_easy_init, &where) != 0 &&
-		(library = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD)) != NULL)
-		pending = (int (*) (const void *)) dlsym(library, tls->backend == CURLSSLBACKEND_OPENSSL ? "SSL_pending" :
-												 "gnutls_record_check_pending");
-	known = true;
-	return pending != NULL && pending(tls->internals) > 0;
+	curl_easy_setopt(easy, CURLOPT_WRITEDATA, exchange);
 }
 
 /*
@@ -205,30 +175,29 @@ set_trust(CURL *easy, const char *ca_file)
 	return curl_easy_setopt(easy, CURLOPT_CAINFO, ca_file);
 }
 
-/* ---- a request, and its answer ---- */
-
 bool
-transfer_make(Transfer *transfer, const HttpRequest *request)
+transfer_make(HttpExchange *exchange, const HttpRequest *request)
 {
 	CURL	   *easy = curl_easy_init();
 
-	transfer->easy = easy;
+	exchange->easy = easy;
 	if (easy == NULL)
 		return false;
-	set_constant_options(transfer);
+	exchange->answer.body = "";
+	set_constant_options(exchange);
 	for (const char *const *header = request->headers; *header != NULL; header++)
 	{
-		struct curl_slist *longer = curl_slist_append(transfer->headers, *header);
+		struct curl_slist *longer = curl_slist_append(exchange->headers, *header);
 
 		if (longer == NULL)
 			return false;
-		transfer->headers = longer;
+		exchange->headers = longer;
 	}
 
 	/* Plain HTTP is for loopback addresses, and so never for a proxy from the environment. */
 	curl_easy_setopt(easy, CURLOPT_NOPROXY,
 					 request->proxy == NULL && pg_strncasecmp(request->url, "http:", 5) == 0 ? "*" : NULL);
-	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, transfer->headers);
+	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, exchange->headers);
 	/* libcurl divides it among a name's addresses. */
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) request->connect_timeout_ms);
 	return curl_easy_setopt(easy, CURLOPT_URL, request->url) == CURLE_OK &&
@@ -237,29 +206,33 @@ transfer_make(Transfer *transfer, const HttpRequest *request)
 		set_trust(easy, request->ca_file) == CURLE_OK;
 }
 
-void
-transfer_reset(Transfer *transfer)
+/*
+ * libcurl reads only as much of a TLS record as the body lacks; only the TLS
+ * library knows about the rest.  We ask the one that libcurl is linked with:
+ * the server may have loaded another.
+ */
+bool
+transfer_has_unread_tls(HttpExchange *exchange)
 {
-	memset(&transfer->answer, 0, sizeof(transfer->answer));
-	transfer->header_bytes = 0;
-	transfer->local_port = 0;
-	transfer->headers_ended = transfer->oversized = false;
-	transfer->error[0] = transfer->redirect_host[0] = '\0';
-	transfer->answer.body = "";
-	transfer->answer.error = transfer->error;
-	transfer->answer.redirect_host = transfer->redirect_host;
+	static int	(*pending) (const void *session) = NULL;
+	static bool known = false;
+	const struct curl_tlssessioninfo *tls = NULL;
+	const char *name;
+	Dl_info		where;
+	void	   *library;
+
+	curl_easy_getinfo(exchange->easy, CURLINFO_TLS_SSL_PTR, &tls);
+	if (tls == NULL || tls->internals == NULL)
+		return false;
+	name = tls->backend == CURLSSLBACKEND_OPENSSL ? "SSL_pending" : "gnutls_record_check_pending";
+	if (!known && dladdr((void *) curl_easy_init, &where) != 0 &&
+		(library = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD)) != NULL)
+		pending = (int (*) (const void *)) dlsym(library, name);
+	known = true;
+	return pending != NULL && pending(tls->internals) > 0;
 }
 
-static void
-note_redirect(Transfer *transfer)
-{
-	char	   *target = NULL;
-	HttpUrl		parts;
-
-	curl_easy_getinfo(transfer->easy, CURLINFO_REDIRECT_URL, &target);
-	if (target != NULL && http_parse_url(target, &parts))
-		strlcpy(transfer->redirect_host, parts.host, HTTP_HOST_SIZE);
-}
+/* ---- its answer ---- */
 
 /*
  * Without a length, libcurl sometimes takes the end of an HTTP/2 connection for
@@ -267,17 +240,17 @@ note_redirect(Transfer *transfer)
  * Only the body shows it then: it is empty, or JSON without its end.
  */
 static bool
-may_be_cut(Transfer *transfer)
+may_be_cut(HttpExchange *exchange)
 {
-	const HttpAnswer *answer = &transfer->answer;
+	const HttpAnswer *answer = &exchange->answer;
 	curl_off_t	length = -1;
 	long		version = 0;
 	size_t		end = answer->body_length;
-	char		last;
 	char		first;
+	char		last;
 
-	curl_easy_getinfo(transfer->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &length);
-	curl_easy_getinfo(transfer->easy, CURLINFO_HTTP_VERSION, &version);
+	curl_easy_getinfo(exchange->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &length);
+	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
 	if (length >= 0)
 		return (size_t) length > end;
 	while (end > 0 && isspace((unsigned char) answer->body[end - 1]))
@@ -291,92 +264,85 @@ may_be_cut(Transfer *transfer)
 
 /* Why the answer that libcurl accepted is not usable; NULL: it is. */
 static const char *
-unusable(Transfer *transfer, long status)
+unusable(HttpExchange *exchange, long status)
 {
-	if (!transfer->headers_ended)
+	if (!exchange->headers_ended)
 		return "the answer ended within its headers";
 	if (status < 200 || status > 999)
 		return "the answer has no valid status";
-	if (status != 204 && status != 304 && may_be_cut(transfer) && wire_has_ended(transfer->local_port))
+	if (status != 204 && status != 304 && may_be_cut(exchange) && wire_has_ended(exchange->local_port))
 		return "the connection ended within the answer";
 	return NULL;
 }
 
-bool
-transfer_begin(Transfer *transfer, int local_port)
+static void
+note_redirect(HttpExchange *exchange)
 {
-	bool		readable;
+	char	   *target = NULL;
+	HttpUrl		parts;
 
-	transfer->local_port = local_port;
-	return !wire_is_serial(local_port, &readable) || !(readable || has_tls_rest(transfer));
+	curl_easy_getinfo(exchange->easy, CURLINFO_REDIRECT_URL, &target);
+	if (target != NULL && http_parse_url(target, &parts))
+		strlcpy(exchange->answer.redirect_host, parts.host, HTTP_HOST_SIZE);
 }
 
 void
-transfer_conclude(Transfer *transfer, CURLcode result)
+transfer_conclude(HttpExchange *exchange, CURLcode result)
 {
-	HttpAnswer *answer = &transfer->answer;
+	HttpAnswer *answer = &exchange->answer;
 	const char *problem = NULL;
 	long		status = 0;
 	curl_off_t	retry_after = 0;
 
-	if (answer->body_length > 0)
-		answer->body = transfer->body;
 	if (result == CURLE_OK)
 	{
-		curl_easy_getinfo(transfer->easy, CURLINFO_RESPONSE_CODE, &status);
-		problem = unusable(transfer, status);
+		curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &status);
+		problem = unusable(exchange, status);
 	}
-	if (transfer->oversized)
-		snprintf(transfer->error, HTTP_ERROR_SIZE, "the answer is larger than %d kB", HTTP_BODY_MAX / 1024);
-	else if (problem != NULL)
-		strlcpy(transfer->error, problem, HTTP_ERROR_SIZE);
+	if (exchange->oversized)
+		problem = "the answer is larger than 64 kB";
+	else if (result != CURLE_OK && answer->error[0] == '\0')
+		problem = curl_easy_strerror(result);
+	if (problem != NULL)
+		strlcpy(answer->error, problem, HTTP_ERROR_SIZE);
 	else if (result == CURLE_OK)
 	{
-		curl_easy_getinfo(transfer->easy, CURLINFO_RETRY_AFTER, &retry_after);
+		curl_easy_getinfo(exchange->easy, CURLINFO_RETRY_AFTER, &retry_after);
 		answer->status = (int) status;
-		answer->retry_after = (int) Min(retry_after, HTTP_RETRY_AFTER_MAX);
-		note_redirect(transfer);
+		answer->retry_after = (int) Min(retry_after, RETRY_AFTER_MAX);
+		note_redirect(exchange);
 	}
-	else if (transfer->error[0] == '\0')
-		strlcpy(transfer->error, curl_easy_strerror(result), HTTP_ERROR_SIZE);
 }
 
 void
-transfer_release(Transfer *transfer)
+transfer_release(HttpExchange *exchange)
 {
-	curl_easy_cleanup(transfer->easy);
-	for (struct curl_slist *item = transfer->headers; item != NULL; item = item->next)
+	curl_easy_cleanup(exchange->easy);
+	for (struct curl_slist *item = exchange->headers; item != NULL; item = item->next)
 		explicit_bzero(item->data, strlen(item->data));
-	curl_slist_free_all(transfer->headers);
-	free(transfer->body);
+	curl_slist_free_all(exchange->headers);
+	free(exchange->body);
+	free(exchange);
 }
 
 /* ---- URLs ---- */
-
-/* Is there such a part, and does it fit into "into", if that is not NULL? */
-static bool
-get_part(CURLU *url, CURLUPart part, char *into, size_t size)
-{
-	char	   *text = NULL;
-	bool		found = curl_url_get(url, part, &text, 0) == CURLUE_OK &&
-		(into == NULL || strlcpy(into, text, size) < size);
-
-	curl_free(text);
-	return found;
-}
 
 /* By the parser that the request itself will go through.  False: not an absolute URL with a host. */
 bool
 http_parse_url(const char *text, HttpUrl *parts)
 {
 	CURLU	   *url = curl_url();
-	bool		parsed;
+	char	   *scheme = NULL;
+	char	   *host = NULL;
+	bool		parsed = url != NULL &&
+		curl_url_set(url, CURLUPART_URL, text, CURLU_NON_SUPPORT_SCHEME) == CURLUE_OK &&
+		curl_url_get(url, CURLUPART_SCHEME, &scheme, 0) == CURLUE_OK &&
+		curl_url_get(url, CURLUPART_HOST, &host, 0) == CURLUE_OK &&
+		strlcpy(parts->scheme, scheme, sizeof(parts->scheme)) < sizeof(parts->scheme) &&
+		strlcpy(parts->host, host, sizeof(parts->host)) < sizeof(parts->host);
 
-	if (url == NULL)
-		return false;
-	parsed = curl_url_set(url, CURLUPART_URL, text, CURLU_NON_SUPPORT_SCHEME) == CURLUE_OK &&
-		get_part(url, CURLUPART_SCHEME, parts->scheme, sizeof(parts->scheme)) &&
-		get_part(url, CURLUPART_HOST, parts->host, sizeof(parts->host));
+	curl_free(scheme);
+	curl_free(host);
 	curl_url_cleanup(url);
 	return parsed;
 }

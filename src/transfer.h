@@ -1,6 +1,6 @@
 /*
  * transfer.h
- *		One libcurl handle, for http.c alone: it brings curl/curl.h with it.
+ *		One exchange, for http.c alone: it brings curl/curl.h with it.
  */
 #ifndef ONESIGNAL_CANCEL_TRANSFER_H
 #define ONESIGNAL_CANCEL_TRANSFER_H
@@ -8,39 +8,39 @@
 #include <curl/curl.h>
 
 #include "http.h"
+#include "lib/ilist.h"
 
 StaticAssertDecl(HTTP_ERROR_SIZE >= CURL_ERROR_SIZE, "libcurl writes so many bytes");
 
-typedef struct Transfer
+typedef struct HttpExchange
 {
+	dlist_node	node;			/* http.c keeps them in lists */
 	CURL	   *easy;
 	struct curl_slist *headers; /* holds the key: wiped by transfer_release() */
-	char	   *body;
-	size_t		header_bytes;
+	HttpGroup  *group;
+	int64		launched_us;	/* when it was last handed to libcurl */
+	int64		timeout_us;
+	int64		connect_us;		/* how long it may stay unsent */
+	int			resubmitted;	/* how often */
+	bool		unsent;			/* it counts in group->unsent */
 	int			local_port;		/* of the connection that it is sent over; 0: not yet */
+	size_t		header_bytes;
 	bool		headers_ended;	/* the empty line after them has been seen */
 	bool		oversized;
-	char		error[HTTP_ERROR_SIZE]; /* libcurl's, unless we know better */
-	char		redirect_host[HTTP_HOST_SIZE];
-	HttpAnswer	answer;			/* with pointers to these */
-} Transfer;
+	char	   *body;
+	HttpAnswer	answer;			/* with a pointer to the body */
+} HttpExchange;
 
-/* Makes the handle of one that is zeroed.  False: out of memory; transfer_release() is still needed. */
-extern bool transfer_make(Transfer *transfer, const HttpRequest *request);
+/* Makes the handle of a zeroed exchange.  False: out of memory; transfer_release() is still needed. */
+extern bool transfer_make(HttpExchange *exchange, const HttpRequest *request);
 
-/* Forgets the answer, before the request is sent, for the first time or again. */
-extern void transfer_reset(Transfer *transfer);
+/* Does the TLS library hold input that libcurl has not read? */
+extern bool transfer_has_unread_tls(HttpExchange *exchange);
 
-/*
- * It is about to be sent over the connection with this local port.  False: the
- * peer has sent something over it that nobody asked for.
- */
-extern bool transfer_begin(Transfer *transfer, int local_port);
+/* The exchange has ended: completes the answer. */
+extern void transfer_conclude(HttpExchange *exchange, CURLcode result);
 
-/* It has ended: completes the answer. */
-extern void transfer_conclude(Transfer *transfer, CURLcode result);
-
-/* Wipes the request, and frees the handle and the answer. */
-extern void transfer_release(Transfer *transfer);
+/* Wipes the request, and frees the exchange. */
+extern void transfer_release(HttpExchange *exchange);
 
 #endif
