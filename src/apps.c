@@ -28,9 +28,6 @@
 /* Nobody tells us that a key file has changed. */
 #define KEY_CHECK_US		INT64CONST(2000000)
 
-/* When a pause ended longer ago than this, the app may be back: no probe. */
-#define PROBE_AFTER		(5 * USECS_PER_MINUTE)
-
 /* The deliverer before has probed, too: the next probe comes as late as its own would. */
 #define PROBES_BEFORE	3
 
@@ -58,14 +55,6 @@ apps_open(MemoryContext context)
 	apps = hash_create("onesignal apps", 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
-static void
-set_unsaved(DeliveryApp *app)
-{
-	if (!app->unsaved)
-		dlist_push_tail(&unsaved, &app->unsaved_node);
-	app->unsaved = true;
-}
-
 /* text NULL: nothing */
 static void
 set_text(char **into, const char *text)
@@ -81,7 +70,7 @@ static void
 note_error(DeliveryApp *app, const char *reason)
 {
 	set_text(&app->last_error, reason);
-	set_unsaved(app);
+	place_move(&app->unsaved, &unsaved);
 }
 
 char *
@@ -107,12 +96,11 @@ log_pause(const DeliveryApp *app, const DeliveryLane *lane, const char *what, co
 }
 
 static void
-note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason, TimestampTz now)
+log_opened(const DeliveryApp *app, const DeliveryLane *lane, const char *reason, TimestampTz now)
 {
 	TimestampTz until = lane != NULL ? lane->circuit.open_until : app->circuit.open_until;
 	int			seconds = (int) ((until - now + USECS_PER_SEC - 1) / USECS_PER_SEC);
 
-	note_error(app, reason);
 	log_pause(app, lane, "pausing", psprintf(": %s; next probe in %d s", reason, seconds));
 }
 
@@ -123,7 +111,7 @@ tell_of_lane(DeliveryLane *lane)
 	if (lane->app->paused_lane != NULL)
 		return;
 	lane->app->paused_lane = lane;
-	set_unsaved(lane->app);
+	place_move(&lane->app->unsaved, &unsaved);
 }
 
 /* True: it was closed. */
@@ -135,14 +123,14 @@ open_lane(DeliveryLane *lane, TimestampTz begun_at, TimestampTz until, const cha
 	set_text(&lane->reason, reason);
 	if (lane->circuit.open)
 		tell_of_lane(lane);
-	set_unsaved(lane->app);
+	place_move(&lane->app->unsaved, &unsaved);
 	return is_news;
 }
 
 static void
 note_closed(DeliveryApp *app, DeliveryLane *lane)
 {
-	set_unsaved(app);
+	place_move(&app->unsaved, &unsaved);
 	log_pause(app, lane, "resuming", "");
 	if (lane == NULL)
 		return;
@@ -154,25 +142,25 @@ note_closed(DeliveryApp *app, DeliveryLane *lane)
 static void
 app_begin(DeliveryApp *app, const QueueAppState *state, TimestampTz now)
 {
-	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
 	app->resumed_at = state->resumed_at;
-	app->has_row = state->exists;
+	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
 	pace_init(&app->pace, app->rate_limit);
 	if (state->pace > 0)
 		app->pace.rate = state->pace;
-	allowance_init(&app->allowance);
-	trust_init(&app->trust, APP_TRUST_FIRST, APP_TRUST_MAX);
+	app->allowance.limit = ALLOWANCE_FIRST;
+	app->trust.limit = APP_TRUST_FIRST;
+	app->trust.max = APP_TRUST_MAX;
 	dlist_init(&app->lanes);
 	dlist_init(&app->hungry);
-	app->timer.kind = TIMER_APP;
-	if (state->circuit_until > now - PROBE_AFTER)
+	app->queue.ph_compare = timer_compare;
+	if (state->circuit_until != 0)
 	{
 		(void) circuit_open(&app->circuit, now, state->circuit_until, now);
 		app->circuit.probes = PROBES_BEFORE;
 		set_text(&app->reason, "delivery was paused when it was last stopped");
 	}
 	else if (state->has_circuit)
-		set_unsaved(app);		/* what stands there is not true any more */
+		place_move(&app->unsaved, &unsaved);	/* what stands there is not true any more */
 }
 
 /* onesignal_cancel_resume() was called. */
@@ -188,9 +176,8 @@ app_resumed(DeliveryApp *app, TimestampTz now)
 		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
 
 		lane->checked_at = lane->checks = 0;
-		lane->judged = true;
 		if (!lane->key_missing && circuit_close(&lane->circuit, now))
-			note_closed(lane->app, lane);
+			note_closed(app, lane);
 	}
 }
 
@@ -220,11 +207,8 @@ apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now)
 void
 apps_release_key(LaneKey *key)
 {
-	if (--key->refs > 0)
-		return;
-	onesignal_request_end(&key->request);
-	credentials_wipe(&key->credentials);
-	MemoryContextDelete(key->context);
+	if (--key->refs == 0)
+		MemoryContextDelete(key->context);
 }
 
 void
@@ -262,21 +246,6 @@ apps_miss_key(DeliveryLane *lane, const char *reason, TimestampTz now)
 	lane->told = true;
 }
 
-/* Tells whether credentials have changed, without keeping them.  Never 0. */
-static uint64
-fingerprint_of(const Credentials *credentials)
-{
-	const char *const parts[] = {
-		credentials->base_url, credentials->api_key, credentials->ca_file, credentials->proxy
-	};
-	uint64		hash = credentials->server;
-
-	for (size_t i = 0; i < lengthof(parts); i++)
-		hash = hash_bytes_extended((const unsigned char *) (parts[i] != NULL ? parts[i] : ""),
-								   parts[i] != NULL ? (int) strlen(parts[i]) + 1 : 0, hash);
-	return hash | 1;
-}
-
 /* Where roles use different servers, the first that is seen states the app's pace. */
 static void
 adopt_rate(DeliveryApp *app, const Credentials *credentials)
@@ -295,34 +264,53 @@ adopt_rate(DeliveryApp *app, const Credentials *credentials)
 static void
 adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 {
-	uint64		fingerprint = fingerprint_of(&key->credentials);
+	const Credentials *credentials = &key->credentials;
+	uint64		fingerprint = hash_bytes_extended((const unsigned char *) credentials->api_key,
+												  (int) strlen(credentials->api_key), credentials->server) | 1;
 	bool		changed = lane->fingerprint != fingerprint;
-	bool		is_first = lane->fingerprint == 0;
 
 	apps_drop_key(lane);
 	MemoryContextSetParent(key->context, apps_context);
 	key->refs = 1;
 	lane->credentials = key;
-	lane->fingerprint = fingerprint;
 	lane->checked_at = now;
 	lane->checks = changed ? 0 : lane->checks + 1;
 	if (changed)
 		lane->adopted_at = now;
-	if (lane->key_missing || (changed && !is_first))
-	{
-		lane->judged = true;
-		if (circuit_close(&lane->circuit, now))
-			note_closed(lane->app, lane);
-	}
+	if ((lane->key_missing || (changed && lane->fingerprint != 0)) && circuit_close(&lane->circuit, now))
+		note_closed(lane->app, lane);
+	lane->fingerprint = fingerprint;
 	lane->key_missing = lane->told = false;
-	adopt_rate(lane->app, &key->credentials);
+	adopt_rate(lane->app, credentials);
+}
+
+static void
+wipe_key(void *arg)
+{
+	LaneKey    *key = arg;
+
+	onesignal_request_end(&key->request);
+	credentials_wipe(&key->credentials);
+}
+
+/* Its memory context wipes the key, also when an error frees it. */
+static LaneKey *
+make_key(void)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "onesignal key", ALLOCSET_SMALL_SIZES);
+	LaneKey    *key = MemoryContextAllocZero(context, sizeof(LaneKey));
+
+	key->context = context;
+	key->wipe.func = wipe_key;
+	key->wipe.arg = key;
+	MemoryContextRegisterResetCallback(context, &key->wipe);
+	return key;
 }
 
 void
 apps_check_key(DeliveryLane *lane, TimestampTz now)
 {
 	Oid			role = get_role_oid(NameStr(lane->key.requested_by), true);
-	MemoryContext context;
 	MemoryContext old;
 	LaneKey    *key;
 	char	   *message = NULL;
@@ -334,10 +322,8 @@ apps_check_key(DeliveryLane *lane, TimestampTz now)
 		return;
 	lane->generation = credentials_generation();
 
-	context = AllocSetContextCreate(CurrentMemoryContext, "onesignal key", ALLOCSET_SMALL_SIZES);
-	old = MemoryContextSwitchTo(context);
-	key = palloc0(sizeof(LaneKey));
-	key->context = context;
+	key = make_key();
+	old = MemoryContextSwitchTo(key->context);
 	if (!OidIsValid(role))
 		message = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
 	else if ((error = credentials_find(&lane->key.app_id, role, &key->credentials)) != NULL)
@@ -351,7 +337,7 @@ apps_check_key(DeliveryLane *lane, TimestampTz now)
 	else
 	{
 		apps_miss_key(lane, message, now);
-		MemoryContextDelete(context);
+		MemoryContextDelete(key->context);
 	}
 }
 
@@ -389,10 +375,8 @@ apps_suspect(DeliveryLane *lane, int http_status, TimestampTz now)
 {
 	HttpAnswer	rejection = {.status = http_status};
 
-	if (lane->judged)
-		return;
-	lane->judged = true;
-	(void) open_lane(lane, now, now, describe_status(&rejection), now);
+	if (lane->circuit.changed_at == 0 && lane->circuit.success_at == 0)
+		(void) open_lane(lane, now, now, describe_status(&rejection), now);
 }
 
 /*
@@ -414,25 +398,23 @@ static void
 learn_key(DeliveryItem *item, bool accepted, const char *reason, TimestampTz now)
 {
 	DeliveryLane *lane = item->lane;
-	TimestampTz begun_at = item->begun;
 
 	item->denied = !accepted && is_denied(item);
-	lane->judged = true;
 	if (item->denied)
-		circuit_abandon(&lane->circuit, begun_at);
+		circuit_abandon(&lane->circuit, item->begun);
 	else if (accepted)
 	{
 		lane->failing_since = 0;
-		if (begun_at > lane->circuit.changed_at)
-			lane->accepted_at = Max(lane->accepted_at, begun_at);
-		if (!lane->key_missing && circuit_success(&lane->circuit, begun_at, now))
+		if (item->begun > lane->circuit.changed_at)
+			lane->accepted_at = Max(lane->accepted_at, item->begun);
+		if (!lane->key_missing && circuit_success(&lane->circuit, item->begun, now))
 			note_closed(lane->app, lane);
 	}
 	else
 	{
 		lane->accepted_at = 0;
-		if (open_lane(lane, begun_at, now + CIRCUIT_KEY_PAUSE, reason, now))
-			note_opened(lane->app, lane, reason, now);
+		if (open_lane(lane, item->begun, now + CIRCUIT_KEY_PAUSE, reason, now))
+			log_opened(lane->app, lane, reason, now);
 	}
 }
 
@@ -441,21 +423,21 @@ static void
 learn_trouble(DeliveryApp *app, const HttpAnswer *answer, const char *reason, TimestampTz begun_at)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	int64		wait;
 	bool		is_news;
 
 	set_text(&app->reason, reason);
 	if (answer->status == 429)
 	{
-		wait = backoff_direct(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state),
-							  answer->retry_after * USECS_PER_SEC);
+		int64		wait = backoff_delay(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state), 0,
+										 answer->retry_after * USECS_PER_SEC);
+
 		pace_throttled(&app->pace, begun_at, now);
 		is_news = circuit_open(&app->circuit, begun_at, now + wait, now);
 	}
 	else
 		is_news = circuit_failure(&app->circuit, begun_at, now);
 	if (is_news)
-		note_opened(app, NULL, reason, now);
+		log_opened(app, NULL, reason, now);
 }
 
 void
@@ -482,27 +464,24 @@ apps_learn(DeliveryItem *item, const HttpAnswer *answer)
 	learn_key(item, verdict != CANCEL_UNAUTHORIZED, reason, now);
 }
 
+/* It comes and goes, where the disk is nearly full: the log says it once, and again after a minute without it. */
 void
-apps_note_recording(DeliveryApp *app, const char *error)
+apps_note_unrecordable(DeliveryApp *app, const char *error)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool		is_known = app->unrecordable != NULL && strcmp(app->unrecordable, error) == 0 &&
+		now - app->unrecordable_at < USECS_PER_MINUTE;
+	char	   *reason = psprintf("could not record outcomes: %s", error);
 
-	/* It comes and goes, where the disk is nearly full. */
-	if (error == NULL && now - app->unrecordable_at < USECS_PER_MINUTE)
+	app->unrecordable_at = now;
+	if (is_known)
 		return;
-	if (error != NULL)
-		app->unrecordable_at = now;
-	if (error != NULL && (app->unrecordable == NULL || strcmp(app->unrecordable, error) != 0))
-	{
-		char	   *reason = psprintf("could not record outcomes: %s", error);
-
-		ereport(LOG,
-				(errmsg("onesignal_cancel: %s of %s", reason, apps_label(app)),
-				 errdetail("Few requests are sent until outcomes can be recorded."),
-				 errhidecontext(true)));
-		note_error(app, reason);
-	}
 	set_text(&app->unrecordable, error);
+	note_error(app, reason);
+	ereport(LOG,
+			(errmsg("onesignal_cancel: %s of %s", reason, apps_label(app)),
+			 errdetail("Few requests are sent until outcomes can be recorded."),
+			 errhidecontext(true)));
 }
 
 /* ---- onesignal_app ---- */
@@ -511,7 +490,7 @@ void
 apps_count(DeliveryApp *app, QueueState state, int count)
 {
 	app->totals[state] += count;
-	set_unsaved(app);
+	place_move(&app->unsaved, &unsaved);
 }
 
 TimestampTz
@@ -559,19 +538,18 @@ apps_save(void)
 	rows = palloc0(sizeof(QueueApp) * count);
 	count = 0;
 	dlist_foreach_modify(iter, &unsaved)
-		describe_app(dlist_container(DeliveryApp, unsaved_node, iter.cur), &rows[count++]);
+		describe_app(dlist_container(DeliveryApp, unsaved.node, iter.cur), &rows[count++]);
 	queue_save_apps(rows, count);
 	dlist_foreach_modify(iter, &unsaved)
 	{
-		DeliveryApp *app = dlist_container(DeliveryApp, unsaved_node, iter.cur);
+		DeliveryApp *app = dlist_container(DeliveryApp, unsaved.node, iter.cur);
 
 		app->has_row = rows->saved; /* else somebody may have deleted it */
 		if (rows++->saved)
 		{
 			memset(app->totals, 0, sizeof(app->totals));
 			set_text(&app->last_error, NULL);
-			app->unsaved = false;
-			dlist_delete(&app->unsaved_node);
+			place_move(&app->unsaved, NULL);
 		}
 	}
 	save_after = GetCurrentTimestamp() + (dlist_is_empty(&unsaved) ? SAVE_US : SAVE_LOCKED_US);

@@ -11,7 +11,7 @@
  *
  *		lane	queue of its app: it has rows
  *				hungry, a list of its app: rows are to be fetched for it
- *				timer: it waits for a row to fall due, a probe, or its key
+ *				timer: it waits for a row to fall due, a probe, its key, or for ever
  *		app		ready: its next row may begin; such apps take turns
  *				crowded: others have too many requests on the wire, or
  *				libcurl has yet to send some of its own
@@ -19,8 +19,8 @@
  *				none: its own answers, or their recording, bring it back
  *
  * An app that may send is also in the list "fetching" if it has hungry lanes.
- * A lane that has nothing pending is forgotten.  After a wake-up a scan finds
- * from the index, some at a time, which lanes there are.
+ * After a wake-up a scan finds from the index, some at a time, which lanes
+ * there are.
  */
 #include "postgres.h"
 
@@ -32,13 +32,13 @@
 #include "settings.h"
 #include "worker.h"
 
-/* What one statement fetches, in 2 ms: rows, of how many lanes, and of one lane at least. */
+/* What one transaction fetches, in 2 ms: rows, the last lane's may exceed it; and of how many lanes. */
 #define FETCH_ROWS			1000
 #define FETCH_LANES			50
-#define FETCH_MIN			(FETCH_ROWS / FETCH_LANES)
 
-/* Rows in the buffers of all lanes, as far as FETCH_MIN permits: 2 MB. */
+/* With so many rows in the buffers of all lanes, 2 MB, a lane gets no more than a few. */
 #define FETCH_TOTAL			20000
+#define FETCH_FEW			20
 
 /* A row in a buffer may be taken back: what is older than this is read again. */
 #define BUFFER_AGE_US		INT64CONST(500000)
@@ -75,7 +75,9 @@ static int	buffered;			/* rows in all buffers */
 static dlist_head ready;
 static dlist_head crowded;
 static dlist_head fetching;
-static pairingheap timers[TIMER_KINDS];
+static pairingheap lane_timers;
+static pairingheap keyless_timers;	/* of lanes without a key: no worker stays for them */
+static pairingheap app_timers;
 
 /* What is to be found out: pauses, and rows; and the scan that runs. */
 static struct
@@ -93,8 +95,8 @@ static struct
 
 /* ---- times ---- */
 
-static int
-compare_timers(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+int
+timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
 	TimestampTz left = pairingheap_const_container(Timer, node, a)->at;
 	TimestampTz right = pairingheap_const_container(Timer, node, b)->at;
@@ -103,45 +105,32 @@ compare_timers(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 	return left < right ? 1 : left > right ? -1 : 0;
 }
 
-static int
-compare_lanes(const pairingheap_node *a, const pairingheap_node *b, void *arg)
-{
-	const DeliveryLane *left = pairingheap_const_container(DeliveryLane, queue_node, a);
-	const DeliveryLane *right = pairingheap_const_container(DeliveryLane, queue_node, b);
-	TimestampTz left_at = left->rows[left->row_next].send_after;
-	TimestampTz right_at = right->rows[right->row_next].send_after;
-
-	(void) arg;
-	return left_at < right_at ? 1 : left_at > right_at ? -1 : 0;
-}
-
 void
-lanes_set_timer(Timer *timer, TimestampTz at)
+timer_set(Timer *timer, pairingheap *heap, TimestampTz at)
 {
-	if (timer->is_set)
-		pairingheap_remove(&timers[timer->kind], &timer->node);
-	timer->is_set = at != DT_NOEND;
+	if (timer->heap != NULL)
+		pairingheap_remove(timer->heap, &timer->node);
+	timer->heap = heap;
 	timer->at = at;
-	if (timer->is_set)
-		pairingheap_add(&timers[timer->kind], &timer->node);
+	if (heap != NULL)
+		pairingheap_add(heap, &timer->node);
 }
 
 TimestampTz
-lanes_next_timer(TimerKind kind)
+timer_next(pairingheap *heap)
 {
-	return pairingheap_is_empty(&timers[kind]) ? DT_NOEND :
-		pairingheap_container(Timer, node, pairingheap_first(&timers[kind]))->at;
+	return pairingheap_is_empty(heap) ? DT_NOEND : pairingheap_container(Timer, node, pairingheap_first(heap))->at;
 }
 
 Timer *
-lanes_take_timer(TimerKind kind, TimestampTz until)
+timer_take(pairingheap *heap, TimestampTz until)
 {
 	Timer	   *timer;
 
-	if (pairingheap_is_empty(&timers[kind]) || lanes_next_timer(kind) > until)
+	if (pairingheap_is_empty(heap) || timer_next(heap) > until)
 		return NULL;
-	timer = pairingheap_container(Timer, node, pairingheap_first(&timers[kind]));
-	lanes_set_timer(timer, DT_NOEND);
+	timer = pairingheap_container(Timer, node, pairingheap_first(heap));
+	timer_set(timer, NULL, 0);
 	return timer;
 }
 
@@ -174,33 +163,16 @@ drop_rows(DeliveryLane *lane)
 static void
 lane_leave(DeliveryLane *lane)
 {
-	if (lane->in_queue)
-		pairingheap_remove(&lane->app->queue, &lane->queue_node);
-	if (lane->hungry)
-		dlist_delete(&lane->hungry_node);
-	lane->in_queue = lane->hungry = false;
-	lanes_set_timer(&lane->timer, DT_NOEND);
+	place_move(&lane->hungry, NULL);
+	timer_set(&lane->timer, NULL, 0);
 }
 
+/* It has to read on. */
 static void
 lane_starve(DeliveryLane *lane)
 {
 	drop_rows(lane);
-	lane->hungry = true;
-	dlist_push_tail(&lane->app->hungry, &lane->hungry_node);
-}
-
-static void
-remove_lane(DeliveryLane *lane)
-{
-	drop_rows(lane);
-	apps_drop_key(lane);
-	if (lane->reason != NULL)
-		pfree(lane->reason);
-	if (lane->app->paused_lane == lane)
-		lane->app->paused_lane = NULL;
-	dlist_delete(&lane->node);
-	hash_search(lanes, &lane->key, HASH_REMOVE, NULL);
+	place_move(&lane->hungry, &lane->app->hungry);
 }
 
 static void
@@ -214,42 +186,29 @@ rewind_lane(DeliveryLane *lane)
 	lane->read_us = 0;
 }
 
-/* Its rows and its key are not needed before then. */
-static void
-lane_wait(DeliveryLane *lane, TimerKind kind, TimestampTz until)
-{
-	drop_rows(lane);
-	apps_drop_key(lane);
-	lane->timer.kind = kind;
-	lanes_set_timer(&lane->timer, until);
-}
-
-/* Puts the lane where it belongs now; it may be gone afterwards.  app_place() has to follow. */
+/* Puts the lane where it belongs now.  app_place() has to follow. */
 static void
 lane_place(DeliveryLane *lane, TimestampTz now)
 {
 	TimestampTz probe_at = lane->key_missing ? DT_NOEND : circuit_next(&lane->circuit, now);
+	TimestampTz check_at = apps_next_key_check(lane);
+	bool		is_paused = probe_at > now && check_at > now;
 
 	lane_leave(lane);
-	if (probe_at > now && apps_next_key_check(lane) > now)
-	{
-		lane_wait(lane, lane->key_missing && lane->checks > 0 ? TIMER_KEYLESS : TIMER_LANE,
-				  Min(probe_at, apps_next_key_check(lane)));
-		return;
-	}
-	if (lane->rewind_at <= now && lane->rested_at <= now)
+	if (!is_paused && lane->rewind_at <= now && lane->rested_at <= now)
 		rewind_lane(lane);
 	if (probe_at <= now && lane->row_next < lane->row_count)
-	{
-		lane->in_queue = true;
-		pairingheap_add(&lane->app->queue, &lane->queue_node);
-	}
-	else if (probe_at > now || !lane->exhausted)
+		timer_set(&lane->timer, &lane->app->queue, lane->rows[lane->row_next].send_after);
+	else if (!is_paused && (probe_at > now || !lane->exhausted))
 		lane_starve(lane);
-	else if (lane->items > 0 || lane->rewind_at != DT_NOEND)
-		lane_wait(lane, TIMER_LANE, Max(lane->rewind_at, lane->rested_at));
 	else
-		remove_lane(lane);
+	{
+		/* Its rows and its key are not needed before then. */
+		drop_rows(lane);
+		apps_drop_key(lane);
+		timer_set(&lane->timer, lane->key_missing && lane->checks > 0 ? &keyless_timers : &lane_timers,
+				  is_paused ? Min(probe_at, check_at) : Max(lane->rewind_at, lane->rested_at));
+	}
 }
 
 /* ---- where an app stands ---- */
@@ -257,10 +216,8 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 static void
 app_leave(DeliveryApp *app)
 {
-	if (app->list != NULL)
-		dlist_delete(&app->list_node);
-	app->list = NULL;
-	lanes_set_timer(&app->timer, DT_NOEND);
+	place_move(&app->turn, NULL);
+	timer_set(&app->timer, NULL, 0);
 }
 
 /* When the app may send, as far as pauses go; <= now: at once. */
@@ -272,31 +229,22 @@ app_opens_at(DeliveryApp *app, TimestampTz now)
 	return circuit_next(&app->circuit, now);
 }
 
-static void
-app_set_fetching(DeliveryApp *app, bool is_fetching)
-{
-	if (is_fetching && !app->fetching)
-		dlist_push_tail(&fetching, &app->fetching_node);
-	else if (!is_fetching && app->fetching)
-		dlist_delete(&app->fetching_node);
-	app->fetching = is_fetching;
-}
-
 /* The app may not send: its lanes give up their rows and keys. */
 static void
 app_close(DeliveryApp *app, TimestampTz opens_at)
 {
-	app_set_fetching(app, false);
-	while (!pairingheap_is_empty(&app->queue))
-	{
-		DeliveryLane *lane = pairingheap_container(DeliveryLane, queue_node, pairingheap_first(&app->queue));
+	Timer	   *timer;
 
-		lane_leave(lane);
+	place_move(&app->fetching, NULL);
+	while ((timer = timer_take(&app->queue, DT_NOEND)) != NULL)
+	{
+		DeliveryLane *lane = pairingheap_container(DeliveryLane, timer.node, &timer->node);
+
 		apps_drop_key(lane);
 		lane_starve(lane);
 	}
 	if (!dlist_is_empty(&app->hungry))
-		lanes_set_timer(&app->timer, opens_at);
+		timer_set(&app->timer, &app_timers, opens_at);
 }
 
 static void
@@ -312,18 +260,14 @@ app_place(DeliveryApp *app, TimestampTz now)
 		return;
 	}
 	/* One lane will do for a probe. */
-	app_set_fetching(app, !dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows));
+	place_move(&app->fetching, !dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows) ? &fetching : NULL);
 	if (!has_rows)
 		return;
 	if (app->trust.paused_until > now)
-		lanes_set_timer(&app->timer, app->trust.paused_until);
-	else if (trust_permits(&app->trust, now) && !allowance_is_full(&app->allowance))
-	{
-		bool		has_room = app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire);
-
-		app->list = has_room ? &ready : &crowded;
-		dlist_push_tail(app->list, &app->list_node);
-	}
+		timer_set(&app->timer, &app_timers, app->trust.paused_until);
+	else if (trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
+		place_move(&app->turn, app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire) ?
+				   &ready : &crowded);
 }
 
 static void
@@ -342,7 +286,7 @@ relieve_crowd(TimestampTz now)
 	int			tries = RELIEF_TRIES;
 
 	while (!dlist_is_empty(&crowded) && dlist_is_empty(&ready) && (wire.in_flight == 0 || tries-- > 0))
-		app_place(dlist_head_element(DeliveryApp, list_node, &crowded), now);
+		app_place(dlist_head_element(DeliveryApp, turn.node, &crowded), now);
 }
 
 void
@@ -351,61 +295,32 @@ lanes_tick(TimestampTz now)
 	Timer	   *timer;
 
 	wire.max = settings_max_in_flight;
-	while ((timer = lanes_take_timer(TIMER_LANE, now)) != NULL ||
-		   (timer = lanes_take_timer(TIMER_KEYLESS, now)) != NULL)
+	while ((timer = timer_take(&lane_timers, now)) != NULL || (timer = timer_take(&keyless_timers, now)) != NULL)
 		place(pairingheap_container(DeliveryLane, timer.node, &timer->node), now);
-	while ((timer = lanes_take_timer(TIMER_APP, now)) != NULL)
+	while ((timer = timer_take(&app_timers, now)) != NULL)
 		app_place(pairingheap_container(DeliveryApp, timer.node, &timer->node), now);
 }
 
-/* ---- opening and forgetting ---- */
-
-static HTAB *
-make_hash(const char *name, Size key_size, Size entry_size)
-{
-	HASHCTL		control = {.keysize = key_size, .entrysize = entry_size, .hcxt = lanes_context};
-
-	return hash_create(name, 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-}
+/* ---- opening ---- */
 
 void
 lanes_open(MemoryContext context, bool cautious)
 {
+	HASHCTL		lane_control = {.keysize = sizeof(QueueLane), .entrysize = sizeof(DeliveryLane), .hcxt = context};
+	HASHCTL		item_control = {.keysize = sizeof(MessageId), .entrysize = sizeof(DeliveryItem), .hcxt = context};
+
 	lanes_context = context;
 	apps_open(context);
-	lanes = make_hash("onesignal lanes", sizeof(QueueLane), sizeof(DeliveryLane));
-	items = make_hash("onesignal items", sizeof(MessageId), sizeof(DeliveryItem));
+	lanes = hash_create("onesignal lanes", 64, &lane_control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	items = hash_create("onesignal items", 64, &item_control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	dlist_init(&ready);
 	dlist_init(&crowded);
 	dlist_init(&fetching);
-	for (int kind = 0; kind < TIMER_KINDS; kind++)
-		timers[kind] = (pairingheap) {.ph_compare = compare_timers};
+	lane_timers = keyless_timers = app_timers = (pairingheap) {.ph_compare = timer_compare};
 	memset(&wire, 0, sizeof(wire));
 	memset(&scan, 0, sizeof(scan));
-	trust_init(&run_trust, cautious ? 1 : RUN_TRUST_MAX, RUN_TRUST_MAX);
+	run_trust = (Trust) {.limit = cautious ? 1 : RUN_TRUST_MAX, .max = RUN_TRUST_MAX};
 	buffered = 0;
-}
-
-void
-lanes_forget(void)
-{
-	HASH_SEQ_STATUS status;
-	DeliveryLane *lane;
-	DeliveryItem *item;
-
-	if (lanes != NULL)
-	{
-		hash_seq_init(&status, lanes);
-		while ((lane = hash_seq_search(&status)) != NULL)
-			apps_drop_key(lane);
-	}
-	if (items != NULL)
-	{
-		hash_seq_init(&status, items);
-		while ((item = hash_seq_search(&status)) != NULL)
-			apps_release_key(item->key);
-	}
-	lanes = items = NULL;
 }
 
 void
@@ -433,7 +348,6 @@ get_lane(const QueueLane *key, DeliveryApp *app)
 	memset((char *) lane + sizeof(QueueLane), 0, sizeof(*lane) - sizeof(QueueLane));
 	lane->app = app;
 	dlist_push_tail(&app->lanes, &lane->node);
-	app->queue.ph_compare = compare_lanes;
 	rewind_lane(lane);
 	return lane;
 }
@@ -511,11 +425,22 @@ is_due(DeliveryLane *lane, const QueueRow *row, TimestampTz now)
 	return false;
 }
 
-static void
-buffer_rows(DeliveryLane *lane, QueueRow *rows, int count, TimestampTz now)
+/* Reads the lane's next rows, and returns how many there were; those that are due go into its buffer. */
+static int
+fetch_rows(DeliveryLane *lane, TimestampTz now)
 {
+	int			max = buffered < FETCH_TOTAL ? FETCH_ROWS : FETCH_FEW;
+	QueueRow   *rows = palloc(sizeof(QueueRow) * max);
+	TimestampTz began_at = GetCurrentTimestamp();
+	int			count = queue_fetch(&lane->key, &lane->position, rows, max);
 	int			due = 0;
 
+	if (!lane->found_due)
+	{
+		lane->read_us += GetCurrentTimestamp() - began_at;
+		lane->rested_at = rest_until(lane->read_us);
+	}
+	lane->exhausted = count < max;
 	if (count > 0)
 	{
 		lane->position.send_after = rows[count - 1].send_after;
@@ -524,48 +449,17 @@ buffer_rows(DeliveryLane *lane, QueueRow *rows, int count, TimestampTz now)
 	for (int i = 0; i < count; i++)
 		if (is_due(lane, &rows[i], now))
 			rows[due++] = rows[i];
-	if (due == 0)
-		return;
-	lane->rows = MemoryContextAlloc(lanes_context, sizeof(QueueRow) * due);
-	memcpy(lane->rows, rows, sizeof(QueueRow) * due);
-	lane->row_count = due;
-	lane->fetched_at = now;
-	buffered += due;
-}
-
-static void
-fetch_lanes(DeliveryLane **batch, int count, TimestampTz now)
-{
-	const QueueLane *keys[FETCH_LANES];
-	QueuePosition positions[FETCH_LANES];
-	int			row_counts[FETCH_LANES];
-	int			max = Max(Min(FETCH_ROWS, FETCH_TOTAL - buffered) / count, FETCH_MIN);
-	QueueRow   *rows = palloc(sizeof(QueueRow) * max * count);
-	TimestampTz began_at = GetCurrentTimestamp();
-	int64		took_us;
-
-	for (int i = 0; i < count; i++)
+	if (due > 0)
 	{
-		keys[i] = &batch[i]->key;
-		positions[i] = batch[i]->position;
-	}
-	queue_fetch(keys, positions, count, rows, row_counts, max);
-	took_us = (GetCurrentTimestamp() - began_at) / count;
-	for (int i = 0; i < count; i++)
-	{
-		DeliveryLane *lane = batch[i];
-
-		buffer_rows(lane, rows + i * max, row_counts[i], now);
-		lane->exhausted = row_counts[i] < max;
-		if (!lane->found_due)
-		{
-			lane->read_us += took_us;
-			lane->rested_at = rest_until(lane->read_us);
-		}
-		lane->found_due |= lane->row_count > 0;
-		place(lane, now);
+		lane->rows = MemoryContextAlloc(lanes_context, sizeof(QueueRow) * due);
+		memcpy(lane->rows, rows, sizeof(QueueRow) * due);
+		lane->row_count = due;
+		lane->fetched_at = now;
+		lane->found_due = true;
+		buffered += due;
 	}
 	pfree(rows);
+	return count;
 }
 
 /* Why rows of the lane cannot be attempted, and have not been for long; or NULL. */
@@ -626,17 +520,16 @@ lanes_are_hungry(TimestampTz now)
 void
 lanes_fill(TimestampTz now)
 {
-	DeliveryLane *batch[FETCH_LANES];
 	const char *problem;
-	int			count = 0;
+	int			rows = 0;
 
 	if ((scan.wanted || scan.runs) && now >= scan.rested_at)
 		scan_lanes(now);
 	problem = dlist_is_empty(&fetching) ? NULL : find_problem();
-	while (count < FETCH_LANES && !dlist_is_empty(&fetching))
+	for (int i = 0; i < FETCH_LANES && rows < FETCH_ROWS && !dlist_is_empty(&fetching); i++)
 	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, fetching_node, &fetching);
-		DeliveryLane *lane = dlist_head_element(DeliveryLane, hungry_node, &app->hungry);
+		DeliveryApp *app = dlist_head_element(DeliveryApp, fetching.node, &fetching);
+		DeliveryLane *lane = dlist_head_element(DeliveryLane, hungry.node, &app->hungry);
 
 		lane_leave(lane);
 		if (problem != NULL)
@@ -648,14 +541,11 @@ lanes_fill(TimestampTz now)
 			apps_check_key(lane, now);
 		expire_rows(lane, now);
 		if (!lane->key_missing && circuit_next(&lane->circuit, now) <= now)
-			batch[count++] = lane;
-		else
-			lane_place(lane, now);
-		app_set_fetching(app, false);	/* behind the others */
+			rows += fetch_rows(lane, now);
+		lane_place(lane, now);
+		place_move(&app->fetching, NULL);	/* behind the others */
 		app_place(app, now);
 	}
-	if (count > 0)
-		fetch_lanes(batch, count, now);
 }
 
 /* ---- taking ---- */
@@ -674,7 +564,6 @@ take_row(DeliveryLane *lane, TimestampTz now)
 	item->key->refs++;
 	item->row = *row;
 	item->begun = now;
-	item->timer.kind = TIMER_ITEM;
 	if (++lane->row_next == lane->row_count)
 		drop_rows(lane);
 	lane->items++;
@@ -693,13 +582,13 @@ lanes_take(TimestampTz now)
 	relieve_crowd(now);
 	while (!dlist_is_empty(&ready) && trust_permits(&run_trust, now))
 	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, list_node, &ready);
+		DeliveryApp *app = dlist_head_element(DeliveryApp, turn.node, &ready);
 		DeliveryLane *lane;
 
 		app_place(app, now);	/* behind all others that are ready, if it still is */
-		if (app->list != &ready)
+		if (app->turn.list != &ready)
 			continue;
-		lane = pairingheap_container(DeliveryLane, queue_node, pairingheap_first(&app->queue));
+		lane = pairingheap_container(DeliveryLane, timer.node, pairingheap_first(&app->queue));
 		if (now - lane->fetched_at > BUFFER_AGE_US)
 		{
 			lane_leave(lane);
@@ -711,7 +600,7 @@ lanes_take(TimestampTz now)
 		else
 		{
 			app_leave(app);
-			lanes_set_timer(&app->timer, pace_next(&app->pace, now));
+			timer_set(&app->timer, &app_timers, pace_next(&app->pace, now));
 		}
 	}
 	return NULL;
@@ -720,7 +609,7 @@ lanes_take(TimestampTz now)
 int
 lanes_taken(void)
 {
-	return items != NULL ? (int) hash_get_num_entries(items) : 0;
+	return run_trust.unrecorded;
 }
 
 bool
@@ -753,6 +642,8 @@ lanes_settle(DeliveryItem *item, int http_status, TimestampTz next_due)
 	apps_release_key(item->key);
 	if (item->text != NULL)
 		pfree(item->text);
+	if (item->view_text != NULL)
+		pfree(item->view_text);
 	hash_search(items, &item->id, HASH_REMOVE, NULL);
 	lane->items--;
 	lane->app->trust.unrecorded--;
@@ -768,20 +659,24 @@ void
 lanes_trust(DeliveryApp *app, bool recorded)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Trust	   *trust = app != NULL ? &app->trust : &run_trust;
 
 	if (recorded)
-		trust_grow(trust);
+	{
+		trust_grow(&app->trust);
+		trust_grow(&run_trust);
+	}
 	else
-		trust_lose(trust, now);
-	if (app != NULL)
-		app_place(app, now);
+	{
+		trust_lose(&app->trust, now);
+		trust_lose(&run_trust, now);
+	}
+	app_place(app, now);
 }
 
 TimestampTz
 lanes_next_due(TimestampTz now)
 {
-	TimestampTz next = Min(lanes_next_timer(TIMER_LANE), lanes_next_timer(TIMER_APP));
+	TimestampTz next = Min(timer_next(&lane_timers), timer_next(&app_timers));
 
 	if (!dlist_is_empty(&fetching) || (!dlist_is_empty(&ready) && trust_permits(&run_trust, now)))
 		return now;
@@ -789,7 +684,7 @@ lanes_next_due(TimestampTz now)
 		next = Min(next, scan.rested_at);
 	if (!dlist_is_empty(&ready) && run_trust.paused_until > now)
 		next = Min(next, run_trust.paused_until);
-	if (!pairingheap_is_empty(&timers[TIMER_KEYLESS]) && worker_preloaded())
+	if (!pairingheap_is_empty(&keyless_timers) && worker_preloaded())
 		next = Min(next, now + CIRCUIT_KEY_PAUSE);
 	return next;
 }

@@ -14,22 +14,18 @@
 #include "pace.h"
 #include "queue.h"
 
-/* What waits for a time; each kind has its own heap. */
-typedef enum TimerKind
+/* What stands in one list at most. */
+typedef struct Place
 {
-	TIMER_LANE,
-	TIMER_KEYLESS,				/* a lane without a key: no worker stays for it */
-	TIMER_APP,
-	TIMER_ITEM
-} TimerKind;
+	dlist_node	node;
+	dlist_head *list;			/* NULL: in none */
+} Place;
 
-#define TIMER_KINDS (TIMER_ITEM + 1)
-
+/* What stands in one heap at most, the soonest first. */
 typedef struct Timer
 {
 	pairingheap_node node;
-	TimerKind	kind;
-	bool		is_set;
+	pairingheap *heap;			/* NULL: in none */
 	TimestampTz at;
 } Timer;
 
@@ -38,6 +34,7 @@ typedef struct LaneKey
 {
 	int			refs;
 	MemoryContext context;
+	MemoryContextCallback wipe;
 	Credentials credentials;
 	CancelRequest request;
 } LaneKey;
@@ -59,28 +56,24 @@ typedef struct DeliveryApp
 	HttpGroup	group;
 	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
 	TimestampTz resumed_at;
-	TimestampTz view_next_at;	/* when View message may be asked next */
-	TimestampTz postponed_at;	/* when the last row is due that found too many waiting for that */
-	char	   *unrecordable;	/* why its outcomes cannot be recorded, or NULL */
+	TimestampTz view_at;		/* when View message may be asked next */
+	TimestampTz view_turn_at;	/* when the last row is due that waits for its turn */
+	char	   *unrecordable;	/* why its outcomes could not be recorded, or NULL */
 	TimestampTz unrecordable_at;	/* when that last happened */
-	int			visit;			/* the last visit of the tables that changed trust */
 
 	/* its row in onesignal_app */
 	bool		has_row;
-	bool		unsaved;		/* it is in the list of those to be saved */
-	dlist_node	unsaved_node;
+	Place		unsaved;		/* in the list of those to be saved */
 	int64		totals[QUEUE_STATES];	/* to be added */
 	char	   *last_error;		/* to be saved, or NULL */
+	DeliveryLane *paused_lane;	/* one whose circuit is open, or NULL */
 
-	/* its place (lanes.c) */
-	dlist_head	lanes;
-	DeliveryLane *paused_lane;	/* one whose circuit is open, for onesignal_app; or NULL */
-	pairingheap queue;			/* lanes that have rows, soonest first */
+	/* lanes.c */
+	dlist_head	lanes;			/* all of them */
+	pairingheap queue;			/* lanes that have rows */
 	dlist_head	hungry;			/* lanes that need rows */
-	bool		fetching;		/* it is in the list of apps with such lanes */
-	dlist_node	fetching_node;
-	dlist_head *list;			/* ready or crowded, or NULL */
-	dlist_node	list_node;
+	Place		fetching;		/* in the list of apps that may send and have such lanes */
+	Place		turn;			/* in the ready or the crowded ones */
 	Timer		timer;
 } DeliveryApp;
 
@@ -95,7 +88,6 @@ struct DeliveryLane
 	char	   *reason;			/* why the circuit opened last, or NULL */
 	bool		key_missing;
 	bool		told;			/* the log says already that the key is missing */
-	bool		judged;			/* this process knows whether OneSignal takes the key */
 	LaneKey    *credentials;	/* NULL: to be looked up when they are needed */
 	uint64		fingerprint;	/* of the last credentials; 0: none */
 	uint64		generation;		/* of all credentials when they were looked up */
@@ -104,7 +96,7 @@ struct DeliveryLane
 	TimestampTz adopted_at;		/* when they changed */
 	TimestampTz accepted_at;	/* begin of the last request that was accepted since a rejection; 0: none */
 
-	/* its rows (lanes.c) */
+	/* its rows */
 	QueueRow   *rows;			/* fetched and due; NULL: none */
 	int			row_count;
 	int			row_next;
@@ -118,23 +110,9 @@ struct DeliveryLane
 	TimestampTz failing_since;	/* the oldest first attempt of a row that still waits; 0: none */
 	TimestampTz expired_at;		/* when rows whose time is over were last given up */
 	int			items;			/* rows taken and not yet settled */
-	bool		in_queue;
-	pairingheap_node queue_node;
-	bool		hungry;
-	dlist_node	hungry_node;
-	Timer		timer;
+	Place		hungry;			/* in its app's list */
+	Timer		timer;			/* in its app's queue, or among those that wait */
 };
-
-/* Is a refusal to be believed? */
-typedef enum ItemCheck
-{
-	CHECK_NONE,					/* nobody has asked */
-	CHECK_WANTED,				/* View message is to be asked */
-	CHECK_CONFIRMED,			/* the message is canceled */
-	CHECK_DENIED,				/* it is not */
-	CHECK_POSTPONED,			/* the row stays pending until check_until */
-	CHECK_GIVEN_UP				/* View message could not be had in time */
-} ItemCheck;
 
 typedef struct MessageId
 {
@@ -152,17 +130,37 @@ typedef struct DeliveryItem
 	bool		renewed;		/* it was taken back and requested again meanwhile */
 	TimestampTz begun;
 	dlist_node	node;			/* in the answered ones (delivery.c) */
-	Timer		timer;			/* of what waits for its check or to be recorded */
+	Timer		timer;			/* until it is judged, or recorded, once more */
 	HttpAnswer	answer;			/* to the DELETE */
 	char	   *text;			/* what answer points to, or NULL */
-	HttpAnswer	view;			/* to View message, until it is judged */
+	HttpAnswer	view;			/* to View message */
 	char	   *view_text;		/* what view points to, or NULL */
+	TimestampTz view_until;		/* how long View message is asked again; 0: it has not been asked */
 	bool		denied;			/* OneSignal rejected this message, and not the key */
-	ItemCheck	check;
-	TimestampTz check_until;
-	bool		kept;			/* it waits since its outcome could not be written */
-	int64		keep_us;		/* how long it waited last; 0: never */
+	int64		keep_us;		/* how long its outcome, which could not be written, waited last; 0: it could */
 } DeliveryItem;
+
+/* ---- places and timers ---- */
+
+/* To the end of that list, unless it is there; NULL: out of any. */
+static inline void
+place_move(Place *place, dlist_head *list)
+{
+	if (place->list == list)
+		return;
+	if (place->list != NULL)
+		dlist_delete(&place->node);
+	if (list != NULL)
+		dlist_push_tail(list, &place->node);
+	place->list = list;
+}
+
+extern int	timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg);
+extern void timer_set(Timer *timer, pairingheap *heap, TimestampTz at); /* heap NULL: into none */
+extern TimestampTz timer_next(pairingheap *heap); /* DT_NOEND: none */
+extern Timer *timer_take(pairingheap *heap, TimestampTz until); /* out of the heap; NULL: none is due by then */
+
+/* ---- apps.c ---- */
 
 extern void apps_open(MemoryContext context);
 
@@ -188,8 +186,8 @@ extern void apps_suspect(DeliveryLane *lane, int http_status, TimestampTz now);
 /* Learns from the status of an answer, or from the lack of one; sets item->denied. */
 extern void apps_learn(DeliveryItem *item, const HttpAnswer *answer);
 
-/* Outcomes of the app could not be recorded, for this reason; NULL: they could. */
-extern void apps_note_recording(DeliveryApp *app, const char *error);
+/* Outcomes of the app could not be recorded, for this reason. */
+extern void apps_note_unrecordable(DeliveryApp *app, const char *error);
 
 /* Messages of the app have reached a state, in the open transaction. */
 extern void apps_count(DeliveryApp *app, QueueState state, int count);
@@ -198,11 +196,10 @@ extern void apps_count(DeliveryApp *app, QueueState state, int count);
 extern void apps_save(void);
 extern TimestampTz apps_save_at(void);
 
+/* ---- lanes.c ---- */
+
 /* cautious: begin with one request, since outcomes could not be recorded */
 extern void lanes_open(MemoryContext context, bool cautious);
-
-/* Wipes the keys, before the context goes.  Never throws. */
-extern void lanes_forget(void);
 
 /* Rows may have been committed in any lane: look for them soon. */
 extern void lanes_wake(void);
@@ -227,23 +224,13 @@ extern bool lanes_take_again(DeliveryItem *item, TimestampTz now);
 /* A request has ended, with an answer or without one; apps_learn() comes before. */
 extern void lanes_end_request(DeliveryItem *item, bool answered);
 
-/*
- * The outcome was recorded or dropped; next_due: when the row is to be tried
- * again, DT_NOEND: never.  Frees the item; the lane may be gone, too.
- */
-extern void lanes_settle(DeliveryItem *item, int http_status, TimestampTz next_due);
-
-/* Outcomes were committed, or could not be recorded: of an app, or (NULL) of all. */
+/* An outcome was committed for the first time, or could not be recorded. */
 extern void lanes_trust(DeliveryApp *app, bool recorded);
+
+/* The outcome was recorded or dropped.  next_due: when the row is tried again, DT_NOEND: never.  Frees the item. */
+extern void lanes_settle(DeliveryItem *item, int http_status, TimestampTz next_due);
 
 /* When there may be something to begin; DT_NOEND: not before somebody commits more. */
 extern TimestampTz lanes_next_due(TimestampTz now);
-
-/* at DT_NOEND: never */
-extern void lanes_set_timer(Timer *timer, TimestampTz at);
-extern TimestampTz lanes_next_timer(TimerKind kind);
-
-/* The next one that is due by then, which is stopped; or NULL. */
-extern Timer *lanes_take_timer(TimerKind kind, TimestampTz until);
 
 #endif
