@@ -84,59 +84,38 @@ apps_label(const DeliveryApp *app)
 
 /* ---- pauses ---- */
 
-/* lane NULL: all of the app */
+/* The circuit of the lane, or (NULL) of all of the app, has opened for this reason, or (NULL) closed. */
 static void
-log_pause(const DeliveryApp *app, const DeliveryLane *lane, const char *what, const char *more)
+note_circuit(DeliveryApp *app, DeliveryLane *lane, const char *reason)
 {
+	const Circuit *circuit = lane != NULL ? &lane->circuit : &app->circuit;
+	int64		wait = circuit->open_until - circuit->changed_at;
 	char	   *role = lane == NULL ? "" : psprintf(" for role \"%s\"", NameStr(lane->key.requested_by));
+	char	   *more = reason == NULL ? "" :
+		psprintf(": %s; next probe in %d s", reason, (int) ((wait + USECS_PER_SEC - 1) / USECS_PER_SEC));
 
+	place_move(&app->unsaved, &unsaved);
+	if (lane != NULL && reason == NULL)
+		lane->rewind_at = 0;	/* rows that waited for the key */
 	ereport(LOG,
-			(errmsg("onesignal_cancel: %s %s%s%s", what, apps_label(app), role, more),
+			(errmsg("onesignal_cancel: %s %s%s%s", reason == NULL ? "resuming" : "pausing", apps_label(app), role, more),
 			 errhidecontext(true)));
 }
 
-static void
-log_opened(const DeliveryApp *app, const DeliveryLane *lane, const char *reason, TimestampTz now)
-{
-	TimestampTz until = lane != NULL ? lane->circuit.open_until : app->circuit.open_until;
-	int			seconds = (int) ((until - now + USECS_PER_SEC - 1) / USECS_PER_SEC);
-
-	log_pause(app, lane, "pausing", psprintf(": %s; next probe in %d s", reason, seconds));
-}
-
-/* onesignal_app has room for one lane whose circuit is open. */
-static void
-tell_of_lane(DeliveryLane *lane)
-{
-	if (lane->app->paused_lane != NULL)
-		return;
-	lane->app->paused_lane = lane;
-	place_move(&lane->app->unsaved, &unsaved);
-}
-
-/* True: it was closed. */
+/* onesignal_app has room for one lane whose circuit is open.  True: it was closed. */
 static bool
 open_lane(DeliveryLane *lane, TimestampTz begun_at, TimestampTz until, const char *reason, TimestampTz now)
 {
+	DeliveryApp *app = lane->app;
 	bool		is_news = circuit_open(&lane->circuit, begun_at, until, now);
 
 	set_text(&lane->reason, reason);
-	if (lane->circuit.open)
-		tell_of_lane(lane);
-	place_move(&lane->app->unsaved, &unsaved);
+	if (lane->circuit.open && (app->paused_lane == NULL || !app->paused_lane->circuit.open))
+	{
+		app->paused_lane = lane;
+		place_move(&app->unsaved, &unsaved);
+	}
 	return is_news;
-}
-
-static void
-note_closed(DeliveryApp *app, DeliveryLane *lane)
-{
-	place_move(&app->unsaved, &unsaved);
-	log_pause(app, lane, "resuming", "");
-	if (lane == NULL)
-		return;
-	lane->rewind_at = 0;		/* rows that waited for the key */
-	if (app->paused_lane == lane)
-		app->paused_lane = NULL;
 }
 
 static void
@@ -148,8 +127,7 @@ app_begin(DeliveryApp *app, const QueueAppState *state, TimestampTz now)
 	if (state->pace > 0)
 		app->pace.rate = state->pace;
 	app->allowance.limit = ALLOWANCE_FIRST;
-	app->trust.limit = APP_TRUST_FIRST;
-	app->trust.max = APP_TRUST_MAX;
+	app->trust = (Trust) {.limit = APP_TRUST_FIRST, .max = APP_TRUST_MAX};
 	dlist_init(&app->lanes);
 	dlist_init(&app->hungry);
 	app->queue.ph_compare = timer_compare;
@@ -170,14 +148,14 @@ app_resumed(DeliveryApp *app, TimestampTz now)
 	dlist_iter	iter;
 
 	if (circuit_close(&app->circuit, now))
-		note_closed(app, NULL);
+		note_circuit(app, NULL, NULL);
 	dlist_foreach(iter, &app->lanes)
 	{
 		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
 
 		lane->checked_at = lane->checks = 0;
 		if (!lane->key_missing && circuit_close(&lane->circuit, now))
-			note_closed(app, lane);
+			note_circuit(app, lane, NULL);
 	}
 }
 
@@ -189,7 +167,7 @@ apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now)
 
 	if (!found)
 	{
-		memset((char *) app + sizeof(pg_uuid_t), 0, sizeof(*app) - sizeof(pg_uuid_t));
+		*app = (DeliveryApp) {.app_id = *app_id};
 		app_begin(app, state, now);
 	}
 	app->has_row |= state->exists;
@@ -211,38 +189,25 @@ apps_release_key(LaneKey *key)
 		MemoryContextDelete(key->context);
 }
 
-void
-apps_drop_key(DeliveryLane *lane)
-{
-	if (lane->credentials != NULL)
-		apps_release_key(lane->credentials);
-	lane->credentials = NULL;
-}
-
 TimestampTz
 apps_next_key_check(const DeliveryLane *lane)
 {
 	return lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
 }
 
-void
-apps_miss_key(DeliveryLane *lane, const char *reason, TimestampTz now)
+static void
+miss_key(DeliveryLane *lane, const char *reason, TimestampTz now)
 {
 	bool		is_news = !lane->key_missing || strcmp(lane->reason, reason) != 0;
 
-	apps_drop_key(lane);
 	lane->key_missing = true;
 	lane->checked_at = now;
 	lane->checks++;
-	if (!is_news)
-	{
-		tell_of_lane(lane);
-		return;
-	}
 	(void) open_lane(lane, now, now + CIRCUIT_KEY_PAUSE, reason, now);
-	note_error(lane->app, reason);
-	if (!lane->told)
-		log_pause(lane->app, lane, "pausing", psprintf(": %s", reason));
+	if (is_news)
+		note_error(lane->app, reason);
+	if (is_news && !lane->told)
+		note_circuit(lane->app, lane, reason);
 	lane->told = true;
 }
 
@@ -260,16 +225,20 @@ adopt_rate(DeliveryApp *app, const Credentials *credentials)
 	pace_init(&app->pace, app->rate_limit);
 }
 
+static uint64
+add_to_hash(uint64 hash, const char *text)
+{
+	return hash_bytes_extended((const unsigned char *) text, (int) strlen(text), hash);
+}
+
 /* Nothing that was learned of another key or server holds for this one. */
 static void
 adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 {
 	const Credentials *credentials = &key->credentials;
-	uint64		fingerprint = hash_bytes_extended((const unsigned char *) credentials->api_key,
-												  (int) strlen(credentials->api_key), credentials->server) | 1;
+	uint64		fingerprint = add_to_hash(add_to_hash(credentials->server, credentials->base_url), credentials->api_key) | 1;
 	bool		changed = lane->fingerprint != fingerprint;
 
-	apps_drop_key(lane);
 	MemoryContextSetParent(key->context, apps_context);
 	key->refs = 1;
 	lane->credentials = key;
@@ -278,7 +247,7 @@ adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 	if (changed)
 		lane->adopted_at = now;
 	if ((lane->key_missing || (changed && lane->fingerprint != 0)) && circuit_close(&lane->circuit, now))
-		note_closed(lane->app, lane);
+		note_circuit(lane->app, lane, NULL);
 	lane->fingerprint = fingerprint;
 	lane->key_missing = lane->told = false;
 	adopt_rate(lane->app, credentials);
@@ -308,35 +277,30 @@ make_key(void)
 }
 
 void
-apps_check_key(DeliveryLane *lane, TimestampTz now)
+apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 {
+	LaneKey    *key = make_key();
+	MemoryContext old = MemoryContextSwitchTo(key->context);
+	const pg_uuid_t *app_id = &lane->key.app_id;
 	Oid			role = get_role_oid(NameStr(lane->key.requested_by), true);
-	MemoryContext old;
-	LaneKey    *key;
-	char	   *message = NULL;
 	ErrorData  *error;
 
-	if (lane->generation != credentials_generation())
-		lane->checks = 0;
-	else if (lane->credentials != NULL && now - lane->checked_at < KEY_CHECK_US)
-		return;
 	lane->generation = credentials_generation();
-
-	key = make_key();
-	old = MemoryContextSwitchTo(key->context);
-	if (!OidIsValid(role))
-		message = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
-	else if ((error = credentials_find(&lane->key.app_id, role, &key->credentials)) != NULL)
-		message = error->message;
-	else
-		onesignal_request_begin(&key->request, &lane->key.app_id, &key->credentials);
-	key->request.http.group = &lane->app->group;
+	if (problem == NULL && !OidIsValid(role))
+		problem = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
+	if (problem == NULL && (error = credentials_find(app_id, role, &key->credentials)) != NULL)
+		problem = error->message;
+	if (problem == NULL)
+	{
+		onesignal_request_begin(&key->request, app_id, &key->credentials);
+		key->request.http.group = &lane->app->group;
+	}
 	MemoryContextSwitchTo(old);
-	if (message == NULL)
+	if (problem == NULL)
 		adopt_key(lane, key, now);
 	else
 	{
-		apps_miss_key(lane, message, now);
+		miss_key(lane, problem, now);
 		MemoryContextDelete(key->context);
 	}
 }
@@ -358,10 +322,10 @@ describe_status(const HttpAnswer *answer)
 		text = psprintf("no answer: %s", answer->error);
 	else if (apps_was_rejected(answer->status))
 		text = psprintf("OneSignal rejected the API key (HTTP %d)", answer->status);
-	else if (answer->status == 429 && answer->retry_after > 0)
+	else if (answer->status == 429)
 		text = psprintf("OneSignal's rate limit is exceeded (HTTP 429, Retry-After %d s)", answer->retry_after);
 	else
-		text = psprintf("%sHTTP %d", answer->status == 429 ? "OneSignal's rate limit is exceeded: " : "", answer->status);
+		text = psprintf("HTTP %d", answer->status);
 
 	/* It is for the log and a table, in any encoding. */
 	for (char *c = text; *c != '\0'; c++)
@@ -408,36 +372,14 @@ learn_key(DeliveryItem *item, bool accepted, const char *reason, TimestampTz now
 		if (item->begun > lane->circuit.changed_at)
 			lane->accepted_at = Max(lane->accepted_at, item->begun);
 		if (!lane->key_missing && circuit_success(&lane->circuit, item->begun, now))
-			note_closed(lane->app, lane);
+			note_circuit(lane->app, lane, NULL);
 	}
 	else
 	{
-		lane->accepted_at = 0;
+		lane->accepted_at = lane->checks = 0;
 		if (open_lane(lane, item->begun, now + CIRCUIT_KEY_PAUSE, reason, now))
-			log_opened(lane->app, lane, reason, now);
+			note_circuit(lane->app, lane, reason);
 	}
-}
-
-/* It was throttled, failed or had no answer. */
-static void
-learn_trouble(DeliveryApp *app, const HttpAnswer *answer, const char *reason, TimestampTz begun_at)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	bool		is_news;
-
-	set_text(&app->reason, reason);
-	if (answer->status == 429)
-	{
-		int64		wait = backoff_delay(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state), 0,
-										 answer->retry_after * USECS_PER_SEC);
-
-		pace_throttled(&app->pace, begun_at, now);
-		is_news = circuit_open(&app->circuit, begun_at, now + wait, now);
-	}
-	else
-		is_news = circuit_failure(&app->circuit, begun_at, now);
-	if (is_news)
-		log_opened(app, NULL, reason, now);
 }
 
 void
@@ -447,21 +389,34 @@ apps_learn(DeliveryItem *item, const HttpAnswer *answer)
 	TimestampTz now = GetCurrentTimestamp();
 	CancelVerdict verdict = onesignal_glance(answer);
 	char	   *reason = describe_status(answer);
+	bool		has_opened;
 
 	if (answer->status != 200)
 		note_error(app, reason);
-	if (answer->status != 0 && answer->status != 429)
+	if (answer->status != 0 && verdict != CANCEL_THROTTLED)
 		pace_answered(&app->pace, now);
-	if (verdict == CANCEL_THROTTLED || verdict == CANCEL_UNAVAILABLE || verdict == CANCEL_UNANSWERED)
+	if (verdict != CANCEL_THROTTLED && verdict != CANCEL_UNAVAILABLE && verdict != CANCEL_UNANSWERED)
 	{
-		circuit_abandon(&item->lane->circuit, item->begun);
-		learn_trouble(app, answer, reason, item->begun);
+		/* OneSignal is there, whatever it thinks of the key. */
+		if (circuit_success(&app->circuit, item->begun, now))
+			note_circuit(app, NULL, NULL);
+		learn_key(item, verdict != CANCEL_UNAUTHORIZED, reason, now);
 		return;
 	}
-	/* OneSignal is there, whatever it thinks of the key. */
-	if (circuit_success(&app->circuit, item->begun, now))
-		note_closed(app, NULL);
-	learn_key(item, verdict != CANCEL_UNAUTHORIZED, reason, now);
+	circuit_abandon(&item->lane->circuit, item->begun);
+	set_text(&app->reason, reason);
+	if (verdict == CANCEL_THROTTLED)
+	{
+		int64		wait = backoff_delay(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state), 0,
+										 answer->retry_after * USECS_PER_SEC);
+
+		pace_throttled(&app->pace, item->begun, now);
+		has_opened = circuit_open(&app->circuit, item->begun, now + wait, now);
+	}
+	else
+		has_opened = circuit_failure(&app->circuit, item->begun, now);
+	if (has_opened)
+		note_circuit(app, NULL, reason);
 }
 
 /* It comes and goes, where the disk is nearly full: the log says it once, and again after a minute without it. */
@@ -515,7 +470,7 @@ describe_app(DeliveryApp *app, QueueApp *row)
 		row->circuit_until = app->circuit.open_until;
 		row->circuit_reason = app->reason;
 	}
-	else if (lane != NULL)
+	else if (lane != NULL && lane->circuit.open)
 	{
 		row->circuit_until = lane->circuit.open_until;
 		row->circuit_role = NameStr(lane->key.requested_by);

@@ -398,7 +398,7 @@ settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
 	}
 	if (outcome->state == QUEUE_FAILED)
 		log_given_up(item, outcome);
-	lanes_settle(item, outcome->http_status, again ? outcome->next_attempt_at : DT_NOEND);
+	lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
 }
 
 static void
@@ -534,12 +534,12 @@ run(const DeliveryOptions *options)
 		TimestampTz now = GetCurrentTimestamp();
 		TimestampTz next_due;
 		int			begun;
+		bool		woken;
 
 		MemoryContextReset(turn_context);
-		if (options->woken())
-			lanes_wake();
-		else if (options->in_procedure)
-			lanes_refresh(now);
+		woken = options->woken();
+		if (woken || options->in_procedure)
+			lanes_look(woken, now);
 		may_send = may_begin(options, now);
 		if (stopping_since != 0 && (http_in_flight() == 0 || now - stopping_since >= STOP_US))
 		{
@@ -579,7 +579,7 @@ begin_run(void)
 		lanes_open(delivery_context, cautious);
 		cautious = false;
 	}
-	lanes_wake();				/* another deliverer may have been at work */
+	lanes_look(true, 0);		/* another deliverer may have been at work */
 	MemoryContextSwitchTo(turn_context);
 }
 

@@ -43,14 +43,16 @@
 /* A row in a buffer may be taken back: what is older than this is read again. */
 #define BUFFER_AGE_US		INT64CONST(500000)
 
+/* How soon a pause is seen where no wake-up tells of it. */
+#define LOOK_US				USECS_PER_SEC
+
 /* Lanes that a scan finds in one transaction. */
 #define SCAN_LANES			200
 
 /* Lanes without a key for which a scan looks again. */
 #define RECHECKS_MAX		100
 
-/* After reading that took longer than CHEAP_US we rest, so that it takes a fifth of the time at most. */
-#define CHEAP_US			1000
+/* After reading from the head we rest for so many times as long: it takes a fifth of the time at most. */
 #define REST				4
 
 /* Requests of all apps together that are begun and not yet recorded. */
@@ -58,9 +60,6 @@
 
 /* How many crowded apps are tried when there is room for one. */
 #define RELIEF_TRIES		8
-
-/* How soon a pause is seen where no wake-up tells of it. */
-#define REFRESH_US			USECS_PER_SEC
 
 /* How often, and after how long an outage or rejection, rows whose time is over are given up unattempted. */
 #define EXPIRE_US			USECS_PER_MINUTE
@@ -79,11 +78,11 @@ static pairingheap lane_timers;
 static pairingheap keyless_timers;	/* of lanes without a key: no worker stays for them */
 static pairingheap app_timers;
 
-/* What is to be found out: pauses, and rows; and the scan that runs. */
-static struct
+/* The search for lanes that is to run, or that runs. */
+static struct Scan
 {
-	bool		wanted;
-	bool		rows_wanted;
+	bool		wanted;			/* once more, from the first lane on */
+	bool		rows_wanted;	/* and not only for pauses */
 	bool		runs;
 	bool		finds_rows;
 	TimestampTz began_at;
@@ -134,16 +133,9 @@ timer_take(pairingheap *heap, TimestampTz until)
 	return timer;
 }
 
-/* When reading that took so long may be done again. */
-static TimestampTz
-rest_until(int64 took_us)
-{
-	return GetCurrentTimestamp() + (took_us > CHEAP_US ? REST * took_us : 0);
-}
-
 /* ---- where a lane stands ---- */
 
-/* What was not begun is fetched again. */
+/* They and their key are not needed now.  What was not begun is fetched again. */
 static void
 drop_rows(DeliveryLane *lane)
 {
@@ -158,16 +150,11 @@ drop_rows(DeliveryLane *lane)
 	if (lane->rows != NULL)
 		pfree(lane->rows);
 	lane->rows = NULL;
+	if (lane->credentials != NULL)
+		apps_release_key(lane->credentials);
+	lane->credentials = NULL;
 }
 
-static void
-lane_leave(DeliveryLane *lane)
-{
-	place_move(&lane->hungry, NULL);
-	timer_set(&lane->timer, NULL, 0);
-}
-
-/* It has to read on. */
 static void
 lane_starve(DeliveryLane *lane)
 {
@@ -194,7 +181,10 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 	TimestampTz check_at = apps_next_key_check(lane);
 	bool		is_paused = probe_at > now && check_at > now;
 
-	lane_leave(lane);
+	place_move(&lane->hungry, NULL);
+	timer_set(&lane->timer, NULL, 0);
+	if (lane->rows != NULL && now - lane->fetched_at > BUFFER_AGE_US)
+		drop_rows(lane);
 	if (!is_paused && lane->rewind_at <= now && lane->rested_at <= now)
 		rewind_lane(lane);
 	if (probe_at <= now && lane->row_next < lane->row_count)
@@ -203,22 +193,13 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 		lane_starve(lane);
 	else
 	{
-		/* Its rows and its key are not needed before then. */
 		drop_rows(lane);
-		apps_drop_key(lane);
 		timer_set(&lane->timer, lane->key_missing && lane->checks > 0 ? &keyless_timers : &lane_timers,
 				  is_paused ? Min(probe_at, check_at) : Max(lane->rewind_at, lane->rested_at));
 	}
 }
 
 /* ---- where an app stands ---- */
-
-static void
-app_leave(DeliveryApp *app)
-{
-	place_move(&app->turn, NULL);
-	timer_set(&app->timer, NULL, 0);
-}
 
 /* When the app may send, as far as pauses go; <= now: at once. */
 static TimestampTz
@@ -229,34 +210,23 @@ app_opens_at(DeliveryApp *app, TimestampTz now)
 	return circuit_next(&app->circuit, now);
 }
 
-/* The app may not send: its lanes give up their rows and keys. */
-static void
-app_close(DeliveryApp *app, TimestampTz opens_at)
-{
-	Timer	   *timer;
-
-	place_move(&app->fetching, NULL);
-	while ((timer = timer_take(&app->queue, DT_NOEND)) != NULL)
-	{
-		DeliveryLane *lane = pairingheap_container(DeliveryLane, timer.node, &timer->node);
-
-		apps_drop_key(lane);
-		lane_starve(lane);
-	}
-	if (!dlist_is_empty(&app->hungry))
-		timer_set(&app->timer, &app_timers, opens_at);
-}
-
 static void
 app_place(DeliveryApp *app, TimestampTz now)
 {
 	TimestampTz opens_at = app_opens_at(app, now);
 	bool		has_rows = !pairingheap_is_empty(&app->queue);
+	Timer	   *timer;
 
-	app_leave(app);
+	place_move(&app->turn, NULL);
+	timer_set(&app->timer, NULL, 0);
 	if (opens_at > now)
 	{
-		app_close(app, opens_at);
+		/* It may not send: its lanes give up their rows and keys. */
+		place_move(&app->fetching, NULL);
+		while ((timer = timer_take(&app->queue, DT_NOEND)) != NULL)
+			lane_starve(pairingheap_container(DeliveryLane, timer.node, &timer->node));
+		if (!dlist_is_empty(&app->hungry))
+			timer_set(&app->timer, &app_timers, opens_at);
 		return;
 	}
 	/* One lane will do for a probe. */
@@ -277,16 +247,6 @@ place(DeliveryLane *lane, TimestampTz now)
 
 	lane_place(lane, now);
 	app_place(app, now);
-}
-
-/* When nothing is on the wire, whoever has something to send is let in, however many have not. */
-static void
-relieve_crowd(TimestampTz now)
-{
-	int			tries = RELIEF_TRIES;
-
-	while (!dlist_is_empty(&crowded) && dlist_is_empty(&ready) && (wire.in_flight == 0 || tries-- > 0))
-		app_place(dlist_head_element(DeliveryApp, turn.node, &crowded), now);
 }
 
 void
@@ -324,15 +284,10 @@ lanes_open(MemoryContext context, bool cautious)
 }
 
 void
-lanes_wake(void)
+lanes_look(bool for_rows, TimestampTz now)
 {
-	scan.wanted = scan.rows_wanted = true;
-}
-
-void
-lanes_refresh(TimestampTz now)
-{
-	scan.wanted |= now - scan.began_at > REFRESH_US;
+	scan.wanted |= for_rows || now - scan.began_at > LOOK_US;
+	scan.rows_wanted |= for_rows;
 }
 
 /* ---- which lanes there are ---- */
@@ -345,11 +300,16 @@ get_lane(const QueueLane *key, DeliveryApp *app)
 
 	if (found)
 		return lane;
-	memset((char *) lane + sizeof(QueueLane), 0, sizeof(*lane) - sizeof(QueueLane));
-	lane->app = app;
+	*lane = (DeliveryLane) {.key = *key, .app = app};
 	dlist_push_tail(&app->lanes, &lane->node);
-	rewind_lane(lane);
 	return lane;
+}
+
+/* When the next slice of a scan is due; DT_NOEND: never. */
+static TimestampTz
+scan_at(void)
+{
+	return scan.wanted || scan.runs ? scan.rested_at : DT_NOEND;
 }
 
 /* One slice of a scan.  A wake-up that comes meanwhile has another one follow. */
@@ -360,13 +320,7 @@ scan_lanes(TimestampTz now)
 	ListCell   *cell;
 
 	if (!scan.runs)
-	{
-		scan.finds_rows = scan.rows_wanted;
-		scan.wanted = scan.rows_wanted = false;
-		scan.began_at = now;
-		scan.took_us = scan.rechecks = 0;
-		memset(&scan.last, 0, sizeof(scan.last));
-	}
+		scan = (struct Scan) {.finds_rows = scan.rows_wanted, .began_at = now};
 	listed = queue_lanes(&scan.last, SCAN_LANES);
 	foreach(cell, listed)
 	{
@@ -391,17 +345,10 @@ scan_lanes(TimestampTz now)
 	}
 	scan.runs = list_length(listed) == SCAN_LANES;
 	scan.took_us += GetCurrentTimestamp() - now;
-	scan.rested_at = scan.runs ? 0 : rest_until(scan.took_us);
+	scan.rested_at = scan.runs ? 0 : GetCurrentTimestamp() + REST * scan.took_us;
 }
 
 /* ---- fetching ---- */
-
-/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
-static bool
-waited_for_the_key(const DeliveryLane *lane, int http_status)
-{
-	return apps_was_rejected(http_status) && !lane->circuit.open;
-}
 
 /* Rows that wait for their time, or are taken, are skipped. */
 static bool
@@ -419,7 +366,8 @@ is_due(DeliveryLane *lane, const QueueRow *row, TimestampTz now)
 		apps_suspect(lane, row->http_status, now);
 	if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
 		lane->failing_since = row->first_attempt_at;
-	if (row->next_attempt_at <= now || waited_for_the_key(lane, row->http_status))
+	/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
+	if (row->next_attempt_at <= now || (apps_was_rejected(row->http_status) && !lane->circuit.open))
 		return true;
 	lane->rewind_at = Min(lane->rewind_at, row->next_attempt_at);
 	return false;
@@ -438,7 +386,7 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 	if (!lane->found_due)
 	{
 		lane->read_us += GetCurrentTimestamp() - began_at;
-		lane->rested_at = rest_until(lane->read_us);
+		lane->rested_at = GetCurrentTimestamp() + REST * lane->read_us;
 	}
 	lane->exhausted = count < max;
 	if (count > 0)
@@ -462,30 +410,17 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 	return count;
 }
 
-/* Why rows of the lane cannot be attempted, and have not been for long; or NULL. */
-static const char *
-reason_to_expire(const DeliveryLane *lane, TimestampTz now)
-{
-	const Circuit *circuit = &lane->app->circuit;
-
-	if (lane->key_missing)
-		return lane->reason;
-	if (lane->failing_since == 0 || now - lane->failing_since < EXPIRE_AFTER)
-		return NULL;
-	if (lane->circuit.open)
-		return lane->reason;
-	return circuit->open && circuit->probes > 0 ? lane->app->reason : NULL;
-}
-
-/* Gives up rows that could not be attempted until their time was over. */
+/* Gives up rows that could not be attempted until their time was over, and for long. */
 static void
 expire_rows(DeliveryLane *lane, TimestampTz now)
 {
-	const char *reason = reason_to_expire(lane, now);
+	const DeliveryApp *app = lane->app;
+	const char *reason = lane->key_missing || lane->circuit.open ? lane->reason :
+		app->circuit.open && app->circuit.probes > 0 ? app->reason : NULL;
+	bool		for_long = lane->key_missing || (lane->failing_since != 0 && now - lane->failing_since > EXPIRE_AFTER);
 	int			count;
 
-	if (reason == NULL || lane->items > 0 ||
-		(lane->expired_at != 0 && now - lane->expired_at < EXPIRE_US))
+	if (reason == NULL || !for_long || now - lane->expired_at < EXPIRE_US)
 		return;
 	lane->expired_at = now;
 	count = queue_expire(&lane->key, now - settings_retry_window * USECS_PER_SEC, reason);
@@ -494,27 +429,14 @@ expire_rows(DeliveryLane *lane, TimestampTz now)
 	apps_count(lane->app, QUEUE_FAILED, count);
 	ereport(LOG,
 			(errmsg("onesignal_cancel: giving up on %d messages of %s for role \"%s\": %s",
-					count, apps_label(lane->app), NameStr(lane->key.requested_by), reason),
+					count, apps_label(app), NameStr(lane->key.requested_by), reason),
 			 errhidecontext(true)));
-}
-
-/* Why nothing of the table may be delivered, or NULL.  Logged once. */
-static const char *
-find_problem(void)
-{
-	static char logged[256] = "";
-	const char *problem = queue_problem();
-
-	if (problem != NULL && strncmp(logged, problem, sizeof(logged) - 1) != 0)
-		ereport(LOG, (errmsg("onesignal_cancel: nothing is delivered: %s", problem), errhidecontext(true)));
-	strlcpy(logged, problem != NULL ? problem : "", sizeof(logged));
-	return problem;
 }
 
 bool
 lanes_are_hungry(TimestampTz now)
 {
-	return !dlist_is_empty(&fetching) || ((scan.wanted || scan.runs) && now >= scan.rested_at);
+	return !dlist_is_empty(&fetching) || now >= scan_at();
 }
 
 void
@@ -523,22 +445,15 @@ lanes_fill(TimestampTz now)
 	const char *problem;
 	int			rows = 0;
 
-	if ((scan.wanted || scan.runs) && now >= scan.rested_at)
+	if (now >= scan_at())
 		scan_lanes(now);
-	problem = dlist_is_empty(&fetching) ? NULL : find_problem();
+	problem = dlist_is_empty(&fetching) ? NULL : queue_problem();
 	for (int i = 0; i < FETCH_LANES && rows < FETCH_ROWS && !dlist_is_empty(&fetching); i++)
 	{
 		DeliveryApp *app = dlist_head_element(DeliveryApp, fetching.node, &fetching);
 		DeliveryLane *lane = dlist_head_element(DeliveryLane, hungry.node, &app->hungry);
 
-		lane_leave(lane);
-		if (problem != NULL)
-		{
-			lane->told = true;
-			apps_miss_key(lane, problem, now);
-		}
-		else
-			apps_check_key(lane, now);
+		apps_check_key(lane, problem, now);
 		expire_rows(lane, now);
 		if (!lane->key_missing && circuit_next(&lane->circuit, now) <= now)
 			rows += fetch_rows(lane, now);
@@ -554,19 +469,13 @@ static DeliveryItem *
 take_row(DeliveryLane *lane, TimestampTz now)
 {
 	DeliveryApp *app = lane->app;
-	const QueueRow *row = &lane->rows[lane->row_next];
-	MessageId	id = {row->message_id, app->app_id};
+	MessageId	id = {lane->rows[lane->row_next].message_id, app->app_id};
 	DeliveryItem *item = hash_search(items, &id, HASH_ENTER, NULL);
 
-	memset((char *) item + sizeof(MessageId), 0, sizeof(*item) - sizeof(MessageId));
-	item->lane = lane;
-	item->key = lane->credentials;
+	*item = (DeliveryItem) {.id = id, .lane = lane, .key = lane->credentials, .row = lane->rows[lane->row_next], .begun = now};
 	item->key->refs++;
-	item->row = *row;
-	item->begun = now;
 	if (++lane->row_next == lane->row_count)
 		drop_rows(lane);
-	lane->items++;
 	app->trust.unrecorded++;
 	run_trust.unrecorded++;
 	circuit_begin(&app->circuit);
@@ -579,29 +488,23 @@ take_row(DeliveryLane *lane, TimestampTz now)
 DeliveryItem *
 lanes_take(TimestampTz now)
 {
-	relieve_crowd(now);
+	int			tries = RELIEF_TRIES;
+
+	/* When nothing is on the wire, whoever has something to send is let in, however many have not. */
+	while (!dlist_is_empty(&crowded) && dlist_is_empty(&ready) && (wire.in_flight == 0 || tries-- > 0))
+		app_place(dlist_head_element(DeliveryApp, turn.node, &crowded), now);
 	while (!dlist_is_empty(&ready) && trust_permits(&run_trust, now))
 	{
 		DeliveryApp *app = dlist_head_element(DeliveryApp, turn.node, &ready);
-		DeliveryLane *lane;
+		DeliveryLane *lane = pairingheap_container(DeliveryLane, timer.node, pairingheap_first(&app->queue));
 
-		app_place(app, now);	/* behind all others that are ready, if it still is */
-		if (app->turn.list != &ready)
+		place(lane, now);		/* behind all others that are ready, if it still is */
+		if (app->turn.list != &ready || lane->timer.heap != &app->queue)
 			continue;
-		lane = pairingheap_container(DeliveryLane, timer.node, pairingheap_first(&app->queue));
-		if (now - lane->fetched_at > BUFFER_AGE_US)
-		{
-			lane_leave(lane);
-			drop_rows(lane);
-			place(lane, now);
-		}
-		else if (pace_take(&app->pace, now))
+		if (pace_take(&app->pace, now))
 			return take_row(lane, now);
-		else
-		{
-			app_leave(app);
-			timer_set(&app->timer, &app_timers, pace_next(&app->pace, now));
-		}
+		place_move(&app->turn, NULL);
+		timer_set(&app->timer, &app_timers, pace_next(&app->pace, now));
 	}
 	return NULL;
 }
@@ -631,27 +534,23 @@ lanes_end_request(DeliveryItem *item, bool answered)
 }
 
 void
-lanes_settle(DeliveryItem *item, int http_status, TimestampTz next_due)
+lanes_settle(DeliveryItem *item, TimestampTz next_due)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	DeliveryLane *lane = item->lane;
 
 	/* It may have been requested by another role, and so be in another lane. */
 	if (item->renewed)
-		lanes_wake();
+		lanes_look(true, now);
 	apps_release_key(item->key);
 	if (item->text != NULL)
 		pfree(item->text);
 	if (item->view_text != NULL)
 		pfree(item->view_text);
 	hash_search(items, &item->id, HASH_REMOVE, NULL);
-	lane->items--;
 	lane->app->trust.unrecorded--;
 	run_trust.unrecorded--;
 	lane->rewind_at = Min(lane->rewind_at, next_due);
-	/* It was rejected with a key that is no longer the lane's. */
-	if (next_due != DT_NOEND && waited_for_the_key(lane, http_status))
-		lane->rewind_at = 0;
 	place(lane, now);
 }
 
@@ -660,30 +559,20 @@ lanes_trust(DeliveryApp *app, bool recorded)
 {
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (recorded)
-	{
-		trust_grow(&app->trust);
-		trust_grow(&run_trust);
-	}
-	else
-	{
-		trust_lose(&app->trust, now);
-		trust_lose(&run_trust, now);
-	}
+	trust_learn(&app->trust, recorded, now);
+	trust_learn(&run_trust, recorded, now);
 	app_place(app, now);
 }
 
 TimestampTz
 lanes_next_due(TimestampTz now)
 {
-	TimestampTz next = Min(timer_next(&lane_timers), timer_next(&app_timers));
+	TimestampTz next = Min(Min(timer_next(&lane_timers), timer_next(&app_timers)), scan_at());
 
-	if (!dlist_is_empty(&fetching) || (!dlist_is_empty(&ready) && trust_permits(&run_trust, now)))
+	if (!dlist_is_empty(&fetching))
 		return now;
-	if (scan.wanted || scan.runs)
-		next = Min(next, scan.rested_at);
-	if (!dlist_is_empty(&ready) && run_trust.paused_until > now)
-		next = Min(next, run_trust.paused_until);
+	if (!dlist_is_empty(&ready) && run_trust.unrecorded < run_trust.limit)
+		next = Min(next, Max(run_trust.paused_until, now));
 	if (!pairingheap_is_empty(&keyless_timers) && worker_preloaded())
 		next = Min(next, now + CIRCUIT_KEY_PAUSE);
 	return next;

@@ -88,7 +88,7 @@ struct DeliveryLane
 	char	   *reason;			/* why the circuit opened last, or NULL */
 	bool		key_missing;
 	bool		told;			/* the log says already that the key is missing */
-	LaneKey    *credentials;	/* NULL: to be looked up when they are needed */
+	LaneKey    *credentials;	/* that its rows are sent with; NULL: it has no rows */
 	uint64		fingerprint;	/* of the last credentials; 0: none */
 	uint64		generation;		/* of all credentials when they were looked up */
 	TimestampTz checked_at;		/* when they were looked up; 0: look again */
@@ -109,7 +109,6 @@ struct DeliveryLane
 	bool		found_due;
 	TimestampTz failing_since;	/* the oldest first attempt of a row that still waits; 0: none */
 	TimestampTz expired_at;		/* when rows whose time is over were last given up */
-	int			items;			/* rows taken and not yet settled */
 	Place		hungry;			/* in its app's list */
 	Timer		timer;			/* in its app's queue, or among those that wait */
 };
@@ -170,11 +169,9 @@ extern DeliveryApp *apps_get(const pg_uuid_t *app_id, const QueueAppState *state
 /* "server "clinic" (app 5e60...)", palloc'd */
 extern char *apps_label(const DeliveryApp *app);
 
-/* Looks credentials up where they may have changed, in a transaction. */
-extern void apps_check_key(DeliveryLane *lane, TimestampTz now);
+/* Looks the lane's credentials up, in a transaction.  problem: why nothing may be delivered, or NULL. */
+extern void apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now);
 extern TimestampTz apps_next_key_check(const DeliveryLane *lane);
-extern void apps_miss_key(DeliveryLane *lane, const char *reason, TimestampTz now);
-extern void apps_drop_key(DeliveryLane *lane);
 extern void apps_release_key(LaneKey *key);
 
 /* Did OneSignal reject the key with this status?  0 is no status. */
@@ -201,11 +198,11 @@ extern TimestampTz apps_save_at(void);
 /* cautious: begin with one request, since outcomes could not be recorded */
 extern void lanes_open(MemoryContext context, bool cautious);
 
-/* Rows may have been committed in any lane: look for them soon. */
-extern void lanes_wake(void);
-
-/* Called now and then, where no wake-up tells that an app was paused or resumed. */
-extern void lanes_refresh(TimestampTz now);
+/*
+ * Rows may have been committed in any lane (for_rows): look for them soon.
+ * Called without that now and then, where no wake-up tells of pauses.
+ */
+extern void lanes_look(bool for_rows, TimestampTz now);
 
 /* Takes up lanes and apps whose time has come. */
 extern void lanes_tick(TimestampTz now);
@@ -228,7 +225,7 @@ extern void lanes_end_request(DeliveryItem *item, bool answered);
 extern void lanes_trust(DeliveryApp *app, bool recorded);
 
 /* The outcome was recorded or dropped.  next_due: when the row is tried again, DT_NOEND: never.  Frees the item. */
-extern void lanes_settle(DeliveryItem *item, int http_status, TimestampTz next_due);
+extern void lanes_settle(DeliveryItem *item, TimestampTz next_due);
 
 /* When there may be something to begin; DT_NOEND: not before somebody commits more. */
 extern TimestampTz lanes_next_due(TimestampTz now);

@@ -296,19 +296,12 @@ trust_permits(const Trust *trust, int64 now)
 	return trust->unrecorded < trust->limit && now >= trust->paused_until;
 }
 
+/* A loss leaves room for one more than what waits: a row that can never be written must not keep others from it. */
 void
-trust_grow(Trust *trust)
+trust_learn(Trust *trust, bool recorded, int64 now)
 {
-	trust->limit = Min(trust->limit + 1, trust->max);
-	trust->paused_until = 0;
-}
-
-/* One more than what waits: a row that can never be written must not keep others from it. */
-void
-trust_lose(Trust *trust, int64 now)
-{
-	trust->limit = Min(trust->unrecorded + 1, trust->max);
-	trust->paused_until = now + TRUST_PAUSE;
+	trust->limit = Min((recorded ? trust->limit : trust->unrecorded) + 1, trust->max);
+	trust->paused_until = recorded ? 0 : now + TRUST_PAUSE;
 }
 
 int64

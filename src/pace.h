@@ -133,8 +133,7 @@ typedef struct Trust
 } Trust;
 
 extern bool trust_permits(const Trust *trust, int64 now);
-extern void trust_grow(Trust *trust);
-extern void trust_lose(Trust *trust, int64 now);
+extern void trust_learn(Trust *trust, bool recorded, int64 now);
 
 /*
  * How long to wait after so many attempts.  random: 0 <= random < 1;

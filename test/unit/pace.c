@@ -825,7 +825,7 @@ test_trust(void)
 	trust.unrecorded = 32;
 	check(!trust_permits(&trust, now), "trust: no more");
 	for (int i = 0; i < 32; i++)
-		trust_grow(&trust);
+		trust_learn(&trust, true, now);
 	check(trust.limit == 64 && trust_permits(&trust, now), "trust: a commit doubles it");
 
 	/* Half a minute in which nothing can be recorded. */
@@ -835,14 +835,14 @@ test_trust(void)
 			continue;
 		trust.unrecorded++;
 		sent++;
-		trust_lose(&trust, now);
+		trust_learn(&trust, false, now);
 	}
 	check_number(sent, 5, 50, "trust: in half a minute without records few requests begin");
 	trust.unrecorded = 0;
-	trust_grow(&trust);
+	trust_learn(&trust, true, now);
 	check(trust_permits(&trust, now), "trust: a commit ends the pause");
 	for (int i = 0; i < 5000; i++)
-		trust_grow(&trust);
+		trust_learn(&trust, true, now);
 	check(trust.limit == 4096, "trust: up to its bound");
 }
 
