@@ -98,7 +98,8 @@ note_circuit(DeliveryApp *app, DeliveryLane *lane, const char *reason)
 	if (lane != NULL && reason == NULL)
 		lane->rewind_at = 0;	/* rows that waited for the key */
 	ereport(LOG,
-			(errmsg("onesignal_cancel: %s %s%s%s", reason == NULL ? "resuming" : "pausing", apps_label(app), role, more),
+			(errmsg("onesignal_cancel: %s %s%s%s",
+					reason == NULL ? "resuming" : "pausing", apps_label(app), role, more),
 			 errhidecontext(true)));
 }
 
@@ -236,7 +237,8 @@ static void
 adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 {
 	const Credentials *credentials = &key->credentials;
-	uint64		fingerprint = add_to_hash(add_to_hash(credentials->server, credentials->base_url), credentials->api_key) | 1;
+	uint64		server = add_to_hash(credentials->server, credentials->base_url);
+	uint64		fingerprint = add_to_hash(server, credentials->api_key) | 1;
 	bool		changed = lane->fingerprint != fingerprint;
 
 	MemoryContextSetParent(key->context, apps_context);
@@ -332,15 +334,6 @@ describe_status(const HttpAnswer *answer)
 		if (*c < ' ' || *c > '~')
 			*c = '?';
 	return text;
-}
-
-void
-apps_suspect(DeliveryLane *lane, int http_status, TimestampTz now)
-{
-	HttpAnswer	rejection = {.status = http_status};
-
-	if (lane->circuit.changed_at == 0 && lane->circuit.success_at == 0)
-		(void) open_lane(lane, now, now, describe_status(&rejection), now);
 }
 
 /*

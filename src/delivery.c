@@ -102,15 +102,17 @@ submit(DeliveryItem *item, HttpRequest *request)
 	http_submit(request, item);
 }
 
-/* Returns how many. */
 static int
 begin_requests(TimestampTz now)
 {
 	DeliveryItem *item;
 	int			count = 0;
 
-	for (; (item = lanes_take(now)) != NULL; count++)
+	while (may_send && (item = lanes_take(now)) != NULL)
+	{
 		submit(item, onesignal_request(&item->key->request, &item->row.message_id));
+		count++;
+	}
 	return count;
 }
 
@@ -122,8 +124,8 @@ push_answered(DeliveryItem *item)
 	dlist_push_tail(&answered, &item->node);
 }
 
-/* Returns what the copy points to. */
-static char *
+/* In one piece, which begins with the body. */
+static void
 copy_answer(HttpAnswer *copy, const HttpAnswer *answer)
 {
 	size_t		body_size = answer->body_length + 1;
@@ -135,7 +137,6 @@ copy_answer(HttpAnswer *copy, const HttpAnswer *answer)
 	copy->body = memcpy(text, answer->body, body_size);
 	copy->error = memcpy(text + body_size, answer->error, error_size);
 	copy->redirect_host = memcpy(text + body_size + error_size, answer->redirect_host, host_size);
-	return text;
 }
 
 /* The exchange goes back to the engine; what it brought waits to be recorded. */
@@ -147,10 +148,10 @@ take_answer(HttpExchange *exchange)
 	bool		has_status = answer->status != 0;
 
 	if (item->view_until != 0)
-		item->view_text = copy_answer(&item->view, answer);
+		copy_answer(&item->view, answer);
 	else
 	{
-		item->text = copy_answer(&item->answer, answer);
+		copy_answer(&item->answer, answer);
 		/* That we do not wait for an answer tells nothing of OneSignal. */
 		if (has_status || stopping_since == 0)
 			apps_learn(item, answer);
@@ -203,12 +204,12 @@ next_attempt(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz 
 {
 	TimestampTz send_after = item->row.send_after;
 	int64		time_left = send_after == DT_NOBEGIN ? 0 :
-		send_after == DT_NOEND ? PG_INT64_MAX : send_after - now;
+		send_after == DT_NOEND				   ? PG_INT64_MAX :
+		send_after - now;
 
 	if (judged->verdict == CANCEL_UNAUTHORIZED)
 		return now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC; /* others are probed first */
-	return now + backoff_delay(item->row.attempts + 1, pg_prng_double(&pg_global_prng_state),
-							   time_left, judged->retry_after * USECS_PER_SEC);
+	return now + backoff_delay(item->row.attempts + 1, pg_prng_double(&pg_global_prng_state), time_left, judged->retry_after * USECS_PER_SEC);
 }
 
 static QueueState
@@ -258,15 +259,13 @@ static ViewVerdict
 judge_view(DeliveryItem *item, TimestampTz now)
 {
 	DeliveryApp *app = item->lane->app;
-	ViewVerdict verdict = VIEW_UNAVAILABLE;
+	ViewVerdict verdict = item->view.body != NULL ? onesignal_judge_view(&item->view) : VIEW_UNAVAILABLE;
 
-	if (item->view_text != NULL)
-		verdict = onesignal_judge_view(&item->view);
-	if (item->view_text == NULL || verdict != VIEW_UNAVAILABLE)
+	if (item->view.body == NULL || verdict != VIEW_UNAVAILABLE)
 		return verdict;
 	app->view_at = Max(app->view_at, now + item->view.retry_after * USECS_PER_SEC);
-	pfree(item->view_text);
-	item->view_text = NULL;
+	pfree(unconstify(char *, item->view.body));
+	item->view.body = NULL;
 	return verdict;
 }
 
@@ -433,15 +432,6 @@ visit_tables(const DeliveryOptions *options)
 	return true;
 }
 
-static bool
-must_visit(TimestampTz now)
-{
-	if (answered_count > 0 &&
-		(answered_count >= RECORD_MAX || http_in_flight() == 0 || now - answered_since >= RECORD_DELAY_US))
-		return true;
-	return (may_send && lanes_are_hungry(now)) || now >= apps_save_at();
-}
-
 /* ---- the run ---- */
 
 /* For a session that goes on to other things, and after an error: what was begun is begun again. */
@@ -472,18 +462,23 @@ may_begin(const DeliveryOptions *options, TimestampTz now)
 		(options->until == 0 || now <= options->until);
 }
 
+/* When the tables must be visited next. */
+static TimestampTz
+visit_at(TimestampTz now)
+{
+	if ((may_send && lanes_are_hungry(now)) || answered_count >= RECORD_MAX ||
+		(answered_count > 0 && http_in_flight() == 0))
+		return now;
+	return Min(apps_save_at(), answered_count > 0 ? answered_since + RECORD_DELAY_US : DT_NOEND);
+}
+
 /* How long the wire may be waited for. */
 static TimestampTz
 wait_until(TimestampTz now, TimestampTz next_due)
 {
-	TimestampTz until = now + LOOK_US;
-
 	if (stopping_since != 0)
-		return Min(until, stopping_since + STOP_US);
-	if (answered_count > 0)
-		until = Min(until, answered_since + RECORD_DELAY_US);
-	until = Min(until, Min(next_due, apps_save_at()));
-	return Min(until, timer_next(&waiting));
+		return Min(now + LOOK_US, stopping_since + STOP_US);
+	return Min(Min(now + LOOK_US, visit_at(now)), Min(next_due, timer_next(&waiting)));
 }
 
 /*
@@ -549,13 +544,13 @@ run(const DeliveryOptions *options)
 		lanes_tick(now);
 		if (stopping_since == 0)
 			take_waiting(now);
-		if (must_visit(now))
+		if (visit_at(now) <= now)
 		{
 			if (!visit_tables(options))
 				return DT_NOBEGIN;
 			now = GetCurrentTimestamp();
 		}
-		begun = may_send ? begin_requests(now) : 0;
+		begun = begin_requests(now);
 		next_due = may_send ? lanes_next_due(now) : DT_NOEND;
 		if (is_done(options, now, next_due))
 			return next_due;

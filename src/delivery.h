@@ -14,32 +14,27 @@ typedef struct DeliveryOptions
 	TimestampTz until;			/* begin no request after it; 0: no end */
 
 	/*
-	 * Were there commits since it was last asked?  It is asked at least once a
-	 * second and whenever the latch was set, with no transaction of the
-	 * worker's open: it also reloads the configuration, and throws if
-	 * interrupted.
+	 * Were there commits since it was last asked?  It also reloads the
+	 * configuration, and throws if interrupted.  It is called at least once a
+	 * second, without a transaction of the worker's.
 	 */
 	bool		(*woken) (void);
 
-	/*
-	 * Must the run end?  May be NULL.  Then it begins nothing more, takes what
-	 * arrives for at most a second, records all, and returns.
-	 */
+	/* Must the run end, within about a second?  May be NULL. */
 	bool		(*must_stop) (void);
 } DeliveryOptions;
 
 /*
  * Delivers until nothing is due and nothing is on the wire.  Returns when the
- * next row falls due (a retry, or a pause that ends), DT_NOEND when nothing is
- * pending, and DT_NOBEGIN when the extension is gone.  It also returns when
- * settings_enabled goes off, and in a worker settings_background_delivery; and
- * from a CALL while rows stay locked: their messages are sent again.  The next
- * run of the process knows what this one learned of pace and circuits.  The
- * caller holds the deliverer's lock.
+ * next row falls due, DT_NOEND when nothing is pending, and DT_NOBEGIN when the
+ * extension is gone.  It also returns when settings_enabled goes off, and in a
+ * worker settings_background_delivery; and from a CALL while rows stay locked:
+ * their messages are sent again.  The next run of the process knows what this
+ * one learned.  The caller holds the deliverer's lock.
  */
 extern TimestampTz delivery_run(const DeliveryOptions *options);
 
-/* For a session that goes on to other things: wipes the keys.  Never throws. */
+/* For a session that goes on to other things: forgets all, and wipes the keys.  Never throws. */
 extern void delivery_end(void);
 
 #endif

@@ -44,7 +44,7 @@
 #define BUFFER_AGE_US		INT64CONST(500000)
 
 /* How soon a pause is seen where no wake-up tells of it. */
-#define LOOK_US				USECS_PER_SEC
+#define PAUSE_LOOK_US		USECS_PER_SEC
 
 /* Lanes that a scan finds in one transaction. */
 #define SCAN_LANES			200
@@ -90,7 +90,7 @@ static struct Scan
 	int			rechecks;
 	TimestampTz rested_at;		/* no slice before */
 	QueueLane	last;			/* that it has come to */
-}			scan;
+} scan;
 
 /* ---- times ---- */
 
@@ -101,7 +101,8 @@ timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 	TimestampTz right = pairingheap_const_container(Timer, node, b)->at;
 
 	(void) arg;
-	return left < right ? 1 : left > right ? -1 : 0;
+	return left < right ? 1 : left > right ? -1 :
+		0;
 }
 
 void
@@ -236,8 +237,7 @@ app_place(DeliveryApp *app, TimestampTz now)
 	if (app->trust.paused_until > now)
 		timer_set(&app->timer, &app_timers, app->trust.paused_until);
 	else if (trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
-		place_move(&app->turn, app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire) ?
-				   &ready : &crowded);
+		place_move(&app->turn, app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire) ? &ready : &crowded);
 }
 
 static void
@@ -286,7 +286,7 @@ lanes_open(MemoryContext context, bool cautious)
 void
 lanes_look(bool for_rows, TimestampTz now)
 {
-	scan.wanted |= for_rows || now - scan.began_at > LOOK_US;
+	scan.wanted |= for_rows || now - scan.began_at > PAUSE_LOOK_US;
 	scan.rows_wanted |= for_rows;
 }
 
@@ -320,7 +320,7 @@ scan_lanes(TimestampTz now)
 	ListCell   *cell;
 
 	if (!scan.runs)
-		scan = (struct Scan) {.finds_rows = scan.rows_wanted, .began_at = now};
+		scan = (struct Scan){.finds_rows = scan.rows_wanted, .began_at = now};
 	listed = queue_lanes(&scan.last, SCAN_LANES);
 	foreach(cell, listed)
 	{
@@ -362,8 +362,9 @@ is_due(DeliveryLane *lane, const QueueRow *row, TimestampTz now)
 		item->renewed |= item->row.requested_at != row->requested_at;
 		return false;
 	}
-	if (apps_was_rejected(row->http_status))
-		apps_suspect(lane, row->http_status, now);
+	/* The key was rejected: a process that knows no better begins with a probe. */
+	if (apps_was_rejected(row->http_status) && lane->circuit.changed_at == 0 && lane->circuit.success_at == 0)
+		(void) circuit_open(&lane->circuit, now, now, now);
 	if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
 		lane->failing_since = row->first_attempt_at;
 	/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
@@ -416,7 +417,8 @@ expire_rows(DeliveryLane *lane, TimestampTz now)
 {
 	const DeliveryApp *app = lane->app;
 	const char *reason = lane->key_missing || lane->circuit.open ? lane->reason :
-		app->circuit.open && app->circuit.probes > 0 ? app->reason : NULL;
+		app->circuit.open && app->circuit.probes > 0			 ? app->reason :
+		NULL;
 	bool		for_long = lane->key_missing || (lane->failing_since != 0 && now - lane->failing_since > EXPIRE_AFTER);
 	int			count;
 
@@ -472,7 +474,8 @@ take_row(DeliveryLane *lane, TimestampTz now)
 	MessageId	id = {lane->rows[lane->row_next].message_id, app->app_id};
 	DeliveryItem *item = hash_search(items, &id, HASH_ENTER, NULL);
 
-	*item = (DeliveryItem) {.id = id, .lane = lane, .key = lane->credentials, .row = lane->rows[lane->row_next], .begun = now};
+	*item = (DeliveryItem) {.id = id, .lane = lane, .key = lane->credentials, .begun = now};
+	item->row = lane->rows[lane->row_next];
 	item->key->refs++;
 	if (++lane->row_next == lane->row_count)
 		drop_rows(lane);
@@ -543,10 +546,9 @@ lanes_settle(DeliveryItem *item, TimestampTz next_due)
 	if (item->renewed)
 		lanes_look(true, now);
 	apps_release_key(item->key);
-	if (item->text != NULL)
-		pfree(item->text);
-	if (item->view_text != NULL)
-		pfree(item->view_text);
+	pfree(unconstify(char *, item->answer.body));
+	if (item->view.body != NULL)
+		pfree(unconstify(char *, item->view.body));
 	hash_search(items, &item->id, HASH_REMOVE, NULL);
 	lane->app->trust.unrecorded--;
 	run_trust.unrecorded--;

@@ -131,9 +131,7 @@ typedef struct DeliveryItem
 	dlist_node	node;			/* in the answered ones (delivery.c) */
 	Timer		timer;			/* until it is judged, or recorded, once more */
 	HttpAnswer	answer;			/* to the DELETE */
-	char	   *text;			/* what answer points to, or NULL */
-	HttpAnswer	view;			/* to View message */
-	char	   *view_text;		/* what view points to, or NULL */
+	HttpAnswer	view;			/* to View message; body NULL: none */
 	TimestampTz view_until;		/* how long View message is asked again; 0: it has not been asked */
 	bool		denied;			/* OneSignal rejected this message, and not the key */
 	int64		keep_us;		/* how long its outcome, which could not be written, waited last; 0: it could */
@@ -156,7 +154,7 @@ place_move(Place *place, dlist_head *list)
 
 extern int	timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg);
 extern void timer_set(Timer *timer, pairingheap *heap, TimestampTz at); /* heap NULL: into none */
-extern TimestampTz timer_next(pairingheap *heap); /* DT_NOEND: none */
+extern TimestampTz timer_next(pairingheap *heap);	/* DT_NOEND: none */
 extern Timer *timer_take(pairingheap *heap, TimestampTz until); /* out of the heap; NULL: none is due by then */
 
 /* ---- apps.c ---- */
@@ -176,9 +174,6 @@ extern void apps_release_key(LaneKey *key);
 
 /* Did OneSignal reject the key with this status?  0 is no status. */
 extern bool apps_was_rejected(int http_status);
-
-/* A row says that the key was rejected: a process that knows no better begins with a probe. */
-extern void apps_suspect(DeliveryLane *lane, int http_status, TimestampTz now);
 
 /* Learns from the status of an answer, or from the lack of one; sets item->denied. */
 extern void apps_learn(DeliveryItem *item, const HttpAnswer *answer);
