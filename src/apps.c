@@ -21,9 +21,8 @@
 
 #include "lanes.h"
 
-/* A transaction that only saves apps comes this long after the last one; later where rows were locked. */
-#define SAVE_US			INT64CONST(100000)
-#define SAVE_LOCKED_US	INT64CONST(1000000)
+/* A transaction that only saves apps comes this long after the last one. */
+#define SAVE_US			USECS_PER_SEC
 
 /* Nobody tells us that a key file has changed. */
 #define KEY_CHECK_US		INT64CONST(2000000)
@@ -500,5 +499,5 @@ apps_save(void)
 			place_move(&app->unsaved, NULL);
 		}
 	}
-	save_after = GetCurrentTimestamp() + (dlist_is_empty(&unsaved) ? SAVE_US : SAVE_LOCKED_US);
+	save_after = GetCurrentTimestamp() + SAVE_US;
 }

@@ -42,12 +42,12 @@
 /* While requests are on the wire, outcomes wait this long for company. */
 #define RECORD_DELAY_US		INT64CONST(20000)
 
-/* An outcome that could not be written is tried again so soon, doubling up to the second figure. */
+/*
+ * An outcome that could not be written is tried again so soon, doubling up to
+ * the second figure.  A run that has nothing else to do waits so long for it.
+ */
 #define KEEP_MIN_US			INT64CONST(100000)
 #define KEEP_MAX_US			INT64CONST(5000000)
-
-/* A run that has nothing else to do waits so long for these. */
-#define GRACE_US			INT64CONST(5000000)
 
 /* A 404 may mean that OneSignal does not know the message yet. */
 #define NOT_FOUND_WINDOW	(60 * USECS_PER_SEC)
@@ -202,14 +202,12 @@ is_over(const DeliveryItem *item, TimestampTz now)
 static TimestampTz
 next_attempt(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz now)
 {
-	TimestampTz send_after = item->row.send_after;
-	int64		time_left = send_after == DT_NOBEGIN ? 0 :
-		send_after == DT_NOEND				   ? PG_INT64_MAX :
-		send_after - now;
+	int64		time_left = Max(item->row.send_after, now) - now;
+	double		random = pg_prng_double(&pg_global_prng_state);
 
 	if (judged->verdict == CANCEL_UNAUTHORIZED)
 		return now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC; /* others are probed first */
-	return now + backoff_delay(item->row.attempts + 1, pg_prng_double(&pg_global_prng_state), time_left, judged->retry_after * USECS_PER_SEC);
+	return now + backoff_delay(item->row.attempts + 1, random, time_left, judged->retry_after * USECS_PER_SEC);
 }
 
 static QueueState
@@ -285,7 +283,7 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, 
 
 	if (is_open && ask_view(item, now))
 		return false;
-	if (is_open && was_asked && may_send)
+	if (is_open && was_asked && may_send && app->paused_until <= now)
 	{
 		timer_set(&item->timer, &waiting, now + VIEW_INTERVAL_US);
 		return false;
@@ -318,9 +316,7 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	TimestampTz now = GetCurrentTimestamp();
 
 	onesignal_judge(&judged, &item->answer, item->key->credentials.api_key);
-	memset(outcome, 0, sizeof(*outcome));
-	outcome->app_id = item->id.app_id;
-	outcome->message_id = item->id.message_id;
+	*outcome = (QueueOutcome) {.app_id = item->id.app_id, .message_id = item->id.message_id};
 	outcome->requested_at = item->row.requested_at;
 	outcome->http_status = judged.status;
 	outcome->response = judged.response;
@@ -501,7 +497,7 @@ is_done(const DeliveryOptions *options, TimestampTz now, TimestampTz next_due)
 		return false;
 	if (ending_since == 0)
 		ending_since = now;
-	return now - ending_since >= GRACE_US;
+	return now - ending_since >= KEEP_MAX_US;
 }
 
 /*
@@ -542,8 +538,7 @@ run(const DeliveryOptions *options)
 			return now;
 		}
 		lanes_tick(now);
-		if (stopping_since == 0)
-			take_waiting(now);
+		take_waiting(now);
 		if (visit_at(now) <= now)
 		{
 			if (!visit_tables(options))

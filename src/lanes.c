@@ -15,7 +15,7 @@
  *		app		ready: its next row may begin; such apps take turns
  *				crowded: others have too many requests on the wire, or
  *				libcurl has yet to send some of its own
- *				timer: it waits for its pace, or for a pause to end
+ *				timer: it waits for its pace or for a pause to end
  *				none: its own answers, or their recording, bring it back
  *
  * An app that may send is also in the list "fetching" if it has hungry lanes.
@@ -142,8 +142,9 @@ drop_rows(DeliveryLane *lane)
 {
 	if (lane->row_next < lane->row_count)
 	{
-		lane->position.send_after = lane->rows[lane->row_next].send_after;
-		lane->position.message_id = lane->rows[lane->row_next].message_id;
+		const QueueRow *row = &lane->rows[lane->row_next];
+
+		lane->position = (QueuePosition) {row->send_after, row->message_id};
 		lane->exhausted = false;
 	}
 	buffered -= lane->row_count;
@@ -167,8 +168,7 @@ static void
 rewind_lane(DeliveryLane *lane)
 {
 	drop_rows(lane);
-	lane->position.send_after = DT_NOBEGIN;
-	memset(&lane->position.message_id, 0, sizeof(pg_uuid_t));
+	lane->position = (QueuePosition) {.send_after = DT_NOBEGIN};
 	lane->exhausted = lane->found_due = false;
 	lane->rewind_at = DT_NOEND;
 	lane->read_us = 0;
@@ -206,9 +206,7 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 static TimestampTz
 app_opens_at(DeliveryApp *app, TimestampTz now)
 {
-	if (app->paused_until > now)
-		return app->paused_until;
-	return circuit_next(&app->circuit, now);
+	return Max(circuit_next(&app->circuit, now), Max(app->paused_until, app->trust.paused_until));
 }
 
 static void
@@ -232,12 +230,12 @@ app_place(DeliveryApp *app, TimestampTz now)
 	}
 	/* One lane will do for a probe. */
 	place_move(&app->fetching, !dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows) ? &fetching : NULL);
-	if (!has_rows)
-		return;
-	if (app->trust.paused_until > now)
-		timer_set(&app->timer, &app_timers, app->trust.paused_until);
-	else if (trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
-		place_move(&app->turn, app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire) ? &ready : &crowded);
+	if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
+	{
+		bool		has_room = app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire);
+
+		place_move(&app->turn, has_room ? &ready : &crowded);
+	}
 }
 
 static void
@@ -379,7 +377,7 @@ static int
 fetch_rows(DeliveryLane *lane, TimestampTz now)
 {
 	int			max = buffered < FETCH_TOTAL ? FETCH_ROWS : FETCH_FEW;
-	QueueRow   *rows = palloc(sizeof(QueueRow) * max);
+	QueueRow   *rows = MemoryContextAlloc(lanes_context, sizeof(QueueRow) * max);
 	TimestampTz began_at = GetCurrentTimestamp();
 	int			count = queue_fetch(&lane->key, &lane->position, rows, max);
 	int			due = 0;
@@ -391,23 +389,20 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 	}
 	lane->exhausted = count < max;
 	if (count > 0)
-	{
-		lane->position.send_after = rows[count - 1].send_after;
-		lane->position.message_id = rows[count - 1].message_id;
-	}
+		lane->position = (QueuePosition) {rows[count - 1].send_after, rows[count - 1].message_id};
 	for (int i = 0; i < count; i++)
 		if (is_due(lane, &rows[i], now))
 			rows[due++] = rows[i];
-	if (due > 0)
+	if (due == 0)
 	{
-		lane->rows = MemoryContextAlloc(lanes_context, sizeof(QueueRow) * due);
-		memcpy(lane->rows, rows, sizeof(QueueRow) * due);
-		lane->row_count = due;
-		lane->fetched_at = now;
-		lane->found_due = true;
-		buffered += due;
+		pfree(rows);
+		return count;
 	}
-	pfree(rows);
+	lane->rows = repalloc(rows, sizeof(QueueRow) * due);
+	lane->row_count = due;
+	lane->fetched_at = now;
+	lane->found_due = true;
+	buffered += due;
 	return count;
 }
 

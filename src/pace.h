@@ -50,13 +50,7 @@ extern void pace_throttled(Pace *pace, int64 begun_at, int64 now);
  * A circuit is closed (all requests may go), or open until a time, after which
  * one request at a time may go, the probe.  An app has one for 429s and for
  * failures in a row; a lane has one for its key.  A zeroed one is closed.
- *
- *		   circuit_open(), or the 5th failure in a row
- *		closed ----------------------------> open until open_until
- *		  ^                                    |             ^
- *		  | success                 open_until |             | failure, or
- *		  | of the probe               passed  v             | circuit_open()
- *		  +---------------------------------- probe ---------+
+ * src/README.md draws it.
  *
  * Outcomes come with the time at which the request began: what began before
  * the circuit last changed does not change it again.
