@@ -19,13 +19,10 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
-#include "lanes.h"
+#include "delivery.h"
 
 /* A transaction that only saves apps comes this long after the last one. */
 #define SAVE_US			USECS_PER_SEC
-
-/* Nobody tells us that a key file has changed. */
-#define KEY_CHECK_US		INT64CONST(2000000)
 
 /* The deliverer before has probed, too: the next probe comes as late as its own would. */
 #define PROBES_BEFORE	3
@@ -187,12 +184,6 @@ apps_release_key(LaneKey *key)
 {
 	if (--key->refs == 0)
 		MemoryContextDelete(key->context);
-}
-
-TimestampTz
-apps_next_key_check(const DeliveryLane *lane)
-{
-	return lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
 }
 
 static void

@@ -31,7 +31,6 @@
 #include "utils/timestamp.h"
 
 #include "delivery.h"
-#include "lanes.h"
 #include "settings.h"
 #include "wakeup.h"
 

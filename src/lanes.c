@@ -28,7 +28,7 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "lanes.h"
+#include "delivery.h"
 #include "settings.h"
 #include "worker.h"
 
@@ -42,6 +42,9 @@
 
 /* A row in a buffer may be taken back: what is older than this is read again. */
 #define BUFFER_AGE_US		INT64CONST(500000)
+
+/* Nobody tells us that a key file has changed: a lane that waits looks again, less and less often. */
+#define KEY_CHECK_US		INT64CONST(2000000)
 
 /* How soon a pause is seen where no wake-up tells of it. */
 #define PAUSE_LOOK_US		USECS_PER_SEC
@@ -179,7 +182,7 @@ static void
 lane_place(DeliveryLane *lane, TimestampTz now)
 {
 	TimestampTz probe_at = lane->key_missing ? DT_NOEND : circuit_next(&lane->circuit, now);
-	TimestampTz check_at = apps_next_key_check(lane);
+	TimestampTz check_at = lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
 	bool		is_paused = probe_at > now && check_at > now;
 
 	place_move(&lane->hungry, NULL);
