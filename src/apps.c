@@ -19,17 +19,10 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
-#include "lanes.h"
+#include "delivery.h"
 
-/* A transaction that only saves apps comes this long after the last one; later where rows were locked. */
-#define SAVE_US			INT64CONST(100000)
-#define SAVE_LOCKED_US	INT64CONST(1000000)
-
-/* Nobody tells us that a key file has changed. */
-#define KEY_CHECK_US		INT64CONST(2000000)
-
-/* When a pause ended longer ago than this, the app may be back: no probe. */
-#define PROBE_AFTER		(5 * USECS_PER_MINUTE)
+/* A transaction that only saves apps comes this long after the last one. */
+#define SAVE_US			USECS_PER_SEC
 
 /* The deliverer before has probed, too: the next probe comes as late as its own would. */
 #define PROBES_BEFORE	3
@@ -58,14 +51,6 @@ apps_open(MemoryContext context)
 	apps = hash_create("onesignal apps", 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 }
 
-static void
-set_unsaved(DeliveryApp *app)
-{
-	if (!app->unsaved)
-		dlist_push_tail(&unsaved, &app->unsaved_node);
-	app->unsaved = true;
-}
-
 /* text NULL: nothing */
 static void
 set_text(char **into, const char *text)
@@ -81,7 +66,7 @@ static void
 note_error(DeliveryApp *app, const char *reason)
 {
 	set_text(&app->last_error, reason);
-	set_unsaved(app);
+	place_move(&app->unsaved, &unsaved);
 }
 
 char *
@@ -95,84 +80,62 @@ apps_label(const DeliveryApp *app)
 
 /* ---- pauses ---- */
 
-/* lane NULL: all of the app */
+/* The circuit of the lane, or (NULL) of all of the app, has opened for this reason, or (NULL) closed. */
 static void
-log_pause(const DeliveryApp *app, const DeliveryLane *lane, const char *what, const char *more)
+note_circuit(DeliveryApp *app, DeliveryLane *lane, const char *reason)
 {
+	const Circuit *circuit = lane != NULL ? &lane->circuit : &app->circuit;
+	int64		wait = circuit->open_until - circuit->changed_at;
 	char	   *role = lane == NULL ? "" : psprintf(" for role \"%s\"", NameStr(lane->key.requested_by));
+	char	   *more = reason == NULL ? "" :
+		psprintf(": %s; next probe in %d s", reason, (int) ((wait + USECS_PER_SEC - 1) / USECS_PER_SEC));
 
+	place_move(&app->unsaved, &unsaved);
+	if (lane != NULL && reason == NULL)
+		lane->rewind_at = 0;	/* rows that waited for the key */
 	ereport(LOG,
-			(errmsg("onesignal_cancel: %s %s%s%s", what, apps_label(app), role, more),
+			(errmsg("onesignal_cancel: %s %s%s%s",
+					reason == NULL ? "resuming" : "pausing", apps_label(app), role, more),
 			 errhidecontext(true)));
 }
 
-static void
-note_opened(DeliveryApp *app, DeliveryLane *lane, const char *reason, TimestampTz now)
-{
-	TimestampTz until = lane != NULL ? lane->circuit.open_until : app->circuit.open_until;
-	int			seconds = (int) ((until - now + USECS_PER_SEC - 1) / USECS_PER_SEC);
-
-	note_error(app, reason);
-	log_pause(app, lane, "pausing", psprintf(": %s; next probe in %d s", reason, seconds));
-}
-
-/* onesignal_app has room for one lane whose circuit is open. */
-static void
-tell_of_lane(DeliveryLane *lane)
-{
-	if (lane->app->paused_lane != NULL)
-		return;
-	lane->app->paused_lane = lane;
-	set_unsaved(lane->app);
-}
-
-/* True: it was closed. */
+/* onesignal_app has room for one lane whose circuit is open.  True: it was closed. */
 static bool
 open_lane(DeliveryLane *lane, TimestampTz begun_at, TimestampTz until, const char *reason, TimestampTz now)
 {
+	DeliveryApp *app = lane->app;
 	bool		is_news = circuit_open(&lane->circuit, begun_at, until, now);
 
 	set_text(&lane->reason, reason);
-	if (lane->circuit.open)
-		tell_of_lane(lane);
-	set_unsaved(lane->app);
+	if (lane->circuit.open && (app->paused_lane == NULL || !app->paused_lane->circuit.open))
+	{
+		app->paused_lane = lane;
+		place_move(&app->unsaved, &unsaved);
+	}
 	return is_news;
-}
-
-static void
-note_closed(DeliveryApp *app, DeliveryLane *lane)
-{
-	set_unsaved(app);
-	log_pause(app, lane, "resuming", "");
-	if (lane == NULL)
-		return;
-	lane->rewind_at = 0;		/* rows that waited for the key */
-	if (app->paused_lane == lane)
-		app->paused_lane = NULL;
 }
 
 static void
 app_begin(DeliveryApp *app, const QueueAppState *state, TimestampTz now)
 {
-	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
 	app->resumed_at = state->resumed_at;
-	app->has_row = state->exists;
+	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
 	pace_init(&app->pace, app->rate_limit);
 	if (state->pace > 0)
 		app->pace.rate = state->pace;
-	allowance_init(&app->allowance);
-	trust_init(&app->trust, APP_TRUST_FIRST, APP_TRUST_MAX);
+	app->allowance.limit = ALLOWANCE_FIRST;
+	app->trust = (Trust) {.limit = APP_TRUST_FIRST, .max = APP_TRUST_MAX};
 	dlist_init(&app->lanes);
 	dlist_init(&app->hungry);
-	app->timer.kind = TIMER_APP;
-	if (state->circuit_until > now - PROBE_AFTER)
+	app->queue.ph_compare = timer_compare;
+	if (state->circuit_until != 0)
 	{
 		(void) circuit_open(&app->circuit, now, state->circuit_until, now);
 		app->circuit.probes = PROBES_BEFORE;
 		set_text(&app->reason, "delivery was paused when it was last stopped");
 	}
 	else if (state->has_circuit)
-		set_unsaved(app);		/* what stands there is not true any more */
+		place_move(&app->unsaved, &unsaved);	/* what stands there is not true any more */
 }
 
 /* onesignal_cancel_resume() was called. */
@@ -182,15 +145,14 @@ app_resumed(DeliveryApp *app, TimestampTz now)
 	dlist_iter	iter;
 
 	if (circuit_close(&app->circuit, now))
-		note_closed(app, NULL);
+		note_circuit(app, NULL, NULL);
 	dlist_foreach(iter, &app->lanes)
 	{
 		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
 
 		lane->checked_at = lane->checks = 0;
-		lane->judged = true;
 		if (!lane->key_missing && circuit_close(&lane->circuit, now))
-			note_closed(lane->app, lane);
+			note_circuit(app, lane, NULL);
 	}
 }
 
@@ -202,7 +164,7 @@ apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now)
 
 	if (!found)
 	{
-		memset((char *) app + sizeof(pg_uuid_t), 0, sizeof(*app) - sizeof(pg_uuid_t));
+		*app = (DeliveryApp) {.app_id = *app_id};
 		app_begin(app, state, now);
 	}
 	app->has_row |= state->exists;
@@ -220,61 +182,24 @@ apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now)
 void
 apps_release_key(LaneKey *key)
 {
-	if (--key->refs > 0)
-		return;
-	onesignal_request_end(&key->request);
-	credentials_wipe(&key->credentials);
-	MemoryContextDelete(key->context);
+	if (--key->refs == 0)
+		MemoryContextDelete(key->context);
 }
 
-void
-apps_drop_key(DeliveryLane *lane)
-{
-	if (lane->credentials != NULL)
-		apps_release_key(lane->credentials);
-	lane->credentials = NULL;
-}
-
-TimestampTz
-apps_next_key_check(const DeliveryLane *lane)
-{
-	return lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
-}
-
-void
-apps_miss_key(DeliveryLane *lane, const char *reason, TimestampTz now)
+static void
+miss_key(DeliveryLane *lane, const char *reason, TimestampTz now)
 {
 	bool		is_news = !lane->key_missing || strcmp(lane->reason, reason) != 0;
 
-	apps_drop_key(lane);
 	lane->key_missing = true;
 	lane->checked_at = now;
 	lane->checks++;
-	if (!is_news)
-	{
-		tell_of_lane(lane);
-		return;
-	}
 	(void) open_lane(lane, now, now + CIRCUIT_KEY_PAUSE, reason, now);
-	note_error(lane->app, reason);
-	if (!lane->told)
-		log_pause(lane->app, lane, "pausing", psprintf(": %s", reason));
+	if (is_news)
+		note_error(lane->app, reason);
+	if (is_news && !lane->told)
+		note_circuit(lane->app, lane, reason);
 	lane->told = true;
-}
-
-/* Tells whether credentials have changed, without keeping them.  Never 0. */
-static uint64
-fingerprint_of(const Credentials *credentials)
-{
-	const char *const parts[] = {
-		credentials->base_url, credentials->api_key, credentials->ca_file, credentials->proxy
-	};
-	uint64		hash = credentials->server;
-
-	for (size_t i = 0; i < lengthof(parts); i++)
-		hash = hash_bytes_extended((const unsigned char *) (parts[i] != NULL ? parts[i] : ""),
-								   parts[i] != NULL ? (int) strlen(parts[i]) + 1 : 0, hash);
-	return hash | 1;
 }
 
 /* Where roles use different servers, the first that is seen states the app's pace. */
@@ -291,67 +216,84 @@ adopt_rate(DeliveryApp *app, const Credentials *credentials)
 	pace_init(&app->pace, app->rate_limit);
 }
 
+static uint64
+add_to_hash(uint64 hash, const char *text)
+{
+	return hash_bytes_extended((const unsigned char *) text, (int) strlen(text), hash);
+}
+
 /* Nothing that was learned of another key or server holds for this one. */
 static void
 adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 {
-	uint64		fingerprint = fingerprint_of(&key->credentials);
+	const Credentials *credentials = &key->credentials;
+	uint64		server = add_to_hash(credentials->server, credentials->base_url);
+	uint64		fingerprint = add_to_hash(server, credentials->api_key) | 1;
 	bool		changed = lane->fingerprint != fingerprint;
-	bool		is_first = lane->fingerprint == 0;
 
-	apps_drop_key(lane);
 	MemoryContextSetParent(key->context, apps_context);
 	key->refs = 1;
 	lane->credentials = key;
-	lane->fingerprint = fingerprint;
 	lane->checked_at = now;
 	lane->checks = changed ? 0 : lane->checks + 1;
 	if (changed)
 		lane->adopted_at = now;
-	if (lane->key_missing || (changed && !is_first))
-	{
-		lane->judged = true;
-		if (circuit_close(&lane->circuit, now))
-			note_closed(lane->app, lane);
-	}
+	if ((lane->key_missing || (changed && lane->fingerprint != 0)) && circuit_close(&lane->circuit, now))
+		note_circuit(lane->app, lane, NULL);
+	lane->fingerprint = fingerprint;
 	lane->key_missing = lane->told = false;
-	adopt_rate(lane->app, &key->credentials);
+	adopt_rate(lane->app, credentials);
+}
+
+static void
+wipe_key(void *arg)
+{
+	LaneKey    *key = arg;
+
+	onesignal_request_end(&key->request);
+	credentials_wipe(&key->credentials);
+}
+
+/* Its memory context wipes the key, also when an error frees it. */
+static LaneKey *
+make_key(void)
+{
+	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "onesignal key", ALLOCSET_SMALL_SIZES);
+	LaneKey    *key = MemoryContextAllocZero(context, sizeof(LaneKey));
+
+	key->context = context;
+	key->wipe.func = wipe_key;
+	key->wipe.arg = key;
+	MemoryContextRegisterResetCallback(context, &key->wipe);
+	return key;
 }
 
 void
-apps_check_key(DeliveryLane *lane, TimestampTz now)
+apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 {
+	LaneKey    *key = make_key();
+	MemoryContext old = MemoryContextSwitchTo(key->context);
+	const pg_uuid_t *app_id = &lane->key.app_id;
 	Oid			role = get_role_oid(NameStr(lane->key.requested_by), true);
-	MemoryContext context;
-	MemoryContext old;
-	LaneKey    *key;
-	char	   *message = NULL;
 	ErrorData  *error;
 
-	if (lane->generation != credentials_generation())
-		lane->checks = 0;
-	else if (lane->credentials != NULL && now - lane->checked_at < KEY_CHECK_US)
-		return;
 	lane->generation = credentials_generation();
-
-	context = AllocSetContextCreate(CurrentMemoryContext, "onesignal key", ALLOCSET_SMALL_SIZES);
-	old = MemoryContextSwitchTo(context);
-	key = palloc0(sizeof(LaneKey));
-	key->context = context;
-	if (!OidIsValid(role))
-		message = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
-	else if ((error = credentials_find(&lane->key.app_id, role, &key->credentials)) != NULL)
-		message = error->message;
-	else
-		onesignal_request_begin(&key->request, &lane->key.app_id, &key->credentials);
-	key->request.http.group = &lane->app->group;
+	if (problem == NULL && !OidIsValid(role))
+		problem = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
+	if (problem == NULL && (error = credentials_find(app_id, role, &key->credentials)) != NULL)
+		problem = error->message;
+	if (problem == NULL)
+	{
+		onesignal_request_begin(&key->request, app_id, &key->credentials);
+		key->request.http.group = &lane->app->group;
+	}
 	MemoryContextSwitchTo(old);
-	if (message == NULL)
+	if (problem == NULL)
 		adopt_key(lane, key, now);
 	else
 	{
-		apps_miss_key(lane, message, now);
-		MemoryContextDelete(context);
+		miss_key(lane, problem, now);
+		MemoryContextDelete(key->context);
 	}
 }
 
@@ -372,27 +314,16 @@ describe_status(const HttpAnswer *answer)
 		text = psprintf("no answer: %s", answer->error);
 	else if (apps_was_rejected(answer->status))
 		text = psprintf("OneSignal rejected the API key (HTTP %d)", answer->status);
-	else if (answer->status == 429 && answer->retry_after > 0)
+	else if (answer->status == 429)
 		text = psprintf("OneSignal's rate limit is exceeded (HTTP 429, Retry-After %d s)", answer->retry_after);
 	else
-		text = psprintf("%sHTTP %d", answer->status == 429 ? "OneSignal's rate limit is exceeded: " : "", answer->status);
+		text = psprintf("HTTP %d", answer->status);
 
 	/* It is for the log and a table, in any encoding. */
 	for (char *c = text; *c != '\0'; c++)
 		if (*c < ' ' || *c > '~')
 			*c = '?';
 	return text;
-}
-
-void
-apps_suspect(DeliveryLane *lane, int http_status, TimestampTz now)
-{
-	HttpAnswer	rejection = {.status = http_status};
-
-	if (lane->judged)
-		return;
-	lane->judged = true;
-	(void) open_lane(lane, now, now, describe_status(&rejection), now);
 }
 
 /*
@@ -414,48 +345,24 @@ static void
 learn_key(DeliveryItem *item, bool accepted, const char *reason, TimestampTz now)
 {
 	DeliveryLane *lane = item->lane;
-	TimestampTz begun_at = item->begun;
 
 	item->denied = !accepted && is_denied(item);
-	lane->judged = true;
 	if (item->denied)
-		circuit_abandon(&lane->circuit, begun_at);
+		circuit_abandon(&lane->circuit, item->begun);
 	else if (accepted)
 	{
 		lane->failing_since = 0;
-		if (begun_at > lane->circuit.changed_at)
-			lane->accepted_at = Max(lane->accepted_at, begun_at);
-		if (!lane->key_missing && circuit_success(&lane->circuit, begun_at, now))
-			note_closed(lane->app, lane);
+		if (item->begun > lane->circuit.changed_at)
+			lane->accepted_at = Max(lane->accepted_at, item->begun);
+		if (!lane->key_missing && circuit_success(&lane->circuit, item->begun, now))
+			note_circuit(lane->app, lane, NULL);
 	}
 	else
 	{
-		lane->accepted_at = 0;
-		if (open_lane(lane, begun_at, now + CIRCUIT_KEY_PAUSE, reason, now))
-			note_opened(lane->app, lane, reason, now);
+		lane->accepted_at = lane->checks = 0;
+		if (open_lane(lane, item->begun, now + CIRCUIT_KEY_PAUSE, reason, now))
+			note_circuit(lane->app, lane, reason);
 	}
-}
-
-/* It was throttled, failed or had no answer. */
-static void
-learn_trouble(DeliveryApp *app, const HttpAnswer *answer, const char *reason, TimestampTz begun_at)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	int64		wait;
-	bool		is_news;
-
-	set_text(&app->reason, reason);
-	if (answer->status == 429)
-	{
-		wait = backoff_direct(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state),
-							  answer->retry_after * USECS_PER_SEC);
-		pace_throttled(&app->pace, begun_at, now);
-		is_news = circuit_open(&app->circuit, begun_at, now + wait, now);
-	}
-	else
-		is_news = circuit_failure(&app->circuit, begun_at, now);
-	if (is_news)
-		note_opened(app, NULL, reason, now);
 }
 
 void
@@ -465,44 +372,54 @@ apps_learn(DeliveryItem *item, const HttpAnswer *answer)
 	TimestampTz now = GetCurrentTimestamp();
 	CancelVerdict verdict = onesignal_glance(answer);
 	char	   *reason = describe_status(answer);
+	bool		has_opened;
 
 	if (answer->status != 200)
 		note_error(app, reason);
-	if (answer->status != 0 && answer->status != 429)
+	if (answer->status != 0 && verdict != CANCEL_THROTTLED)
 		pace_answered(&app->pace, now);
-	if (verdict == CANCEL_THROTTLED || verdict == CANCEL_UNAVAILABLE || verdict == CANCEL_UNANSWERED)
+	if (verdict != CANCEL_THROTTLED && verdict != CANCEL_UNAVAILABLE && verdict != CANCEL_UNANSWERED)
 	{
-		circuit_abandon(&item->lane->circuit, item->begun);
-		learn_trouble(app, answer, reason, item->begun);
+		/* OneSignal is there, whatever it thinks of the key. */
+		if (circuit_success(&app->circuit, item->begun, now))
+			note_circuit(app, NULL, NULL);
+		learn_key(item, verdict != CANCEL_UNAUTHORIZED, reason, now);
 		return;
 	}
-	/* OneSignal is there, whatever it thinks of the key. */
-	if (circuit_success(&app->circuit, item->begun, now))
-		note_closed(app, NULL);
-	learn_key(item, verdict != CANCEL_UNAUTHORIZED, reason, now);
+	circuit_abandon(&item->lane->circuit, item->begun);
+	set_text(&app->reason, reason);
+	if (verdict == CANCEL_THROTTLED)
+	{
+		int64		wait = backoff_delay(app->circuit.probes + 1, pg_prng_double(&pg_global_prng_state), 0,
+										 answer->retry_after * USECS_PER_SEC);
+
+		pace_throttled(&app->pace, item->begun, now);
+		has_opened = circuit_open(&app->circuit, item->begun, now + wait, now);
+	}
+	else
+		has_opened = circuit_failure(&app->circuit, item->begun, now);
+	if (has_opened)
+		note_circuit(app, NULL, reason);
 }
 
+/* It comes and goes, where the disk is nearly full: the log says it once, and again after a minute without it. */
 void
-apps_note_recording(DeliveryApp *app, const char *error)
+apps_note_unrecordable(DeliveryApp *app, const char *error)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool		is_known = app->unrecordable != NULL && strcmp(app->unrecordable, error) == 0 &&
+		now - app->unrecordable_at < USECS_PER_MINUTE;
+	char	   *reason = psprintf("could not record outcomes: %s", error);
 
-	/* It comes and goes, where the disk is nearly full. */
-	if (error == NULL && now - app->unrecordable_at < USECS_PER_MINUTE)
+	app->unrecordable_at = now;
+	if (is_known)
 		return;
-	if (error != NULL)
-		app->unrecordable_at = now;
-	if (error != NULL && (app->unrecordable == NULL || strcmp(app->unrecordable, error) != 0))
-	{
-		char	   *reason = psprintf("could not record outcomes: %s", error);
-
-		ereport(LOG,
-				(errmsg("onesignal_cancel: %s of %s", reason, apps_label(app)),
-				 errdetail("Few requests are sent until outcomes can be recorded."),
-				 errhidecontext(true)));
-		note_error(app, reason);
-	}
 	set_text(&app->unrecordable, error);
+	note_error(app, reason);
+	ereport(LOG,
+			(errmsg("onesignal_cancel: %s of %s", reason, apps_label(app)),
+			 errdetail("Few requests are sent until outcomes can be recorded."),
+			 errhidecontext(true)));
 }
 
 /* ---- onesignal_app ---- */
@@ -511,7 +428,7 @@ void
 apps_count(DeliveryApp *app, QueueState state, int count)
 {
 	app->totals[state] += count;
-	set_unsaved(app);
+	place_move(&app->unsaved, &unsaved);
 }
 
 TimestampTz
@@ -536,7 +453,7 @@ describe_app(DeliveryApp *app, QueueApp *row)
 		row->circuit_until = app->circuit.open_until;
 		row->circuit_reason = app->reason;
 	}
-	else if (lane != NULL)
+	else if (lane != NULL && lane->circuit.open)
 	{
 		row->circuit_until = lane->circuit.open_until;
 		row->circuit_role = NameStr(lane->key.requested_by);
@@ -559,20 +476,19 @@ apps_save(void)
 	rows = palloc0(sizeof(QueueApp) * count);
 	count = 0;
 	dlist_foreach_modify(iter, &unsaved)
-		describe_app(dlist_container(DeliveryApp, unsaved_node, iter.cur), &rows[count++]);
+		describe_app(dlist_container(DeliveryApp, unsaved.node, iter.cur), &rows[count++]);
 	queue_save_apps(rows, count);
 	dlist_foreach_modify(iter, &unsaved)
 	{
-		DeliveryApp *app = dlist_container(DeliveryApp, unsaved_node, iter.cur);
+		DeliveryApp *app = dlist_container(DeliveryApp, unsaved.node, iter.cur);
 
 		app->has_row = rows->saved; /* else somebody may have deleted it */
 		if (rows++->saved)
 		{
 			memset(app->totals, 0, sizeof(app->totals));
 			set_text(&app->last_error, NULL);
-			app->unsaved = false;
-			dlist_delete(&app->unsaved_node);
+			place_move(&app->unsaved, NULL);
 		}
 	}
-	save_after = GetCurrentTimestamp() + (dlist_is_empty(&unsaved) ? SAVE_US : SAVE_LOCKED_US);
+	save_after = GetCurrentTimestamp() + SAVE_US;
 }

@@ -294,8 +294,8 @@ finish_check(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 static bool
 retry_later(CancelRun *run, CancelItem *item, const CancelOutcome *outcome, int64 now)
 {
-	item->retry_us = now + backoff_direct(item->attempts, pg_prng_double(&pg_global_prng_state),
-										  outcome->retry_after * INT64CONST(1000000));
+	item->retry_us = now + backoff_delay(item->attempts, pg_prng_double(&pg_global_prng_state), 0,
+										 outcome->retry_after * INT64CONST(1000000));
 	if (outcome->verdict == CANCEL_THROTTLED)
 		run->not_before_us = Max(run->not_before_us, item->retry_us);
 	else if (outcome->verdict != CANCEL_UNAVAILABLE && outcome->verdict != CANCEL_UNANSWERED)

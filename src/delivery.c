@@ -19,8 +19,8 @@
  *		begin_requests           take_answer            record_answers
  *		    -> on the wire ------> answered ----------------> recorded
  *		           ^                 ^   |
- *		           | begin_view      |   | locked, unrecordable, or to be checked
- *		           +-------------- a timer
+ *		  ask_view |                 |   | locked, unrecordable, or to be checked later
+ *		           +-----------------+---+
  */
 #include "postgres.h"
 
@@ -31,7 +31,6 @@
 #include "utils/timestamp.h"
 
 #include "delivery.h"
-#include "lanes.h"
 #include "settings.h"
 #include "wakeup.h"
 
@@ -39,26 +38,27 @@
 #define RECORD_MAX			500
 #define RECORD_BYTES_MAX	(1024 * 1024)
 
-/* How often requests are handed over before outcomes are looked at again. */
-#define BEGIN_ROUNDS		16
-
 /* While requests are on the wire, outcomes wait this long for company. */
 #define RECORD_DELAY_US		INT64CONST(20000)
 
-/* An outcome that could not be written is tried again so soon, doubling up to the second or third figure. */
+/*
+ * An outcome that could not be written is tried again so soon, doubling up to
+ * the second figure.  A run that has nothing else to do waits so long for it.
+ */
 #define KEEP_MIN_US			INT64CONST(100000)
-#define KEEP_LOCKED_US		INT64CONST(5000000)
-#define KEEP_UNRECORDABLE_US	INT64CONST(15000000)
-
-/* A run that has nothing else to do waits so long for these. */
-#define GRACE_US			INT64CONST(5000000)
+#define KEEP_MAX_US			INT64CONST(5000000)
 
 /* A 404 may mean that OneSignal does not know the message yet. */
 #define NOT_FOUND_WINDOW	(60 * USECS_PER_SEC)
 
-/* OneSignal answers View message once a second for each app; a refusal waits so long for it. */
+/*
+ * OneSignal answers View message once a second for each app.  Rows whose turn
+ * it is not come back later, a little less often.  View message is asked again
+ * for so long.
+ */
 #define VIEW_INTERVAL_US	USECS_PER_SEC
-#define CHECK_WINDOW_US		(10 * USECS_PER_MINUTE)
+#define VIEW_TURN_US		(11 * USECS_PER_SEC / 10)
+#define VIEW_WINDOW_US		(10 * USECS_PER_MINUTE)
 
 /* How long a wait for answers may take before the caller is asked for news. */
 #define LOOK_US				INT64CONST(500000)
@@ -69,18 +69,51 @@
 /* Shorter waits are spent here, longer ones by the caller. */
 #define SHORT_WAIT_US		USECS_PER_SEC
 
+/* A batch of outcomes on its way into the table. */
+typedef struct Recording
+{
+	int			count;
+	DeliveryItem *items[RECORD_MAX];
+	QueueOutcome outcomes[RECORD_MAX];
+	QueueRecorded recorded[RECORD_MAX];
+	char	   *error;			/* why some could not be written, or NULL */
+} Recording;
+
 static MemoryContext delivery_context = NULL;	/* all that is known, until it is forgotten */
 static MemoryContext turn_context;	/* what one turn of the run needs */
 static dlist_head answered;
 static int	answered_count;
 static TimestampTz answered_since;	/* the oldest of them */
-static int	kept_count;			/* items whose outcome could not be written */
+static pairingheap waiting;		/* items that are to be judged or recorded once more */
+static bool may_send;			/* requests may begin in this turn */
 static TimestampTz ending_since;	/* when nothing was left but to wait for these; 0: not yet */
 static TimestampTz stopping_since;	/* 0: it need not stop */
 static TimestampTz turn_at = 0; /* when the last turn began */
 static bool cautious = false;	/* the last run ended in an error */
 
-/* ---- beginning ---- */
+/* ---- sending, and taking answers ---- */
+
+static void
+submit(DeliveryItem *item, HttpRequest *request)
+{
+	request->timeout_ms = settings_delivery_timeout;
+	request->connect_timeout_ms = settings_delivery_connect_timeout;
+	http_submit(request, item);
+}
+
+static int
+begin_requests(TimestampTz now)
+{
+	DeliveryItem *item;
+	int			count = 0;
+
+	while (may_send && (item = lanes_take(now)) != NULL)
+	{
+		submit(item, onesignal_request(&item->key->request, "DELETE", &item->row.message_id));
+		count++;
+	}
+	return count;
+}
 
 static void
 push_answered(DeliveryItem *item)
@@ -91,146 +124,12 @@ push_answered(DeliveryItem *item)
 }
 
 static void
-submit(DeliveryItem *item, HttpRequest *request)
-{
-	request->timeout_ms = settings_delivery_timeout;
-	request->connect_timeout_ms = settings_delivery_connect_timeout;
-	http_submit(request, item);
-}
-
-static void
-begin_requests(TimestampTz now)
-{
-	DeliveryItem *item;
-
-	while ((item = lanes_take(now)) != NULL)
-		submit(item, onesignal_request(&item->key->request, "DELETE", &item->row.message_id));
-}
-
-/* ---- checking a refusal ---- */
-
-/* May an earlier attempt have canceled the message? */
-static bool
-is_in_doubt(const DeliveryItem *item)
-{
-	return item->row.unanswered || item->answer.sent_before || item->row.requested_at < wakeup_doubt();
-}
-
-/* The row stays pending: at this time the cancel is sent, and its refusal checked, again. */
-static void
-postpone_check(DeliveryItem *item, TimestampTz until)
-{
-	item->check = CHECK_POSTPONED;
-	item->check_until = until;
-}
-
-/* Takes a turn to ask View message.  Where that is not soon, it postpones a first check and gives up another. */
-static void
-schedule_check(DeliveryItem *item, TimestampTz not_before)
-{
-	DeliveryApp *app = item->lane->app;
-	TimestampTz at = Max(app->view_next_at, not_before);
-	bool		is_first = item->check == CHECK_NONE;
-
-	if (is_first)
-		item->check_until = GetCurrentTimestamp() + CHECK_WINDOW_US;
-	if (at <= item->check_until)
-	{
-		item->check = CHECK_WANTED;
-		app->view_next_at = at + VIEW_INTERVAL_US;
-		lanes_set_timer(&item->timer, at);
-	}
-	else if (is_first)
-	{
-		app->postponed_at = Max(app->postponed_at, at) + VIEW_INTERVAL_US;
-		postpone_check(item, app->postponed_at);
-	}
-	else
-		item->check = CHECK_GIVEN_UP;
-}
-
-/* The lane may have another key since the message was canceled with this one. */
-static void
-renew_key(DeliveryItem *item)
-{
-	LaneKey    *key = item->lane->credentials;
-
-	if (key == NULL || key == item->key)
-		return;
-	apps_release_key(item->key);
-	item->key = key;
-	key->refs++;
-}
-
-static void
-begin_view(DeliveryItem *item, TimestampTz now)
-{
-	if (lanes_take_again(item, now))
-	{
-		renew_key(item);
-		submit(item, onesignal_request(&item->key->request, "GET", &item->row.message_id));
-		return;
-	}
-	if (item->lane->app->paused_until > now)
-		postpone_check(item, now + CIRCUIT_KEY_PAUSE);
-	else
-		schedule_check(item, now + VIEW_INTERVAL_US);
-	if (item->check != CHECK_WANTED)
-		push_answered(item);
-}
-
-/* What View message said, if it is of use. */
-static void
-judge_view(DeliveryItem *item)
-{
-	CancelVerdict verdict = onesignal_judge_view(&item->view);
-
-	pfree(item->view_text);
-	item->view_text = NULL;
-	if (verdict == CANCEL_DONE)
-		item->check = CHECK_CONFIRMED;
-	else if (verdict == CANCEL_REFUSED)
-		item->check = CHECK_DENIED;
-	else if (apps_was_rejected(item->view.status))
-		postpone_check(item, GetCurrentTimestamp() + CIRCUIT_KEY_PAUSE);
-	else if (verdict == CANCEL_UNEXPECTED)
-		item->check = CHECK_GIVEN_UP;
-}
-
-/* In a transaction.  False: View message is to be asked first, in its turn. */
-static bool
-may_believe(DeliveryItem *item)
-{
-	int			wait = 0;
-
-	if (item->view_text != NULL)
-	{
-		judge_view(item);
-		wait = Max(item->view.retry_after, 1);
-		if (item->check != CHECK_WANTED || stopping_since != 0)
-			return true;
-	}
-	else if (item->check != CHECK_NONE || !is_in_doubt(item))
-		return true;
-
-	if (stopping_since == 0)
-		schedule_check(item, GetCurrentTimestamp() + wait * USECS_PER_SEC);
-	else
-		item->check = CHECK_WANTED;
-	return item->check != CHECK_WANTED || stopping_since != 0;
-}
-
-/* ---- taking answers ---- */
-
-/* Returns the copy's body. */
-static char *
 copy_answer(HttpAnswer *copy, const HttpAnswer *answer)
 {
 	char	   *body = MemoryContextAlloc(delivery_context, answer->body_length + 1);
 
 	*copy = *answer;
 	copy->body = memcpy(body, answer->body, answer->body_length + 1);
-	return body;
 }
 
 /* What the exchange brought waits to be recorded. */
@@ -240,11 +139,11 @@ take_answer(const HttpAnswer *answer)
 	DeliveryItem *item = answer->owner;
 	bool		has_status = answer->status != 0;
 
-	if (item->check == CHECK_WANTED)
-		item->view_text = copy_answer(&item->view, answer);
+	if (item->view_until != 0)
+		copy_answer(&item->view, answer);
 	else
 	{
-		item->text = copy_answer(&item->answer, answer);
+		copy_answer(&item->answer, answer);
 		/* That we do not wait for an answer tells nothing of OneSignal. */
 		if (has_status || stopping_since == 0)
 			apps_learn(item, answer);
@@ -263,23 +162,13 @@ wait_for_answers(TimestampTz until)
 		take_answer(answer);
 }
 
-/* Checks begin, and outcomes are recorded, that waited for a time that has come. */
 static void
-take_waiting(bool may, TimestampTz until)
+take_waiting(TimestampTz until)
 {
 	Timer	   *timer;
 
-	while ((timer = lanes_take_timer(TIMER_ITEM, until)) != NULL)
-	{
-		DeliveryItem *item = pairingheap_container(DeliveryItem, timer.node, &timer->node);
-
-		kept_count -= item->kept ? 1 : 0;
-		if (item->check == CHECK_WANTED && !item->kept && may)
-			begin_view(item, GetCurrentTimestamp());
-		else
-			push_answered(item);
-		item->kept = false;
-	}
+	while ((timer = timer_take(&waiting, until)) != NULL)
+		push_answered(pairingheap_container(DeliveryItem, timer.node, &timer->node));
 }
 
 /* ---- deciding what becomes of the row ---- */
@@ -304,14 +193,12 @@ is_over(const DeliveryItem *item, TimestampTz now)
 static TimestampTz
 next_attempt(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz now)
 {
-	TimestampTz send_after = item->row.send_after;
-	int64		time_left = send_after == DT_NOBEGIN ? 0 :
-		send_after == DT_NOEND ? PG_INT64_MAX : send_after - now;
+	int64		time_left = Max(item->row.send_after, now) - now;
+	double		random = pg_prng_double(&pg_global_prng_state);
 
 	if (judged->verdict == CANCEL_UNAUTHORIZED)
 		return now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC; /* others are probed first */
-	return now + backoff_delay(item->row.attempts + 1, pg_prng_double(&pg_global_prng_state),
-							   time_left, judged->retry_after * USECS_PER_SEC);
+	return now + backoff_delay(item->row.attempts + 1, random, time_left, judged->retry_after * USECS_PER_SEC);
 }
 
 static QueueState
@@ -334,26 +221,85 @@ decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz 
 	}
 }
 
-/* What View message said of a refusal that was in doubt; when we stop, the next deliverer has to ask. */
-static void
-apply_check(const DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged)
+/* May an earlier attempt have canceled the message? */
+static bool
+is_in_doubt(const DeliveryItem *item)
 {
-	if (item->check == CHECK_CONFIRMED)
+	return item->row.unanswered || item->answer.sent_before || item->row.requested_at < wakeup_doubt();
+}
+
+/* False: it is not the app's turn, or nothing may be sent. */
+static bool
+ask_view(DeliveryItem *item, TimestampTz now)
+{
+	DeliveryApp *app = item->lane->app;
+
+	if (!may_send || now < app->view_at || !lanes_take_again(item, now))
+		return false;
+	app->view_at = now + VIEW_INTERVAL_US;
+	if (item->view_until == 0)
+		item->view_until = now + VIEW_WINDOW_US;
+	submit(item, onesignal_request(&item->key->request, "GET", &item->row.message_id));
+	return true;
+}
+
+/* What View message has said so far.  What is of no use is forgotten. */
+static CancelVerdict
+judge_view(DeliveryItem *item, TimestampTz now)
+{
+	DeliveryApp *app = item->lane->app;
+	CancelVerdict verdict = item->view.body != NULL ? onesignal_judge_view(&item->view) : CANCEL_UNAVAILABLE;
+
+	if (item->view.body == NULL || verdict != CANCEL_UNAVAILABLE)
+		return verdict;
+	app->view_at = Max(app->view_at, now + item->view.retry_after * USECS_PER_SEC);
+	pfree(unconstify(char *, item->view.body));
+	item->view.body = NULL;
+	return verdict;
+}
+
+/*
+ * A refusal may be the echo of an attempt that canceled the message, so View
+ * message is asked.  False: its answer is to come.  When it cannot be asked now,
+ * the row stays pending, and the cancel is sent again in its turn.
+ */
+static bool
+check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, TimestampTz now)
+{
+	DeliveryApp *app = item->lane->app;
+	CancelVerdict verdict = judge_view(item, now);
+	bool		was_asked = item->view_until != 0;
+	bool		is_open = verdict == CANCEL_UNAVAILABLE && (!was_asked || now < item->view_until);
+	TimestampTz again_at = 0;
+
+	if (is_open && ask_view(item, now))
+		return false;
+	if (is_open && was_asked && may_send && app->paused_until <= now)
+	{
+		timer_set(&item->timer, &waiting, now + VIEW_INTERVAL_US);
+		return false;
+	}
+	if (is_open)
+		again_at = app->view_turn_at = Max(app->view_turn_at, now) + VIEW_TURN_US;
+	else if (verdict == CANCEL_UNAUTHORIZED)
+		again_at = now + CIRCUIT_KEY_PAUSE;
+	else if (verdict == CANCEL_DONE)
 	{
 		outcome->state = QUEUE_CANCELED;
 		judged->error_count = 0;
 	}
-	else if (item->check == CHECK_WANTED || item->check == CHECK_POSTPONED)
+	else if (verdict != CANCEL_REFUSED)
+		onesignal_hint_doubt(judged, item->row.unanswered || item->answer.sent_before);
+	if (again_at != 0)
 	{
 		outcome->state = QUEUE_PENDING;
 		outcome->unanswered = true;
-		outcome->next_attempt_at = item->check == CHECK_POSTPONED ? item->check_until : GetCurrentTimestamp();
+		outcome->next_attempt_at = again_at;
 	}
-	else if (item->check == CHECK_GIVEN_UP)
-		onesignal_hint_doubt(judged, item->row.unanswered || item->answer.sent_before);
+	return true;
 }
 
-/* False: a refusal is to be checked first. */
+/* False: View message is to be asked first. */
 static bool
 decide(DeliveryItem *item, QueueOutcome *outcome)
 {
@@ -361,9 +307,7 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	TimestampTz now = GetCurrentTimestamp();
 
 	onesignal_judge(&judged, &item->answer, item->key->credentials.api_key);
-	memset(outcome, 0, sizeof(*outcome));
-	outcome->app_id = item->id.app_id;
-	outcome->message_id = item->id.message_id;
+	*outcome = (QueueOutcome) {.app_id = item->id.app_id, .message_id = item->id.message_id};
 	outcome->requested_at = item->row.requested_at;
 	outcome->http_status = judged.status;
 	outcome->response = judged.response;
@@ -374,28 +318,15 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 		(item->answer.sent_before || onesignal_may_have_worked(&judged, &item->answer));
 	if (outcome->state == QUEUE_PENDING)
 		outcome->next_attempt_at = next_attempt(item, &judged, now);
-	if (outcome->state == QUEUE_REFUSED && !item->denied)
-	{
-		if (!may_believe(item))
-			return false;
-		apply_check(item, outcome, &judged);
-	}
+	if (outcome->state == QUEUE_REFUSED && !item->denied && is_in_doubt(item) &&
+		!check_refusal(item, outcome, &judged, now))
+		return false;
 	outcome->errors = judged.errors;
 	outcome->error_count = judged.error_count;
 	return true;
 }
 
 /* ---- recording ---- */
-
-/* A batch of outcomes on its way into the table. */
-typedef struct Recording
-{
-	int			count;
-	DeliveryItem *items[RECORD_MAX];
-	QueueOutcome outcomes[RECORD_MAX];
-	QueueRecorded recorded[RECORD_MAX];
-	char	   *error;			/* why some could not be written, or NULL */
-} Recording;
 
 static void
 log_given_up(const DeliveryItem *item, const QueueOutcome *outcome)
@@ -411,43 +342,23 @@ log_given_up(const DeliveryItem *item, const QueueOutcome *outcome)
 			 errhidecontext(true)));
 }
 
-static void
-settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
-{
-	bool		again = outcome->state == QUEUE_PENDING && recorded == QUEUE_RECORDED;
-
-	if (recorded == QUEUE_LOCKED || recorded == QUEUE_UNRECORDABLE)
-	{
-		int64		longest_us = recorded == QUEUE_LOCKED ? KEEP_LOCKED_US : KEEP_UNRECORDABLE_US;
-
-		item->keep_us = Min(longest_us, Max(KEEP_MIN_US, 2 * item->keep_us));
-		item->kept = true;
-		kept_count++;
-		lanes_set_timer(&item->timer, GetCurrentTimestamp() + item->keep_us);
-		return;
-	}
-	if (outcome->state == QUEUE_FAILED)
-		log_given_up(item, outcome);
-	lanes_settle(item, outcome->http_status, again ? outcome->next_attempt_at : DT_NOEND);
-}
-
+/* In a transaction: decides and writes as many outcomes as one statement takes. */
 static void
 record_answers(Recording *recording)
 {
 	size_t		bytes = 0;
 	int			left = answered_count;
 
+	recording->count = 0;
 	while (left-- > 0 && recording->count < RECORD_MAX && bytes < RECORD_BYTES_MAX)
 	{
 		DeliveryItem *item = dlist_container(DeliveryItem, node, dlist_pop_head_node(&answered));
 
 		answered_count--;
-		recording->items[recording->count] = item;
-		if (decide(item, &recording->outcomes[recording->count]))
-		{
-			bytes += item->answer.body_length;
-			recording->count++;
-		}
+		if (!decide(item, &recording->outcomes[recording->count]))
+			continue;
+		recording->items[recording->count++] = item;
+		bytes += item->answer.body_length;
 	}
 	answered_since = GetCurrentTimestamp();
 	queue_record(recording->outcomes, recording->count, recording->recorded, &recording->error);
@@ -456,85 +367,65 @@ record_answers(Recording *recording)
 			apps_count(recording->items[i]->lane->app, recording->outcomes[i].state, 1);
 }
 
-/*
- * The transaction has committed: apps may begin more requests when it has
- * recorded some of theirs, and fewer when it has not.
- */
+/* After the commit: what could not be written is tried again. */
 static void
-learn_from_recording(const Recording *recording)
+settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
 {
-	static int	visit = 0;
-	bool		recorded_some = false;
-	bool		lost_some = false;
+	bool		again = outcome->state == QUEUE_PENDING && recorded == QUEUE_RECORDED;
 
-	visit++;
-	for (int i = 0; i < recording->count; i++)
+	/* A locked row makes room for another; one that cannot be written has taken it. */
+	if (recorded != QUEUE_UNRECORDABLE && (recorded != QUEUE_LOCKED || item->keep_us == 0))
+		lanes_trust(item->lane->app, true);
+	if (recorded == QUEUE_LOCKED || recorded == QUEUE_UNRECORDABLE)
 	{
-		DeliveryApp *app = recording->items[i]->lane->app;
-
-		if (recording->recorded[i] == QUEUE_UNRECORDABLE || app->visit == visit)
-			continue;
-		app->visit = visit;
-		recorded_some = true;
-		if (kept_count == 0)
-			apps_note_recording(app, NULL);
-		lanes_trust(app, true);
+		item->keep_us = Min(KEEP_MAX_US, Max(KEEP_MIN_US, 2 * item->keep_us));
+		timer_set(&item->timer, &waiting, GetCurrentTimestamp() + item->keep_us);
+		return;
 	}
+	if (outcome->state == QUEUE_FAILED)
+		log_given_up(item, outcome);
+	lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
+}
+
+static void
+settle_all(const Recording *recording)
+{
+	/* First, so that what was recorded beside it ends the pause. */
 	for (int i = 0; i < recording->count; i++)
-	{
-		DeliveryApp *app = recording->items[i]->lane->app;
-
-		if (recording->recorded[i] != QUEUE_UNRECORDABLE)
-			continue;
-		apps_note_recording(app, recording->error);
-		if (recording->items[i]->keep_us != 0)
-			continue;			/* it counted when it was tried first */
-		lost_some = true;
-		if (app->visit != visit)
-			lanes_trust(app, false);
-		app->visit = visit;
-	}
-	if (recorded_some || lost_some)
-		lanes_trust(NULL, recorded_some);
+		if (recording->recorded[i] == QUEUE_UNRECORDABLE)
+		{
+			apps_note_unrecordable(recording->items[i]->lane->app, recording->error);
+			if (recording->items[i]->keep_us == 0)
+				lanes_trust(recording->items[i]->lane->app, false);
+		}
+	for (int i = 0; i < recording->count; i++)
+		settle(recording->items[i], &recording->outcomes[i], recording->recorded[i]);
 }
 
 /* One short transaction: records and fetches.  False: the extension is gone. */
 static bool
-visit_tables(const DeliveryOptions *options, bool may)
+visit_tables(const DeliveryOptions *options)
 {
 	Recording  *recording = palloc(sizeof(Recording));
 
-	recording->count = 0;
 	if (!queue_begin(options->in_procedure))
 		return false;
 	record_answers(recording);
-	if (may)
+	if (may_send)
 		lanes_fill(GetCurrentTimestamp());
 	apps_save();
 	queue_commit();
-	learn_from_recording(recording);
-	for (int i = 0; i < recording->count; i++)
-		settle(recording->items[i], &recording->outcomes[i], recording->recorded[i]);
+	settle_all(recording);
 	return true;
-}
-
-static bool
-must_visit(bool may, TimestampTz now)
-{
-	if (answered_count > 0 &&
-		(answered_count >= RECORD_MAX || http_in_flight() == 0 || now - answered_since >= RECORD_DELAY_US))
-		return true;
-	return (may && lanes_are_hungry(now)) || now >= apps_save_at();
 }
 
 /* ---- the run ---- */
 
-/* What was begun is begun again. */
-static void
-forget_everything(void)
+/* For a session that goes on to other things, and after an error: what was begun is begun again. */
+void
+delivery_end(void)
 {
 	http_abandon();
-	lanes_forget();
 	if (delivery_context != NULL)
 		MemoryContextDelete(delivery_context);
 	delivery_context = NULL;
@@ -558,18 +449,23 @@ may_begin(const DeliveryOptions *options, TimestampTz now)
 		(options->until == 0 || now <= options->until);
 }
 
+/* When the tables must be visited next. */
+static TimestampTz
+visit_at(TimestampTz now)
+{
+	if ((may_send && lanes_are_hungry(now)) || answered_count >= RECORD_MAX ||
+		(answered_count > 0 && http_in_flight() == 0))
+		return now;
+	return Min(apps_save_at(), answered_count > 0 ? answered_since + RECORD_DELAY_US : DT_NOEND);
+}
+
 /* How long the wire may be waited for. */
 static TimestampTz
 wait_until(TimestampTz now, TimestampTz next_due)
 {
-	TimestampTz until = now + LOOK_US;
-
 	if (stopping_since != 0)
-		return Min(until, stopping_since + STOP_US);
-	if (answered_count > 0)
-		until = Min(until, answered_since + RECORD_DELAY_US);
-	until = Min(until, Min(next_due, apps_save_at()));
-	return Min(until, lanes_next_timer(TIMER_ITEM));
+		return Min(now + LOOK_US, stopping_since + STOP_US);
+	return Min(Min(now + LOOK_US, visit_at(now)), Min(next_due, timer_next(&waiting)));
 }
 
 /*
@@ -577,7 +473,7 @@ wait_until(TimestampTz now, TimestampTz next_due)
  * long for rows that somebody has locked: others may want to deliver.
  */
 static bool
-is_done(const DeliveryOptions *options, bool may, TimestampTz now, TimestampTz next_due)
+is_done(const DeliveryOptions *options, TimestampTz now, TimestampTz next_due)
 {
 	bool		has_end = options->in_procedure && options->until == 0;
 
@@ -588,29 +484,11 @@ is_done(const DeliveryOptions *options, bool may, TimestampTz now, TimestampTz n
 	}
 	if (lanes_taken() == 0 && apps_save_at() == DT_NOEND)
 		return true;
-	if (may && (!has_end || (lanes_taken() > 0 && kept_count == 0)))
+	if (may_send && !has_end)
 		return false;
 	if (ending_since == 0)
 		ending_since = now;
-	return now - ending_since >= GRACE_US;
-}
-
-/*
- * libcurl takes an app's requests some at a time (HTTP_UNSENT_MAX).  It is
- * called between them, so that the peer works while others are begun.
- */
-static void
-fill_wire(TimestampTz now)
-{
-	for (int round = 0; round < BEGIN_ROUNDS; round++)
-	{
-		int			before = http_in_flight();
-
-		begin_requests(now);
-		if (http_in_flight() - before < HTTP_UNSENT_MAX / 2)
-			break;
-		wait_for_answers(now);
-	}
+	return now - ending_since >= KEEP_MAX_US;
 }
 
 /*
@@ -625,8 +503,8 @@ stop(const DeliveryOptions *options)
 	http_give_up("delivery was stopped while it waited for an answer");
 	while ((answer = http_next()) != NULL)
 		take_answer(answer);
-	take_waiting(false, DT_NOEND);
-	while (answered_count > 0 && visit_tables(options, false))
+	take_waiting(DT_NOEND);
+	while (answered_count > 0 && visit_tables(options))
 		;
 }
 
@@ -637,35 +515,34 @@ run(const DeliveryOptions *options)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 		TimestampTz next_due;
-		bool		may;
+		int			begun;
+		bool		woken;
 
 		MemoryContextReset(turn_context);
-		if (options->woken())
-			lanes_wake();
-		else if (options->in_procedure)
-			lanes_refresh(now);
-		may = may_begin(options, now);
+		woken = options->woken();
+		if (woken || options->in_procedure)
+			lanes_look(woken, now);
+		may_send = may_begin(options, now);
 		if (stopping_since != 0 && (http_in_flight() == 0 || now - stopping_since >= STOP_US))
 		{
 			stop(options);
 			return now;
 		}
 		lanes_tick(now);
-		if (stopping_since == 0)
-			take_waiting(may, now);
-		if (must_visit(may, now))
+		take_waiting(now);
+		if (visit_at(now) <= now)
 		{
-			if (!visit_tables(options, may))
+			if (!visit_tables(options))
 				return DT_NOBEGIN;
 			now = GetCurrentTimestamp();
 		}
-		if (may)
-			fill_wire(now);
-		next_due = may ? lanes_next_due(now) : DT_NOEND;
-		if (is_done(options, may, now, next_due))
+		begun = begin_requests(now);
+		next_due = may_send ? lanes_next_due(now) : DT_NOEND;
+		if (is_done(options, now, next_due))
 			return next_due;
+		/* libcurl takes an app's requests some at a time (HTTP_UNSENT_MAX): the peer works while others are begun. */
 		if (answered_count == 0 || http_in_flight() > 0)
-			wait_for_answers(wait_until(now, next_due));
+			wait_for_answers(begun >= HTTP_UNSENT_MAX / 2 ? now : wait_until(now, next_due));
 	}
 }
 
@@ -673,7 +550,8 @@ static void
 begin_run(void)
 {
 	dlist_init(&answered);
-	answered_count = kept_count = 0;
+	answered_count = 0;
+	waiting = (pairingheap) {.ph_compare = timer_compare};
 	ending_since = stopping_since = 0;
 	if (delivery_context == NULL)
 	{
@@ -682,7 +560,7 @@ begin_run(void)
 		lanes_open(delivery_context, cautious);
 		cautious = false;
 	}
-	lanes_wake();				/* another deliverer may have been at work */
+	lanes_look(true, 0);		/* another deliverer may have been at work */
 	MemoryContextSwitchTo(turn_context);
 }
 
@@ -711,7 +589,7 @@ delivery_run(const DeliveryOptions *options)
 	{
 		if (lanes_taken() > 0)
 			wakeup_raise_doubt();
-		forget_everything();
+		delivery_end();
 		cautious = true;
 		PG_RE_THROW();
 	}
@@ -721,14 +599,8 @@ delivery_run(const DeliveryOptions *options)
 	if (lanes_taken() > 0)		/* the extension is gone, or rows stay locked */
 		wakeup_raise_doubt();
 	if (lanes_taken() > 0 || stopping_since != 0)
-		forget_everything();
+		delivery_end();
 	else
 		MemoryContextReset(turn_context);
 	return next_due;
-}
-
-void
-delivery_end(void)
-{
-	forget_everything();
 }

@@ -1,11 +1,21 @@
 /*
  * delivery.h
- *		The pipeline: begins requests, judges the answers, records the outcomes.
+ *		The pipeline (delivery.c), what goes next (lanes.c), and what is known of
+ *		apps and lanes (apps.c).
+ *
+ * A lane is what one role requested for one app.
  */
 #ifndef ONESIGNAL_CANCEL_DELIVERY_H
 #define ONESIGNAL_CANCEL_DELIVERY_H
 
-#include "datatype/timestamp.h"
+#include "lib/ilist.h"
+#include "lib/pairingheap.h"
+
+#include "onesignal.h"
+#include "pace.h"
+#include "queue.h"
+
+/* ---- delivery.c ---- */
 
 /* What a run of the pipeline is given by the worker or by CALL. */
 typedef struct DeliveryOptions
@@ -14,32 +24,239 @@ typedef struct DeliveryOptions
 	TimestampTz until;			/* begin no request after it; 0: no end */
 
 	/*
-	 * Were there commits since it was last asked?  It is asked at least once a
-	 * second and whenever the latch was set, with no transaction of the
-	 * worker's open: it also reloads the configuration, and throws if
-	 * interrupted.
+	 * Were there commits since it was last asked?  It also reloads the
+	 * configuration, and throws if interrupted.  It is called at least once a
+	 * second, without a transaction of the worker's.
 	 */
 	bool		(*woken) (void);
 
-	/*
-	 * Must the run end?  May be NULL.  Then it begins nothing more, takes what
-	 * arrives for at most a second, records all, and returns.
-	 */
+	/* Must the run end, within about a second?  May be NULL. */
 	bool		(*must_stop) (void);
 } DeliveryOptions;
 
 /*
  * Delivers until nothing is due and nothing is on the wire.  Returns when the
- * next row falls due (a retry, or a pause that ends), DT_NOEND when nothing is
- * pending, and DT_NOBEGIN when the extension is gone.  It also returns when
- * settings_enabled goes off, and in a worker settings_background_delivery; and
- * from a CALL while rows stay locked: their messages are sent again.  The next
- * run of the process knows what this one learned of pace and circuits.  The
- * caller holds the deliverer's lock.
+ * next row falls due, DT_NOEND when nothing is pending, and DT_NOBEGIN when the
+ * extension is gone.  It also returns when settings_enabled goes off, and in a
+ * worker settings_background_delivery; and from a CALL while rows stay locked:
+ * their messages are sent again.  The next run of the process knows what this
+ * one learned.  The caller holds the deliverer's lock.
  */
 extern TimestampTz delivery_run(const DeliveryOptions *options);
 
-/* For a session that goes on to other things: wipes the keys.  Never throws. */
+/* For a session that goes on to other things: forgets all, and wipes the keys.  Never throws. */
 extern void delivery_end(void);
+
+/* ---- what the three know of ---- */
+
+/* What stands in one list at most. */
+typedef struct Place
+{
+	dlist_node	node;
+	dlist_head *list;			/* NULL: in none */
+} Place;
+
+/* What stands in one heap at most, the soonest first. */
+typedef struct Timer
+{
+	pairingheap_node node;
+	pairingheap *heap;			/* NULL: in none */
+	TimestampTz at;
+} Timer;
+
+/* What requests of a lane are made with.  Requests that are on the wire share it. */
+typedef struct LaneKey
+{
+	int			refs;
+	MemoryContext context;
+	MemoryContextCallback wipe;
+	Credentials credentials;
+	CancelRequest request;
+} LaneKey;
+
+typedef struct DeliveryLane DeliveryLane;
+
+typedef struct DeliveryApp
+{
+	pg_uuid_t	app_id;			/* hash key: first */
+	char		server[NAMEDATALEN];	/* for messages; "": not known */
+
+	Pace		pace;
+	double		rate_limit;
+	Oid			rate_server;	/* the server that states it */
+	Circuit		circuit;
+	char	   *reason;			/* why the circuit opened last, or NULL */
+	Allowance	allowance;
+	Trust		trust;
+	HttpGroup	group;
+	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
+	TimestampTz resumed_at;
+	TimestampTz view_at;		/* when View message may be asked next */
+	TimestampTz view_turn_at;	/* when the last row is due that waits for its turn */
+	char	   *unrecordable;	/* why its outcomes could not be recorded, or NULL */
+	TimestampTz unrecordable_at;	/* when that last happened */
+
+	/* its row in onesignal_app */
+	bool		has_row;
+	Place		unsaved;		/* in the list of those to be saved */
+	int64		totals[QUEUE_STATES];	/* to be added */
+	char	   *last_error;		/* to be saved, or NULL */
+	DeliveryLane *paused_lane;	/* one whose circuit is open, or NULL */
+
+	/* lanes.c */
+	dlist_head	lanes;			/* all of them */
+	pairingheap queue;			/* lanes that have rows */
+	dlist_head	hungry;			/* lanes that need rows */
+	Place		fetching;		/* in the list of apps that may send and have such lanes */
+	Place		turn;			/* in the ready or the crowded ones */
+	Timer		timer;
+} DeliveryApp;
+
+struct DeliveryLane
+{
+	QueueLane	key;			/* hash key: first */
+	DeliveryApp *app;
+	dlist_node	node;			/* in app->lanes */
+
+	/* its key */
+	Circuit		circuit;
+	char	   *reason;			/* why the circuit opened last, or NULL */
+	bool		key_missing;
+	bool		told;			/* the log says already that the key is missing */
+	LaneKey    *credentials;	/* that its rows are sent with; NULL: it has no rows */
+	uint64		fingerprint;	/* of the last credentials; 0: none */
+	uint64		generation;		/* of all credentials when they were looked up */
+	TimestampTz checked_at;		/* when they were looked up; 0: look again */
+	int			checks;			/* how often since they changed */
+	TimestampTz adopted_at;		/* when they changed */
+	TimestampTz accepted_at;	/* begin of the last request that was accepted since a rejection; 0: none */
+
+	/* its rows */
+	QueueRow   *rows;			/* fetched and due; NULL: none */
+	int			row_count;
+	int			row_next;
+	TimestampTz fetched_at;
+	QueuePosition position;		/* where the next fetch begins */
+	bool		exhausted;		/* the end has been read */
+	TimestampTz rewind_at;		/* when to read from the head again; DT_NOEND: no need */
+	TimestampTz rested_at;		/* not before, since reading took long */
+	int64		read_us;		/* time spent on reading from the head to the first due row */
+	bool		found_due;
+	TimestampTz failing_since;	/* the oldest first attempt of a row that still waits; 0: none */
+	TimestampTz expired_at;		/* when rows whose time is over were last given up */
+	Place		hungry;			/* in its app's list */
+	Timer		timer;			/* in its app's queue, or among those that wait */
+};
+
+typedef struct MessageId
+{
+	pg_uuid_t	message_id;
+	pg_uuid_t	app_id;
+} MessageId;
+
+/* One message from its taking until its outcome is recorded or dropped. */
+typedef struct DeliveryItem
+{
+	MessageId	id;				/* hash key: first */
+	DeliveryLane *lane;
+	LaneKey    *key;			/* that it is sent with */
+	QueueRow	row;
+	bool		renewed;		/* it was taken back and requested again meanwhile */
+	TimestampTz begun;
+	dlist_node	node;			/* in the answered ones (delivery.c) */
+	Timer		timer;			/* until it is judged, or recorded, once more */
+	HttpAnswer	answer;			/* to the DELETE */
+	HttpAnswer	view;			/* to View message; body NULL: none */
+	TimestampTz view_until;		/* how long View message is asked again; 0: it has not been asked */
+	bool		denied;			/* OneSignal rejected this message, and not the key */
+	int64		keep_us;		/* how long its outcome, which could not be written, waited last; 0: it could */
+} DeliveryItem;
+
+/* ---- places and timers ---- */
+
+/* To the end of that list, unless it is there; NULL: out of any. */
+static inline void
+place_move(Place *place, dlist_head *list)
+{
+	if (place->list == list)
+		return;
+	if (place->list != NULL)
+		dlist_delete(&place->node);
+	if (list != NULL)
+		dlist_push_tail(list, &place->node);
+	place->list = list;
+}
+
+extern int	timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg);
+extern void timer_set(Timer *timer, pairingheap *heap, TimestampTz at); /* heap NULL: into none */
+extern TimestampTz timer_next(pairingheap *heap);	/* DT_NOEND: none */
+extern Timer *timer_take(pairingheap *heap, TimestampTz until); /* out of the heap; NULL: none is due by then */
+
+/* ---- apps.c ---- */
+
+extern void apps_open(MemoryContext context);
+
+/* The app; a new one begins with what its row in onesignal_app says.  Takes over pauses. */
+extern DeliveryApp *apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now);
+
+/* "server "clinic" (app 5e60...)", palloc'd */
+extern char *apps_label(const DeliveryApp *app);
+
+/* Looks the lane's credentials up, in a transaction.  problem: why nothing may be delivered, or NULL. */
+extern void apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now);
+extern void apps_release_key(LaneKey *key);
+
+/* Did OneSignal reject the key with this status?  0 is no status. */
+extern bool apps_was_rejected(int http_status);
+
+/* Learns from the status of an answer, or from the lack of one; sets item->denied. */
+extern void apps_learn(DeliveryItem *item, const HttpAnswer *answer);
+
+/* Outcomes of the app could not be recorded, for this reason. */
+extern void apps_note_unrecordable(DeliveryApp *app, const char *error);
+
+/* Messages of the app have reached a state, in the open transaction. */
+extern void apps_count(DeliveryApp *app, QueueState state, int count);
+
+/* Saves what has changed, in the open transaction; and when to do so, DT_NOEND: nothing has. */
+extern void apps_save(void);
+extern TimestampTz apps_save_at(void);
+
+/* ---- lanes.c ---- */
+
+/* cautious: begin with one request, since outcomes could not be recorded */
+extern void lanes_open(MemoryContext context, bool cautious);
+
+/*
+ * Rows may have been committed in any lane (for_rows): look for them soon.
+ * Called without that now and then, where no wake-up tells of pauses.
+ */
+extern void lanes_look(bool for_rows, TimestampTz now);
+
+/* Takes up lanes and apps whose time has come. */
+extern void lanes_tick(TimestampTz now);
+
+/* Is there something to read?  lanes_fill() reads it, between queue_begin() and queue_commit(). */
+extern bool lanes_are_hungry(TimestampTz now);
+extern void lanes_fill(TimestampTz now);
+
+/* The next row to begin, or NULL.  It is taken until lanes_settle(). */
+extern DeliveryItem *lanes_take(TimestampTz now);
+extern int	lanes_taken(void);
+
+/* May one more request of a taken row start? */
+extern bool lanes_take_again(DeliveryItem *item, TimestampTz now);
+
+/* A request has ended, with an answer or without one; apps_learn() comes before. */
+extern void lanes_end_request(DeliveryItem *item, bool answered);
+
+/* An outcome was committed for the first time, or could not be recorded. */
+extern void lanes_trust(DeliveryApp *app, bool recorded);
+
+/* The outcome was recorded or dropped.  next_due: when the row is tried again, DT_NOEND: never.  Frees the item. */
+extern void lanes_settle(DeliveryItem *item, TimestampTz next_due);
+
+/* When there may be something to begin; DT_NOEND: not before somebody commits more. */
+extern TimestampTz lanes_next_due(TimestampTz now);
 
 #endif

@@ -11,16 +11,16 @@
  *
  *		lane	queue of its app: it has rows
  *				hungry, a list of its app: rows are to be fetched for it
- *				timer: it waits for a row to fall due, a probe, or its key
+ *				timer: it waits for a row to fall due, a probe, its key, or for ever
  *		app		ready: its next row may begin; such apps take turns
  *				crowded: others have too many requests on the wire, or
  *				libcurl has yet to send some of its own
- *				timer: it waits for its pace, or for a pause to end
+ *				timer: it waits for its pace or for a pause to end
  *				none: its own answers, or their recording, bring it back
  *
  * An app that may send is also in the list "fetching" if it has hungry lanes.
- * A lane that has nothing pending is forgotten.  After a wake-up a scan finds
- * from the index, some at a time, which lanes there are.
+ * After a wake-up a scan finds from the index, some at a time, which lanes
+ * there are.
  */
 #include "postgres.h"
 
@@ -28,20 +28,26 @@
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
 
-#include "lanes.h"
+#include "delivery.h"
 #include "settings.h"
 #include "worker.h"
 
-/* What one statement fetches, in 2 ms: rows, of how many lanes, and of one lane at least. */
+/* What one transaction fetches, in 2 ms: rows, the last lane's may exceed it; and of how many lanes. */
 #define FETCH_ROWS			1000
 #define FETCH_LANES			50
-#define FETCH_MIN			(FETCH_ROWS / FETCH_LANES)
 
-/* Rows in the buffers of all lanes, as far as FETCH_MIN permits: 2 MB. */
+/* With so many rows in the buffers of all lanes, 2 MB, a lane gets no more than a few. */
 #define FETCH_TOTAL			20000
+#define FETCH_FEW			20
 
 /* A row in a buffer may be taken back: what is older than this is read again. */
 #define BUFFER_AGE_US		INT64CONST(500000)
+
+/* Nobody tells us that a key file has changed: a lane that waits looks again, less and less often. */
+#define KEY_CHECK_US		INT64CONST(2000000)
+
+/* How soon a pause is seen where no wake-up tells of it. */
+#define PAUSE_LOOK_US		USECS_PER_SEC
 
 /* Lanes that a scan finds in one transaction. */
 #define SCAN_LANES			200
@@ -49,8 +55,7 @@
 /* Lanes without a key for which a scan looks again. */
 #define RECHECKS_MAX		100
 
-/* After reading that took longer than CHEAP_US we rest, so that it takes a fifth of the time at most. */
-#define CHEAP_US			1000
+/* After reading from the head we rest for so many times as long: it takes a fifth of the time at most. */
 #define REST				4
 
 /* Requests of all apps together that are begun and not yet recorded. */
@@ -58,9 +63,6 @@
 
 /* How many crowded apps are tried when there is room for one. */
 #define RELIEF_TRIES		8
-
-/* How soon a pause is seen where no wake-up tells of it. */
-#define REFRESH_US			USECS_PER_SEC
 
 /* How often, and after how long an outage or rejection, rows whose time is over are given up unattempted. */
 #define EXPIRE_US			USECS_PER_MINUTE
@@ -75,13 +77,15 @@ static int	buffered;			/* rows in all buffers */
 static dlist_head ready;
 static dlist_head crowded;
 static dlist_head fetching;
-static pairingheap timers[TIMER_KINDS];
+static pairingheap lane_timers;
+static pairingheap keyless_timers;	/* of lanes without a key: no worker stays for them */
+static pairingheap app_timers;
 
-/* What is to be found out: pauses, and rows; and the scan that runs. */
-static struct
+/* The search for lanes that is to run, or that runs. */
+static struct Scan
 {
-	bool		wanted;
-	bool		rows_wanted;
+	bool		wanted;			/* once more, from the first lane on */
+	bool		rows_wanted;	/* and not only for pauses */
 	bool		runs;
 	bool		finds_rows;
 	TimestampTz began_at;
@@ -89,79 +93,61 @@ static struct
 	int			rechecks;
 	TimestampTz rested_at;		/* no slice before */
 	QueueLane	last;			/* that it has come to */
-}			scan;
+} scan;
 
 /* ---- times ---- */
 
-static int
-compare_timers(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+int
+timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
 	TimestampTz left = pairingheap_const_container(Timer, node, a)->at;
 	TimestampTz right = pairingheap_const_container(Timer, node, b)->at;
 
 	(void) arg;
-	return left < right ? 1 : left > right ? -1 : 0;
-}
-
-static int
-compare_lanes(const pairingheap_node *a, const pairingheap_node *b, void *arg)
-{
-	const DeliveryLane *left = pairingheap_const_container(DeliveryLane, queue_node, a);
-	const DeliveryLane *right = pairingheap_const_container(DeliveryLane, queue_node, b);
-	TimestampTz left_at = left->rows[left->row_next].send_after;
-	TimestampTz right_at = right->rows[right->row_next].send_after;
-
-	(void) arg;
-	return left_at < right_at ? 1 : left_at > right_at ? -1 : 0;
+	return left < right ? 1 : left > right ? -1 :
+		0;
 }
 
 void
-lanes_set_timer(Timer *timer, TimestampTz at)
+timer_set(Timer *timer, pairingheap *heap, TimestampTz at)
 {
-	if (timer->is_set)
-		pairingheap_remove(&timers[timer->kind], &timer->node);
-	timer->is_set = at != DT_NOEND;
+	if (timer->heap != NULL)
+		pairingheap_remove(timer->heap, &timer->node);
+	timer->heap = heap;
 	timer->at = at;
-	if (timer->is_set)
-		pairingheap_add(&timers[timer->kind], &timer->node);
+	if (heap != NULL)
+		pairingheap_add(heap, &timer->node);
 }
 
 TimestampTz
-lanes_next_timer(TimerKind kind)
+timer_next(pairingheap *heap)
 {
-	return pairingheap_is_empty(&timers[kind]) ? DT_NOEND :
-		pairingheap_container(Timer, node, pairingheap_first(&timers[kind]))->at;
+	return pairingheap_is_empty(heap) ? DT_NOEND : pairingheap_container(Timer, node, pairingheap_first(heap))->at;
 }
 
 Timer *
-lanes_take_timer(TimerKind kind, TimestampTz until)
+timer_take(pairingheap *heap, TimestampTz until)
 {
 	Timer	   *timer;
 
-	if (pairingheap_is_empty(&timers[kind]) || lanes_next_timer(kind) > until)
+	if (pairingheap_is_empty(heap) || timer_next(heap) > until)
 		return NULL;
-	timer = pairingheap_container(Timer, node, pairingheap_first(&timers[kind]));
-	lanes_set_timer(timer, DT_NOEND);
+	timer = pairingheap_container(Timer, node, pairingheap_first(heap));
+	timer_set(timer, NULL, 0);
 	return timer;
-}
-
-/* When reading that took so long may be done again. */
-static TimestampTz
-rest_until(int64 took_us)
-{
-	return GetCurrentTimestamp() + (took_us > CHEAP_US ? REST * took_us : 0);
 }
 
 /* ---- where a lane stands ---- */
 
-/* What was not begun is fetched again. */
+/* They and their key are not needed now.  What was not begun is fetched again. */
 static void
 drop_rows(DeliveryLane *lane)
 {
 	if (lane->row_next < lane->row_count)
 	{
-		lane->position.send_after = lane->rows[lane->row_next].send_after;
-		lane->position.message_id = lane->rows[lane->row_next].message_id;
+		const QueueRow *row = &lane->rows[lane->row_next];
+
+		lane->position = (QueuePosition) {row->send_after, row->message_id};
 		lane->exhausted = false;
 	}
 	buffered -= lane->row_count;
@@ -169,134 +155,61 @@ drop_rows(DeliveryLane *lane)
 	if (lane->rows != NULL)
 		pfree(lane->rows);
 	lane->rows = NULL;
-}
-
-static void
-lane_leave(DeliveryLane *lane)
-{
-	if (lane->in_queue)
-		pairingheap_remove(&lane->app->queue, &lane->queue_node);
-	if (lane->hungry)
-		dlist_delete(&lane->hungry_node);
-	lane->in_queue = lane->hungry = false;
-	lanes_set_timer(&lane->timer, DT_NOEND);
+	if (lane->credentials != NULL)
+		apps_release_key(lane->credentials);
+	lane->credentials = NULL;
 }
 
 static void
 lane_starve(DeliveryLane *lane)
 {
 	drop_rows(lane);
-	lane->hungry = true;
-	dlist_push_tail(&lane->app->hungry, &lane->hungry_node);
-}
-
-static void
-remove_lane(DeliveryLane *lane)
-{
-	drop_rows(lane);
-	apps_drop_key(lane);
-	if (lane->reason != NULL)
-		pfree(lane->reason);
-	if (lane->app->paused_lane == lane)
-		lane->app->paused_lane = NULL;
-	dlist_delete(&lane->node);
-	hash_search(lanes, &lane->key, HASH_REMOVE, NULL);
+	place_move(&lane->hungry, &lane->app->hungry);
 }
 
 static void
 rewind_lane(DeliveryLane *lane)
 {
 	drop_rows(lane);
-	lane->position.send_after = DT_NOBEGIN;
-	memset(&lane->position.message_id, 0, sizeof(pg_uuid_t));
+	lane->position = (QueuePosition) {.send_after = DT_NOBEGIN};
 	lane->exhausted = lane->found_due = false;
 	lane->rewind_at = DT_NOEND;
 	lane->read_us = 0;
 }
 
-/* Its rows and its key are not needed before then. */
-static void
-lane_wait(DeliveryLane *lane, TimerKind kind, TimestampTz until)
-{
-	drop_rows(lane);
-	apps_drop_key(lane);
-	lane->timer.kind = kind;
-	lanes_set_timer(&lane->timer, until);
-}
-
-/* Puts the lane where it belongs now; it may be gone afterwards.  app_place() has to follow. */
+/* Puts the lane where it belongs now.  app_place() has to follow. */
 static void
 lane_place(DeliveryLane *lane, TimestampTz now)
 {
 	TimestampTz probe_at = lane->key_missing ? DT_NOEND : circuit_next(&lane->circuit, now);
+	TimestampTz check_at = lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
+	bool		is_paused = probe_at > now && check_at > now;
 
-	lane_leave(lane);
-	if (probe_at > now && apps_next_key_check(lane) > now)
-	{
-		lane_wait(lane, lane->key_missing && lane->checks > 0 ? TIMER_KEYLESS : TIMER_LANE,
-				  Min(probe_at, apps_next_key_check(lane)));
-		return;
-	}
-	if (lane->rewind_at <= now && lane->rested_at <= now)
+	place_move(&lane->hungry, NULL);
+	timer_set(&lane->timer, NULL, 0);
+	if (lane->rows != NULL && now - lane->fetched_at > BUFFER_AGE_US)
+		drop_rows(lane);
+	if (!is_paused && lane->rewind_at <= now && lane->rested_at <= now)
 		rewind_lane(lane);
 	if (probe_at <= now && lane->row_next < lane->row_count)
-	{
-		lane->in_queue = true;
-		pairingheap_add(&lane->app->queue, &lane->queue_node);
-	}
-	else if (probe_at > now || !lane->exhausted)
+		timer_set(&lane->timer, &lane->app->queue, lane->rows[lane->row_next].send_after);
+	else if (!is_paused && (probe_at > now || !lane->exhausted))
 		lane_starve(lane);
-	else if (lane->items > 0 || lane->rewind_at != DT_NOEND)
-		lane_wait(lane, TIMER_LANE, Max(lane->rewind_at, lane->rested_at));
 	else
-		remove_lane(lane);
+	{
+		drop_rows(lane);
+		timer_set(&lane->timer, lane->key_missing && lane->checks > 0 ? &keyless_timers : &lane_timers,
+				  is_paused ? Min(probe_at, check_at) : Max(lane->rewind_at, lane->rested_at));
+	}
 }
 
 /* ---- where an app stands ---- */
-
-static void
-app_leave(DeliveryApp *app)
-{
-	if (app->list != NULL)
-		dlist_delete(&app->list_node);
-	app->list = NULL;
-	lanes_set_timer(&app->timer, DT_NOEND);
-}
 
 /* When the app may send, as far as pauses go; <= now: at once. */
 static TimestampTz
 app_opens_at(DeliveryApp *app, TimestampTz now)
 {
-	if (app->paused_until > now)
-		return app->paused_until;
-	return circuit_next(&app->circuit, now);
-}
-
-static void
-app_set_fetching(DeliveryApp *app, bool is_fetching)
-{
-	if (is_fetching && !app->fetching)
-		dlist_push_tail(&fetching, &app->fetching_node);
-	else if (!is_fetching && app->fetching)
-		dlist_delete(&app->fetching_node);
-	app->fetching = is_fetching;
-}
-
-/* The app may not send: its lanes give up their rows and keys. */
-static void
-app_close(DeliveryApp *app, TimestampTz opens_at)
-{
-	app_set_fetching(app, false);
-	while (!pairingheap_is_empty(&app->queue))
-	{
-		DeliveryLane *lane = pairingheap_container(DeliveryLane, queue_node, pairingheap_first(&app->queue));
-
-		lane_leave(lane);
-		apps_drop_key(lane);
-		lane_starve(lane);
-	}
-	if (!dlist_is_empty(&app->hungry))
-		lanes_set_timer(&app->timer, opens_at);
+	return Max(circuit_next(&app->circuit, now), Max(app->paused_until, app->trust.paused_until));
 }
 
 static void
@@ -304,25 +217,27 @@ app_place(DeliveryApp *app, TimestampTz now)
 {
 	TimestampTz opens_at = app_opens_at(app, now);
 	bool		has_rows = !pairingheap_is_empty(&app->queue);
+	Timer	   *timer;
 
-	app_leave(app);
+	place_move(&app->turn, NULL);
+	timer_set(&app->timer, NULL, 0);
 	if (opens_at > now)
 	{
-		app_close(app, opens_at);
+		/* It may not send: its lanes give up their rows and keys. */
+		place_move(&app->fetching, NULL);
+		while ((timer = timer_take(&app->queue, DT_NOEND)) != NULL)
+			lane_starve(pairingheap_container(DeliveryLane, timer.node, &timer->node));
+		if (!dlist_is_empty(&app->hungry))
+			timer_set(&app->timer, &app_timers, opens_at);
 		return;
 	}
 	/* One lane will do for a probe. */
-	app_set_fetching(app, !dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows));
-	if (!has_rows)
-		return;
-	if (app->trust.paused_until > now)
-		lanes_set_timer(&app->timer, app->trust.paused_until);
-	else if (trust_permits(&app->trust, now) && !allowance_is_full(&app->allowance))
+	place_move(&app->fetching, !dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows) ? &fetching : NULL);
+	if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
 	{
 		bool		has_room = app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire);
 
-		app->list = has_room ? &ready : &crowded;
-		dlist_push_tail(app->list, &app->list_node);
+		place_move(&app->turn, has_room ? &ready : &crowded);
 	}
 }
 
@@ -335,89 +250,45 @@ place(DeliveryLane *lane, TimestampTz now)
 	app_place(app, now);
 }
 
-/* When nothing is on the wire, whoever has something to send is let in, however many have not. */
-static void
-relieve_crowd(TimestampTz now)
-{
-	int			tries = RELIEF_TRIES;
-
-	while (!dlist_is_empty(&crowded) && dlist_is_empty(&ready) && (wire.in_flight == 0 || tries-- > 0))
-		app_place(dlist_head_element(DeliveryApp, list_node, &crowded), now);
-}
-
 void
 lanes_tick(TimestampTz now)
 {
 	Timer	   *timer;
 
 	wire.max = settings_max_in_flight;
-	while ((timer = lanes_take_timer(TIMER_LANE, now)) != NULL ||
-		   (timer = lanes_take_timer(TIMER_KEYLESS, now)) != NULL)
+	while ((timer = timer_take(&lane_timers, now)) != NULL || (timer = timer_take(&keyless_timers, now)) != NULL)
 		place(pairingheap_container(DeliveryLane, timer.node, &timer->node), now);
-	while ((timer = lanes_take_timer(TIMER_APP, now)) != NULL)
+	while ((timer = timer_take(&app_timers, now)) != NULL)
 		app_place(pairingheap_container(DeliveryApp, timer.node, &timer->node), now);
 }
 
-/* ---- opening and forgetting ---- */
-
-static HTAB *
-make_hash(const char *name, Size key_size, Size entry_size)
-{
-	HASHCTL		control = {.keysize = key_size, .entrysize = entry_size, .hcxt = lanes_context};
-
-	return hash_create(name, 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-}
+/* ---- opening ---- */
 
 void
 lanes_open(MemoryContext context, bool cautious)
 {
+	HASHCTL		lane_control = {.keysize = sizeof(QueueLane), .entrysize = sizeof(DeliveryLane), .hcxt = context};
+	HASHCTL		item_control = {.keysize = sizeof(MessageId), .entrysize = sizeof(DeliveryItem), .hcxt = context};
+
 	lanes_context = context;
 	apps_open(context);
-	lanes = make_hash("onesignal lanes", sizeof(QueueLane), sizeof(DeliveryLane));
-	items = make_hash("onesignal items", sizeof(MessageId), sizeof(DeliveryItem));
+	lanes = hash_create("onesignal lanes", 64, &lane_control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	items = hash_create("onesignal items", 64, &item_control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	dlist_init(&ready);
 	dlist_init(&crowded);
 	dlist_init(&fetching);
-	for (int kind = 0; kind < TIMER_KINDS; kind++)
-		timers[kind] = (pairingheap) {.ph_compare = compare_timers};
+	lane_timers = keyless_timers = app_timers = (pairingheap) {.ph_compare = timer_compare};
 	memset(&wire, 0, sizeof(wire));
 	memset(&scan, 0, sizeof(scan));
-	trust_init(&run_trust, cautious ? 1 : RUN_TRUST_MAX, RUN_TRUST_MAX);
+	run_trust = (Trust) {.limit = cautious ? 1 : RUN_TRUST_MAX, .max = RUN_TRUST_MAX};
 	buffered = 0;
 }
 
 void
-lanes_forget(void)
+lanes_look(bool for_rows, TimestampTz now)
 {
-	HASH_SEQ_STATUS status;
-	DeliveryLane *lane;
-	DeliveryItem *item;
-
-	if (lanes != NULL)
-	{
-		hash_seq_init(&status, lanes);
-		while ((lane = hash_seq_search(&status)) != NULL)
-			apps_drop_key(lane);
-	}
-	if (items != NULL)
-	{
-		hash_seq_init(&status, items);
-		while ((item = hash_seq_search(&status)) != NULL)
-			apps_release_key(item->key);
-	}
-	lanes = items = NULL;
-}
-
-void
-lanes_wake(void)
-{
-	scan.wanted = scan.rows_wanted = true;
-}
-
-void
-lanes_refresh(TimestampTz now)
-{
-	scan.wanted |= now - scan.began_at > REFRESH_US;
+	scan.wanted |= for_rows || now - scan.began_at > PAUSE_LOOK_US;
+	scan.rows_wanted |= for_rows;
 }
 
 /* ---- which lanes there are ---- */
@@ -430,12 +301,16 @@ get_lane(const QueueLane *key, DeliveryApp *app)
 
 	if (found)
 		return lane;
-	memset((char *) lane + sizeof(QueueLane), 0, sizeof(*lane) - sizeof(QueueLane));
-	lane->app = app;
+	*lane = (DeliveryLane) {.key = *key, .app = app};
 	dlist_push_tail(&app->lanes, &lane->node);
-	app->queue.ph_compare = compare_lanes;
-	rewind_lane(lane);
 	return lane;
+}
+
+/* When the next slice of a scan is due; DT_NOEND: never. */
+static TimestampTz
+scan_at(void)
+{
+	return scan.wanted || scan.runs ? scan.rested_at : DT_NOEND;
 }
 
 /* One slice of a scan.  A wake-up that comes meanwhile has another one follow. */
@@ -446,13 +321,7 @@ scan_lanes(TimestampTz now)
 	ListCell   *cell;
 
 	if (!scan.runs)
-	{
-		scan.finds_rows = scan.rows_wanted;
-		scan.wanted = scan.rows_wanted = false;
-		scan.began_at = now;
-		scan.took_us = scan.rechecks = 0;
-		memset(&scan.last, 0, sizeof(scan.last));
-	}
+		scan = (struct Scan){.finds_rows = scan.rows_wanted, .began_at = now};
 	listed = queue_lanes(&scan.last, SCAN_LANES);
 	foreach(cell, listed)
 	{
@@ -477,17 +346,10 @@ scan_lanes(TimestampTz now)
 	}
 	scan.runs = list_length(listed) == SCAN_LANES;
 	scan.took_us += GetCurrentTimestamp() - now;
-	scan.rested_at = scan.runs ? 0 : rest_until(scan.took_us);
+	scan.rested_at = scan.runs ? 0 : GetCurrentTimestamp() + REST * scan.took_us;
 }
 
 /* ---- fetching ---- */
-
-/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
-static bool
-waited_for_the_key(const DeliveryLane *lane, int http_status)
-{
-	return apps_was_rejected(http_status) && !lane->circuit.open;
-}
 
 /* Rows that wait for their time, or are taken, are skipped. */
 static bool
@@ -501,97 +363,64 @@ is_due(DeliveryLane *lane, const QueueRow *row, TimestampTz now)
 		item->renewed |= item->row.requested_at != row->requested_at;
 		return false;
 	}
-	if (apps_was_rejected(row->http_status))
-		apps_suspect(lane, row->http_status, now);
+	/* The key was rejected: a process that knows no better begins with a probe. */
+	if (apps_was_rejected(row->http_status) && lane->circuit.changed_at == 0 && lane->circuit.success_at == 0)
+		(void) circuit_open(&lane->circuit, now, now, now);
 	if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
 		lane->failing_since = row->first_attempt_at;
-	if (row->next_attempt_at <= now || waited_for_the_key(lane, row->http_status))
+	/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
+	if (row->next_attempt_at <= now || (apps_was_rejected(row->http_status) && !lane->circuit.open))
 		return true;
 	lane->rewind_at = Min(lane->rewind_at, row->next_attempt_at);
 	return false;
 }
 
-static void
-buffer_rows(DeliveryLane *lane, QueueRow *rows, int count, TimestampTz now)
+/* Reads the lane's next rows, and returns how many there were; those that are due go into its buffer. */
+static int
+fetch_rows(DeliveryLane *lane, TimestampTz now)
 {
+	int			max = buffered < FETCH_TOTAL ? FETCH_ROWS : FETCH_FEW;
+	QueueRow   *rows = MemoryContextAlloc(lanes_context, sizeof(QueueRow) * max);
+	TimestampTz began_at = GetCurrentTimestamp();
+	int			count = queue_fetch(&lane->key, &lane->position, rows, max);
 	int			due = 0;
 
-	if (count > 0)
+	if (!lane->found_due)
 	{
-		lane->position.send_after = rows[count - 1].send_after;
-		lane->position.message_id = rows[count - 1].message_id;
+		lane->read_us += GetCurrentTimestamp() - began_at;
+		lane->rested_at = GetCurrentTimestamp() + REST * lane->read_us;
 	}
+	lane->exhausted = count < max;
+	if (count > 0)
+		lane->position = (QueuePosition) {rows[count - 1].send_after, rows[count - 1].message_id};
 	for (int i = 0; i < count; i++)
 		if (is_due(lane, &rows[i], now))
 			rows[due++] = rows[i];
 	if (due == 0)
-		return;
-	lane->rows = MemoryContextAlloc(lanes_context, sizeof(QueueRow) * due);
-	memcpy(lane->rows, rows, sizeof(QueueRow) * due);
+	{
+		pfree(rows);
+		return count;
+	}
+	lane->rows = repalloc(rows, sizeof(QueueRow) * due);
 	lane->row_count = due;
 	lane->fetched_at = now;
+	lane->found_due = true;
 	buffered += due;
+	return count;
 }
 
-static void
-fetch_lanes(DeliveryLane **batch, int count, TimestampTz now)
-{
-	const QueueLane *keys[FETCH_LANES];
-	QueuePosition positions[FETCH_LANES];
-	int			row_counts[FETCH_LANES];
-	int			max = Max(Min(FETCH_ROWS, FETCH_TOTAL - buffered) / count, FETCH_MIN);
-	QueueRow   *rows = palloc(sizeof(QueueRow) * max * count);
-	TimestampTz began_at = GetCurrentTimestamp();
-	int64		took_us;
-
-	for (int i = 0; i < count; i++)
-	{
-		keys[i] = &batch[i]->key;
-		positions[i] = batch[i]->position;
-	}
-	queue_fetch(keys, positions, count, rows, row_counts, max);
-	took_us = (GetCurrentTimestamp() - began_at) / count;
-	for (int i = 0; i < count; i++)
-	{
-		DeliveryLane *lane = batch[i];
-
-		buffer_rows(lane, rows + i * max, row_counts[i], now);
-		lane->exhausted = row_counts[i] < max;
-		if (!lane->found_due)
-		{
-			lane->read_us += took_us;
-			lane->rested_at = rest_until(lane->read_us);
-		}
-		lane->found_due |= lane->row_count > 0;
-		place(lane, now);
-	}
-	pfree(rows);
-}
-
-/* Why rows of the lane cannot be attempted, and have not been for long; or NULL. */
-static const char *
-reason_to_expire(const DeliveryLane *lane, TimestampTz now)
-{
-	const Circuit *circuit = &lane->app->circuit;
-
-	if (lane->key_missing)
-		return lane->reason;
-	if (lane->failing_since == 0 || now - lane->failing_since < EXPIRE_AFTER)
-		return NULL;
-	if (lane->circuit.open)
-		return lane->reason;
-	return circuit->open && circuit->probes > 0 ? lane->app->reason : NULL;
-}
-
-/* Gives up rows that could not be attempted until their time was over. */
+/* Gives up rows that could not be attempted until their time was over, and for long. */
 static void
 expire_rows(DeliveryLane *lane, TimestampTz now)
 {
-	const char *reason = reason_to_expire(lane, now);
+	const DeliveryApp *app = lane->app;
+	const char *reason = lane->key_missing || lane->circuit.open ? lane->reason :
+		app->circuit.open && app->circuit.probes > 0			 ? app->reason :
+		NULL;
+	bool		for_long = lane->key_missing || (lane->failing_since != 0 && now - lane->failing_since > EXPIRE_AFTER);
 	int			count;
 
-	if (reason == NULL || lane->items > 0 ||
-		(lane->expired_at != 0 && now - lane->expired_at < EXPIRE_US))
+	if (reason == NULL || !for_long || now - lane->expired_at < EXPIRE_US)
 		return;
 	lane->expired_at = now;
 	count = queue_expire(&lane->key, now - settings_retry_window * USECS_PER_SEC, reason);
@@ -600,62 +429,38 @@ expire_rows(DeliveryLane *lane, TimestampTz now)
 	apps_count(lane->app, QUEUE_FAILED, count);
 	ereport(LOG,
 			(errmsg("onesignal_cancel: giving up on %d messages of %s for role \"%s\": %s",
-					count, apps_label(lane->app), NameStr(lane->key.requested_by), reason),
+					count, apps_label(app), NameStr(lane->key.requested_by), reason),
 			 errhidecontext(true)));
-}
-
-/* Why nothing of the table may be delivered, or NULL.  Logged once. */
-static const char *
-find_problem(void)
-{
-	static char logged[256] = "";
-	const char *problem = queue_problem();
-
-	if (problem != NULL && strncmp(logged, problem, sizeof(logged) - 1) != 0)
-		ereport(LOG, (errmsg("onesignal_cancel: nothing is delivered: %s", problem), errhidecontext(true)));
-	strlcpy(logged, problem != NULL ? problem : "", sizeof(logged));
-	return problem;
 }
 
 bool
 lanes_are_hungry(TimestampTz now)
 {
-	return !dlist_is_empty(&fetching) || ((scan.wanted || scan.runs) && now >= scan.rested_at);
+	return !dlist_is_empty(&fetching) || now >= scan_at();
 }
 
 void
 lanes_fill(TimestampTz now)
 {
-	DeliveryLane *batch[FETCH_LANES];
 	const char *problem;
-	int			count = 0;
+	int			rows = 0;
 
-	if ((scan.wanted || scan.runs) && now >= scan.rested_at)
+	if (now >= scan_at())
 		scan_lanes(now);
-	problem = dlist_is_empty(&fetching) ? NULL : find_problem();
-	while (count < FETCH_LANES && !dlist_is_empty(&fetching))
+	problem = dlist_is_empty(&fetching) ? NULL : queue_problem();
+	for (int i = 0; i < FETCH_LANES && rows < FETCH_ROWS && !dlist_is_empty(&fetching); i++)
 	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, fetching_node, &fetching);
-		DeliveryLane *lane = dlist_head_element(DeliveryLane, hungry_node, &app->hungry);
+		DeliveryApp *app = dlist_head_element(DeliveryApp, fetching.node, &fetching);
+		DeliveryLane *lane = dlist_head_element(DeliveryLane, hungry.node, &app->hungry);
 
-		lane_leave(lane);
-		if (problem != NULL)
-		{
-			lane->told = true;
-			apps_miss_key(lane, problem, now);
-		}
-		else
-			apps_check_key(lane, now);
+		apps_check_key(lane, problem, now);
 		expire_rows(lane, now);
 		if (!lane->key_missing && circuit_next(&lane->circuit, now) <= now)
-			batch[count++] = lane;
-		else
-			lane_place(lane, now);
-		app_set_fetching(app, false);	/* behind the others */
+			rows += fetch_rows(lane, now);
+		lane_place(lane, now);
+		place_move(&app->fetching, NULL);	/* behind the others */
 		app_place(app, now);
 	}
-	if (count > 0)
-		fetch_lanes(batch, count, now);
 }
 
 /* ---- taking ---- */
@@ -664,20 +469,14 @@ static DeliveryItem *
 take_row(DeliveryLane *lane, TimestampTz now)
 {
 	DeliveryApp *app = lane->app;
-	const QueueRow *row = &lane->rows[lane->row_next];
-	MessageId	id = {row->message_id, app->app_id};
+	MessageId	id = {lane->rows[lane->row_next].message_id, app->app_id};
 	DeliveryItem *item = hash_search(items, &id, HASH_ENTER, NULL);
 
-	memset((char *) item + sizeof(MessageId), 0, sizeof(*item) - sizeof(MessageId));
-	item->lane = lane;
-	item->key = lane->credentials;
+	*item = (DeliveryItem) {.id = id, .lane = lane, .key = lane->credentials, .begun = now};
+	item->row = lane->rows[lane->row_next];
 	item->key->refs++;
-	item->row = *row;
-	item->begun = now;
-	item->timer.kind = TIMER_ITEM;
 	if (++lane->row_next == lane->row_count)
 		drop_rows(lane);
-	lane->items++;
 	app->trust.unrecorded++;
 	run_trust.unrecorded++;
 	circuit_begin(&app->circuit);
@@ -690,29 +489,23 @@ take_row(DeliveryLane *lane, TimestampTz now)
 DeliveryItem *
 lanes_take(TimestampTz now)
 {
-	relieve_crowd(now);
+	int			tries = RELIEF_TRIES;
+
+	/* When nothing is on the wire, whoever has something to send is let in, however many have not. */
+	while (!dlist_is_empty(&crowded) && dlist_is_empty(&ready) && (wire.in_flight == 0 || tries-- > 0))
+		app_place(dlist_head_element(DeliveryApp, turn.node, &crowded), now);
 	while (!dlist_is_empty(&ready) && trust_permits(&run_trust, now))
 	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, list_node, &ready);
-		DeliveryLane *lane;
+		DeliveryApp *app = dlist_head_element(DeliveryApp, turn.node, &ready);
+		DeliveryLane *lane = pairingheap_container(DeliveryLane, timer.node, pairingheap_first(&app->queue));
 
-		app_place(app, now);	/* behind all others that are ready, if it still is */
-		if (app->list != &ready)
+		place(lane, now);		/* behind all others that are ready, if it still is */
+		if (app->turn.list != &ready || lane->timer.heap != &app->queue)
 			continue;
-		lane = pairingheap_container(DeliveryLane, queue_node, pairingheap_first(&app->queue));
-		if (now - lane->fetched_at > BUFFER_AGE_US)
-		{
-			lane_leave(lane);
-			drop_rows(lane);
-			place(lane, now);
-		}
-		else if (pace_take(&app->pace, now))
+		if (pace_take(&app->pace, now))
 			return take_row(lane, now);
-		else
-		{
-			app_leave(app);
-			lanes_set_timer(&app->timer, pace_next(&app->pace, now));
-		}
+		place_move(&app->turn, NULL);
+		timer_set(&app->timer, &app_timers, pace_next(&app->pace, now));
 	}
 	return NULL;
 }
@@ -720,7 +513,7 @@ lanes_take(TimestampTz now)
 int
 lanes_taken(void)
 {
-	return items != NULL ? (int) hash_get_num_entries(items) : 0;
+	return run_trust.unrecorded;
 }
 
 bool
@@ -742,25 +535,22 @@ lanes_end_request(DeliveryItem *item, bool answered)
 }
 
 void
-lanes_settle(DeliveryItem *item, int http_status, TimestampTz next_due)
+lanes_settle(DeliveryItem *item, TimestampTz next_due)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	DeliveryLane *lane = item->lane;
 
 	/* It may have been requested by another role, and so be in another lane. */
 	if (item->renewed)
-		lanes_wake();
+		lanes_look(true, now);
 	apps_release_key(item->key);
-	if (item->text != NULL)
-		pfree(item->text);
+	pfree(unconstify(char *, item->answer.body));
+	if (item->view.body != NULL)
+		pfree(unconstify(char *, item->view.body));
 	hash_search(items, &item->id, HASH_REMOVE, NULL);
-	lane->items--;
 	lane->app->trust.unrecorded--;
 	run_trust.unrecorded--;
 	lane->rewind_at = Min(lane->rewind_at, next_due);
-	/* It was rejected with a key that is no longer the lane's. */
-	if (next_due != DT_NOEND && waited_for_the_key(lane, http_status))
-		lane->rewind_at = 0;
 	place(lane, now);
 }
 
@@ -768,28 +558,22 @@ void
 lanes_trust(DeliveryApp *app, bool recorded)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	Trust	   *trust = app != NULL ? &app->trust : &run_trust;
 
-	if (recorded)
-		trust_grow(trust);
-	else
-		trust_lose(trust, now);
-	if (app != NULL)
-		app_place(app, now);
+	trust_learn(&app->trust, recorded, now);
+	trust_learn(&run_trust, recorded, now);
+	app_place(app, now);
 }
 
 TimestampTz
 lanes_next_due(TimestampTz now)
 {
-	TimestampTz next = Min(lanes_next_timer(TIMER_LANE), lanes_next_timer(TIMER_APP));
+	TimestampTz next = Min(Min(timer_next(&lane_timers), timer_next(&app_timers)), scan_at());
 
-	if (!dlist_is_empty(&fetching) || (!dlist_is_empty(&ready) && trust_permits(&run_trust, now)))
+	if (!dlist_is_empty(&fetching))
 		return now;
-	if (scan.wanted || scan.runs)
-		next = Min(next, scan.rested_at);
-	if (!dlist_is_empty(&ready) && run_trust.paused_until > now)
-		next = Min(next, run_trust.paused_until);
-	if (!pairingheap_is_empty(&timers[TIMER_KEYLESS]) && worker_preloaded())
+	if (!dlist_is_empty(&ready) && run_trust.unrecorded < run_trust.limit)
+		next = Min(next, Max(run_trust.paused_until, now));
+	if (!pairingheap_is_empty(&keyless_timers) && worker_preloaded())
 		next = Min(next, now + CIRCUIT_KEY_PAUSE);
 	return next;
 }

@@ -43,6 +43,7 @@
 #define BACKOFF_RELAXED_MAX (15 * USECS_PER_MINUTE)
 
 #define BACKOFF_MIN USECS_PER_SEC
+#define BACKOFF_DOUBLINGS 9
 
 /* An app may have four times what is then left: alone four fifths of the wire, and something is always left. */
 #define ALLOWANCE_SHARE 4
@@ -51,8 +52,7 @@
 #define UNPROVEN_PART 2
 #define PROVEN_RESERVE 32
 
-#define TRUST_PAUSE_MIN (USECS_PER_SEC / 10)
-#define TRUST_PAUSE_MAX USECS_PER_SEC
+#define TRUST_PAUSE USECS_PER_SEC
 
 /* Only a pace that was in use may grow: a few requests at once have to wait at any pace. */
 static void
@@ -67,32 +67,19 @@ pace_grow(Pace *pace)
 		pace->rate = Min(pace->rate, bound);
 }
 
-/* Brings the counts up to now.  What lies ahead of now is left from before a jump of the clock. */
+/* Brings the counts up to now. */
 static void
 pace_advance(Pace *pace, int64 now)
 {
-	int64		elapsed;
+	int64		elapsed = now - pace->second_began;
 
-	pace->second_began = Min(pace->second_began, now);
-	pace->cut_at = Min(pace->cut_at, now);
-	pace->ceiling_until = Min(pace->ceiling_until, now + PACE_CEILING_DURATION);
 	if (now >= pace->ceiling_until)
 		pace->ceiling = 0;
-
-	elapsed = now - pace->second_began;
 	if (elapsed < USECS_PER_SEC)
 		return;
 	pace_grow(pace);
-	if (elapsed < 2 * USECS_PER_SEC)
-	{
-		pace->answered_before = pace->answered;
-		pace->second_began += USECS_PER_SEC;
-	}
-	else
-	{
-		pace->answered_before = 0;
-		pace->second_began = now;
-	}
+	pace->answered_before = elapsed < 2 * USECS_PER_SEC ? pace->answered : 0;
+	pace->second_began = elapsed < 2 * USECS_PER_SEC ? pace->second_began + USECS_PER_SEC : now;
 	pace->held_back = false;
 	pace->throttled = false;
 	pace->started = 0;
@@ -114,7 +101,6 @@ pace_init(Pace *pace, double rate_limit)
 	memset(pace, 0, sizeof(*pace));
 	pace->rate = rate_limit < 0 ? PACE_START : rate_limit;
 	pace->limit = Max(rate_limit, 0);
-
 	pace->tokens = 1.0;
 }
 
@@ -126,7 +112,6 @@ pace_take(Pace *pace, int64 now)
 	if (pace->rate <= 0)
 		return true;
 
-	pace->refilled_at = Min(pace->refilled_at, now);
 	refill = pace->rate * (double) (now - pace->refilled_at) / USECS_PER_SEC;
 	pace->refilled_at = now;
 	pace_advance(pace, now);
@@ -152,7 +137,7 @@ pace_next(const Pace *pace, int64 now)
 
 	/* Rounded up, or the caller would come a microsecond early; an hour fits any integer. */
 	wait = (1.0 - pace->tokens) / pace->rate * USECS_PER_SEC;
-	return Min(pace->refilled_at, now) + (int64) Min(wait, (double) USECS_PER_HOUR) + 1;
+	return pace->refilled_at + (int64) Min(wait, (double) USECS_PER_HOUR) + 1;
 }
 
 void
@@ -191,18 +176,6 @@ pace_throttled(Pace *pace, int64 begun_at, int64 now)
 	}
 }
 
-/* After a jump backward a pause lasts its length from now. */
-static void
-circuit_advance(Circuit *circuit, int64 now)
-{
-	if (now < circuit->changed_at)
-	{
-		circuit->open_until -= circuit->changed_at - now;
-		circuit->changed_at = now;
-	}
-	circuit->success_at = Min(circuit->success_at, now);
-}
-
 static void
 circuit_set_open(Circuit *circuit, int64 until, int64 now)
 {
@@ -215,26 +188,9 @@ circuit_set_open(Circuit *circuit, int64 until, int64 now)
 	circuit->open_until = Max(until, now + 1);
 }
 
-static int64
-circuit_probe_delay(int probes)
-{
-	int64		delay = CIRCUIT_PROBE_FIRST;
-
-	for (int i = 0; i < probes && delay < CIRCUIT_PROBE_MAX; i++)
-		delay *= 2;
-	return Min(delay, CIRCUIT_PROBE_MAX);
-}
-
-void
-circuit_init(Circuit *circuit)
-{
-	memset(circuit, 0, sizeof(*circuit));
-}
-
 int64
-circuit_next(Circuit *circuit, int64 now)
+circuit_next(const Circuit *circuit, int64 now)
 {
-	circuit_advance(circuit, now);
 	if (!circuit->open)
 		return now;
 	return circuit->probing ? PG_INT64_MAX : circuit->open_until;
@@ -256,7 +212,6 @@ circuit_abandon(Circuit *circuit, int64 begun_at)
 bool
 circuit_success(Circuit *circuit, int64 begun_at, int64 now)
 {
-	circuit_advance(circuit, now);
 	if (circuit->open)
 		return begun_at > circuit->changed_at && circuit_close(circuit, now);
 	circuit->failures = 0;
@@ -267,17 +222,14 @@ circuit_success(Circuit *circuit, int64 begun_at, int64 now)
 bool
 circuit_failure(Circuit *circuit, int64 begun_at, int64 now)
 {
-	circuit_advance(circuit, now);
-	if (circuit->open)
-	{
-		if (begun_at > circuit->changed_at)
-			circuit_set_open(circuit, now + circuit_probe_delay(circuit->probes + 1), now);
+	bool		was_open = circuit->open;
+	int			probes = was_open ? circuit->probes + 1 : 0;
+
+	if (was_open ? begun_at <= circuit->changed_at :
+		(begun_at < circuit->success_at || ++circuit->failures < CIRCUIT_FAILURES))
 		return false;
-	}
-	if (begun_at < circuit->success_at || ++circuit->failures < CIRCUIT_FAILURES)
-		return false;
-	circuit_set_open(circuit, now + circuit_probe_delay(0), now);
-	return true;
+	circuit_set_open(circuit, now + Min(CIRCUIT_PROBE_FIRST << Min(probes, 4), CIRCUIT_PROBE_MAX), now);
+	return !was_open;
 }
 
 bool
@@ -285,7 +237,6 @@ circuit_open(Circuit *circuit, int64 begun_at, int64 until, int64 now)
 {
 	bool		was_open = circuit->open;
 
-	circuit_advance(circuit, now);
 	if (was_open ? begun_at <= circuit->changed_at : begun_at < circuit->changed_at)
 		return false;
 	circuit_set_open(circuit, until, now);
@@ -297,24 +248,8 @@ circuit_close(Circuit *circuit, int64 now)
 {
 	bool		was_open = circuit->open;
 
-	circuit_init(circuit);
-	circuit->changed_at = now;
-	circuit->success_at = now;
+	*circuit = (Circuit) {.changed_at = now, .success_at = now};
 	return was_open;
-}
-
-void
-allowance_init(Allowance *allowance)
-{
-	allowance->limit = ALLOWANCE_FIRST;
-	allowance->in_flight = 0;
-	allowance->proven = false;
-}
-
-bool
-allowance_is_full(const Allowance *allowance)
-{
-	return allowance->in_flight >= allowance->limit;
 }
 
 /* Others that hang must not keep an app from being proven: its first request may begin beside them. */
@@ -323,7 +258,7 @@ allowance_permits(const Allowance *allowance, const Wire *wire)
 {
 	int			left = wire->max - wire->in_flight;
 
-	if (allowance_is_full(allowance) || allowance->in_flight >= ALLOWANCE_SHARE * left)
+	if (allowance->in_flight >= allowance->limit || allowance->in_flight >= ALLOWANCE_SHARE * left)
 		return false;
 	if (allowance->proven)
 		return true;
@@ -355,73 +290,31 @@ allowance_end(Allowance *allowance, Wire *wire, bool answered)
 		wire->unproven += allowance->in_flight;
 }
 
-void
-trust_init(Trust *trust, int first, int max)
-{
-	trust->limit = first;
-	trust->max = max;
-	trust->unrecorded = 0;
-	trust->pause = trust->paused_until = 0;
-}
-
 bool
 trust_permits(const Trust *trust, int64 now)
 {
 	return trust->unrecorded < trust->limit && now >= trust->paused_until;
 }
 
+/* A loss leaves room for one more than what waits: a row that can never be written must not keep others from it. */
 void
-trust_grow(Trust *trust)
+trust_learn(Trust *trust, bool recorded, int64 now)
 {
-	trust->limit = Min(2 * trust->limit, trust->max);
-	trust->pause = trust->paused_until = 0;
-}
-
-/* One more than what waits: a row that can never be written must not keep others from it. */
-void
-trust_lose(Trust *trust, int64 now)
-{
-	trust->limit = Min(trust->unrecorded + 1, trust->max);
-	trust->pause = Min(Max(2 * trust->pause, TRUST_PAUSE_MIN), TRUST_PAUSE_MAX);
-	trust->paused_until = now + trust->pause;
-}
-
-static int64
-backoff_doubled(int attempts, int64 max)
-{
-	int64		delay = BACKOFF_FIRST;
-
-	for (int i = 1; i < attempts && delay < max; i++)
-		delay *= 2;
-	return Min(delay, max);
-}
-
-/* Half of the wait is certain; the other half spreads the crowd. */
-static int64
-backoff_jittered(int64 delay, double random)
-{
-	return delay / 2 + (int64) (random * (double) (delay / 2));
+	trust->limit = Min((recorded ? trust->limit : trust->unrecorded) + 1, trust->max);
+	trust->paused_until = recorded ? 0 : now + TRUST_PAUSE;
 }
 
 int64
 backoff_delay(int attempts, double random, int64 time_left, int64 retry_after)
 {
-	int64		delay;
+	int64		longest = time_left > BACKOFF_RELAXED_BEYOND ? BACKOFF_RELAXED_MAX : BACKOFF_MAX;
+	int64		delay = BACKOFF_FIRST << (Min(Max(attempts, 1), BACKOFF_DOUBLINGS + 1) - 1);
 
-	delay = backoff_doubled(attempts, time_left > BACKOFF_RELAXED_BEYOND ?
-							BACKOFF_RELAXED_MAX : BACKOFF_MAX);
-
+	delay = Min(delay, longest);
 	/* Bounded before the jitter: messages that share a send_after stay spread. */
 	if (time_left > 0)
 		delay = Min(delay, time_left / 2);
-	delay = Max(backoff_jittered(delay, random), BACKOFF_MIN);
-	return Max(delay, retry_after);
-}
-
-int64
-backoff_direct(int attempts, double random, int64 retry_after)
-{
-	int64		delay = backoff_jittered(backoff_doubled(attempts, BACKOFF_MAX), random);
-
-	return Max(delay, retry_after);
+	/* Half of the wait is certain; the other half spreads the crowd. */
+	delay = delay / 2 + (int64) (random * (double) (delay / 2));
+	return Max(Max(delay, BACKOFF_MIN), retry_after);
 }

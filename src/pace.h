@@ -3,8 +3,7 @@
  *		Pace, circuit, allowance, trust and backoff: arithmetic on times.
  *
  * Nothing here reads a clock, sleeps, allocates or throws.  Times and durations
- * are microseconds of one clock of the caller's choice; 0 is no time.  Should
- * the clock jump backward, no wait gets longer.
+ * are microseconds of one clock of the caller's choice; 0 is no time.
  */
 #ifndef ONESIGNAL_CANCEL_PACE_H
 #define ONESIGNAL_CANCEL_PACE_H
@@ -39,9 +38,9 @@ typedef struct Pace
 /* rate_limit: requests a second; 0: unlimited; negative: adapts from 100/s up */
 extern void pace_init(Pace *pace, double rate_limit);
 
-/* May a request start now?  Ask for each that could: a refusal tells the pace that it held one back. */
+/* May a request start now?  A refusal tells the pace that it held one back.  pace_next(): when it may. */
 extern bool pace_take(Pace *pace, int64 now);
-extern int64 pace_next(const Pace *pace, int64 now);	/* when it may */
+extern int64 pace_next(const Pace *pace, int64 now);
 
 /* An answer came: any but a 429, or a 429 to a request that began at begun_at. */
 extern void pace_answered(Pace *pace, int64 now);
@@ -50,14 +49,8 @@ extern void pace_throttled(Pace *pace, int64 begun_at, int64 now);
 /*
  * A circuit is closed (all requests may go), or open until a time, after which
  * one request at a time may go, the probe.  An app has one for 429s and for
- * failures in a row; a lane has one for its key.
- *
- *		   circuit_open(), or the 5th failure in a row
- *		closed ----------------------------> open until open_until
- *		  ^                                    |             ^
- *		  | success                 open_until |             | failure, or
- *		  | of the probe               passed  v             | circuit_open()
- *		  +---------------------------------- probe ---------+
+ * failures in a row; a lane has one for its key.  A zeroed one is closed.
+ * src/README.md draws it.
  *
  * Outcomes come with the time at which the request began: what began before
  * the circuit last changed does not change it again.
@@ -76,20 +69,17 @@ typedef struct Circuit
 /* How long a key that was rejected, or is missing, pauses its lane: somebody has to act. */
 #define CIRCUIT_KEY_PAUSE USECS_PER_MINUTE
 
-/* Closed; zeroed memory is, too. */
-extern void circuit_init(Circuit *circuit);
-
 /* When a request may start; PG_INT64_MAX: when the probe has ended. */
-extern int64 circuit_next(Circuit *circuit, int64 now);
+extern int64 circuit_next(const Circuit *circuit, int64 now);
 
 /* A request starts, or has ended in a way that tells nothing of the circuit. */
 extern void circuit_begin(Circuit *circuit);
 extern void circuit_abandon(Circuit *circuit, int64 begun_at);
 
-/* What the circuit guards has worked.  True: it closed just now. */
+/* A request has worked.  True: the circuit closed just now. */
 extern bool circuit_success(Circuit *circuit, int64 begun_at, int64 now);
 
-/* It has not worked, for once; or will not work before "until".  True: it opened just now. */
+/* A request has failed, or none will work before "until".  True: the circuit opened just now. */
 extern bool circuit_failure(Circuit *circuit, int64 begun_at, int64 now);
 extern bool circuit_open(Circuit *circuit, int64 begun_at, int64 until, int64 now);
 
@@ -104,7 +94,7 @@ extern bool circuit_close(Circuit *circuit, int64 now);
  */
 typedef struct Allowance
 {
-	int			limit;
+	int			limit;			/* ALLOWANCE_FIRST in the beginning */
 	int			in_flight;
 	bool		proven;			/* the last request that ended had an answer */
 } Allowance;
@@ -119,38 +109,30 @@ typedef struct Wire
 	int			unproven;		/* those of apps that are not proven */
 } Wire;
 
-extern void allowance_init(Allowance *allowance);
-extern bool allowance_is_full(const Allowance *allowance);	/* whatever others do */
 extern bool allowance_permits(const Allowance *allowance, const Wire *wire);
 extern void allowance_begin(Allowance *allowance, Wire *wire);
 extern void allowance_end(Allowance *allowance, Wire *wire, bool answered);
 
 /*
- * How many requests may be begun and not yet recorded: twice as many with each
- * commit that records some.  When outcomes cannot be recorded, one more may
- * begin after a pause, which doubles while that goes on.
+ * How many requests may be begun and not yet recorded: one more with each
+ * outcome that was recorded, so that each commit doubles it.  When outcomes
+ * cannot be recorded, one more may begin after a second.
  */
 typedef struct Trust
 {
 	int			limit;
-	int			unrecorded;
 	int			max;
-	int64		pause;			/* how long the last one was; 0: none */
+	int			unrecorded;
 	int64		paused_until;
 } Trust;
 
-extern void trust_init(Trust *trust, int first, int max);
 extern bool trust_permits(const Trust *trust, int64 now);
-extern void trust_grow(Trust *trust);
-extern void trust_lose(Trust *trust, int64 now);
+extern void trust_learn(Trust *trust, bool recorded, int64 now);
 
 /*
  * How long to wait after so many attempts.  random: 0 <= random < 1;
  * time_left: until send_after, <= 0: none; retry_after: no wait is shorter.
  */
 extern int64 backoff_delay(int attempts, double random, int64 time_left, int64 retry_after);
-
-/* The same for direct calls, which know no send_after. */
-extern int64 backoff_direct(int attempts, double random, int64 retry_after);
 
 #endif

@@ -225,25 +225,22 @@ read_row(HeapTuple tuple, QueueRow *row)
 	row->http_status = DatumGetInt32(read_column(tuple, 9, Int32GetDatum(0)));
 }
 
-void
-queue_fetch(const QueueLane **lanes, const QueuePosition *positions, int count,
-			QueueRow *rows, int *row_counts, int max)
+int
+queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, int max)
 {
-	for (int i = 0; i < count; i++)
-	{
-		Datum		values[] = {
-			UUIDPGetDatum(&lanes[i]->app_id),
-			NameGetDatum(&lanes[i]->requested_by),
-			TimestampTzGetDatum(positions[i].send_after),
-			UUIDPGetDatum(&positions[i].message_id),
-			Int32GetDatum(max),
-		};
+	Datum		values[] = {
+		UUIDPGetDatum(&lane->app_id),
+		NameGetDatum(&lane->requested_by),
+		TimestampTzGetDatum(from->send_after),
+		UUIDPGetDatum(&from->message_id),
+		Int32GetDatum(max),
+	};
+	int			count = (int) run_in_transaction(STATEMENT_FETCH, values);
 
-		row_counts[i] = (int) run_in_transaction(STATEMENT_FETCH, values);
-		for (int row = 0; row < row_counts[i]; row++)
-			read_row(SPI_tuptable->vals[row], &rows[i * max + row]);
-		SPI_freetuptable(SPI_tuptable);
-	}
+	for (int i = 0; i < count; i++)
+		read_row(SPI_tuptable->vals[i], &rows[i]);
+	SPI_freetuptable(SPI_tuptable);
+	return count;
 }
 
 /* ---- recording ---- */

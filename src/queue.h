@@ -137,12 +137,11 @@ extern List *queue_lanes(const QueueLane *after, int max);
 extern bool queue_has_pending(void);
 
 /*
- * Reads the next pending rows of each lane in the order of delivery, from
- * positions[i] on (including it), also those that are not yet due: at most max a
- * lane, to rows[i * max] and so on.  row_counts[i] below max: the lane's end.
+ * Reads the lane's next pending rows in the order of delivery, also those that
+ * are not yet due, from a position on (including it).  Returns how many; fewer
+ * than max: the lane's end.
  */
-extern void queue_fetch(const QueueLane **lanes, const QueuePosition *positions, int count,
-						QueueRow *rows, int *row_counts, int max);
+extern int	queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, int max);
 
 /*
  * Writes the outcomes of attempts without waiting for locked rows.  A cancel that
