@@ -156,7 +156,6 @@ app_begin(DeliveryApp *app, const QueueAppState *state, TimestampTz now)
 {
 	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
 	app->resumed_at = state->resumed_at;
-	app->has_row = state->exists;
 	pace_init(&app->pace, app->rate_limit);
 	if (state->pace > 0)
 		app->pace.rate = state->pace;
@@ -205,7 +204,6 @@ apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now)
 		memset((char *) app + sizeof(pg_uuid_t), 0, sizeof(*app) - sizeof(pg_uuid_t));
 		app_begin(app, state, now);
 	}
-	app->has_row |= state->exists;
 	app->paused_until = state->paused_until;
 	if (state->resumed_at > app->resumed_at)
 	{
@@ -527,7 +525,6 @@ describe_app(DeliveryApp *app, QueueApp *row)
 	const DeliveryLane *lane = app->paused_lane;
 
 	row->app_id = app->app_id;
-	row->exists = app->has_row;
 	row->pace = app->pace.rate;
 	row->last_error = app->last_error;
 	memcpy(row->totals, app->totals, sizeof(row->totals));
@@ -565,7 +562,6 @@ apps_save(void)
 	{
 		DeliveryApp *app = dlist_container(DeliveryApp, unsaved_node, iter.cur);
 
-		app->has_row = rows->saved; /* else somebody may have deleted it */
 		if (rows++->saved)
 		{
 			memset(app->totals, 0, sizeof(app->totals));

@@ -536,8 +536,6 @@ buffer_rows(DeliveryLane *lane, QueueRow *rows, int count, TimestampTz now)
 static void
 fetch_lanes(DeliveryLane **batch, int count, TimestampTz now)
 {
-	const QueueLane *keys[FETCH_LANES];
-	QueuePosition positions[FETCH_LANES];
 	int			row_counts[FETCH_LANES];
 	int			max = Max(Min(FETCH_ROWS, FETCH_TOTAL - buffered) / count, FETCH_MIN);
 	QueueRow   *rows = palloc(sizeof(QueueRow) * max * count);
@@ -545,11 +543,7 @@ fetch_lanes(DeliveryLane **batch, int count, TimestampTz now)
 	int64		took_us;
 
 	for (int i = 0; i < count; i++)
-	{
-		keys[i] = &batch[i]->key;
-		positions[i] = batch[i]->position;
-	}
-	queue_fetch(keys, positions, count, rows, row_counts, max);
+		row_counts[i] = queue_fetch(&batch[i]->key, &batch[i]->position, rows + i * max, max);
 	took_us = (GetCurrentTimestamp() - began_at) / count;
 	for (int i = 0; i < count; i++)
 	{

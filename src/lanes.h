@@ -66,7 +66,6 @@ typedef struct DeliveryApp
 	int			visit;			/* the last visit of the tables that changed trust */
 
 	/* its row in onesignal_app */
-	bool		has_row;
 	bool		unsaved;		/* it is in the list of those to be saved */
 	dlist_node	unsaved_node;
 	int64		totals[QUEUE_STATES];	/* to be added */

@@ -1,15 +1,102 @@
 /*
  * queue.h
- *		The deliverer's short transactions: what it fetches, records and saves.
+ *		The extension's tables: statements.c runs SQL on them as their owner,
+ *		queue.c fetches and records for the deliverer, message.c is their trigger.
  */
 #ifndef ONESIGNAL_CANCEL_QUEUE_H
 #define ONESIGNAL_CANCEL_QUEUE_H
 
-#include "datatype/timestamp.h"
-#include "fmgr.h"
-#include "nodes/pg_list.h"
+#include "executor/spi.h"
 #include "storage/block.h"
 #include "utils/uuid.h"
+
+/* ---- statements.c ---- */
+
+/* Where the extension is installed now. */
+typedef struct Installation
+{
+	Oid			extension;
+	Oid			schema;
+	Oid			message_table;
+	Oid			owner;			/* of onesignal_message */
+	Oid			app_owner;		/* of onesignal_app */
+} Installation;
+
+/* What owner_leave() puts back. */
+typedef struct OwnerContext
+{
+	Oid			user;
+	int			sec_context;
+	int			guc_level;		/* 0: no setting was made */
+} OwnerContext;
+
+/* False if the extension or one of its tables does not exist (any more).  Needs a transaction. */
+extern bool owner_find(Installation *installation);
+
+/* The same, but it raises 42P01. */
+extern void owner_get(Installation *installation);
+
+/* The same, and locks the message table for writing, so that a DROP EXTENSION under way ends first and is seen. */
+extern bool owner_find_and_lock(Installation *installation);
+
+/*
+ * Says, palloc'd, why the trigger of onesignal_message is not the extension's
+ * own any more; NULL: it is.  TRIGGER on the table is enough to replace it, and
+ * what another trigger lets through must not be delivered.  allow_off: a
+ * disabled trigger is accepted.  Who locks the table for writing knows that the
+ * trigger stays as it is.
+ */
+extern char *owner_trigger_problem(const Installation *installation, bool allow_off);
+
+/* Raises 55000 for such a problem. */
+extern void owner_require_trigger(const Installation *installation, bool allow_off);
+
+/*
+ * Becomes the table's owner with fixed settings.  Raises 42501 when that owner
+ * may not write onesignal_app, before anything is sent whose outcome could not
+ * be recorded.  Call owner_leave() before the transaction ends: a user switch
+ * that survives a commit would be the caller's to keep.  After an error, the
+ * abort of the (sub)transaction restores user and settings.
+ */
+extern void owner_enter(OwnerContext *context, const Installation *installation);
+extern void owner_leave(const OwnerContext *context);
+
+/* Makes the settings for the rest of this background worker; owner_enter() then only switches the user. */
+extern void owner_settle(void);
+
+/*
+ * An SQL statement, prepared when it first runs.  "@" stands for the
+ * extension's schema.  Operators and functions are qualified, for some
+ * statements run with the caller's search_path.
+ */
+typedef struct Statement
+{
+	const char *sql;
+	Oid			types[12];		/* of the parameters, ended by a 0 */
+	SPIPlanPtr	plan;			/* NULL, or prepared for the schema of that name */
+	NameData	schema;
+} Statement;
+
+/*
+ * Runs it over the caller's SPI connection.  nulls: as for SPI_execute_plan().
+ * Returns how many rows it changed or returned; the latter are in SPI_tuptable,
+ * which the caller frees.  CurrentMemoryContext stays what it is.
+ */
+extern uint64 statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls);
+
+/*
+ * Runs it in a subtransaction.  Returns NULL, with SPI_processed and
+ * SPI_tuptable set, or the error that rolled it back.  Raises interrupts, and
+ * errors after which nothing else would work in this transaction.
+ */
+extern ErrorData *statement_try(Statement *statement, Oid schema, Datum *values, const char *nulls);
+
+/* ---- message.c ---- */
+
+/* When the library is loaded: the trigger has to know which statement fires it. */
+extern void message_init(void);
+
+/* ---- queue.c ---- */
 
 /* Rows that one lane's requests come from: the key depends on both. */
 typedef struct QueueLane
@@ -28,7 +115,6 @@ typedef struct QueuePosition
 /* What onesignal_app says of the app of a lane. */
 typedef struct QueueAppState
 {
-	bool		exists;			/* it has a row */
 	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
 	TimestampTz resumed_at;		/* 0: never */
 	TimestampTz circuit_until;	/* of the app itself, not of a lane; 0: closed */
@@ -86,6 +172,7 @@ typedef struct QueueOutcome
 	TimestampTz next_attempt_at;	/* of QUEUE_PENDING */
 } QueueOutcome;
 
+/* The statement that records returns these numbers: do not change the order. */
 typedef enum QueueRecorded
 {
 	QUEUE_RECORDED,				/* written */
@@ -98,7 +185,6 @@ typedef enum QueueRecorded
 typedef struct QueueApp
 {
 	pg_uuid_t	app_id;
-	bool		exists;			/* it has a row there */
 	TimestampTz circuit_until;	/* 0: closed */
 	const char *circuit_role;	/* the lane that it concerns, or NULL: the whole app */
 	const char *circuit_reason;
@@ -137,12 +223,11 @@ extern List *queue_lanes(const QueueLane *after, int max);
 extern bool queue_has_pending(void);
 
 /*
- * Reads the next pending rows of each lane in the order of delivery, from
- * positions[i] on (including it), also those that are not yet due: at most max a
- * lane, to rows[i * max] and so on.  row_counts[i] below max: the lane's end.
+ * Reads the lane's next pending rows in the order of delivery, from a position
+ * on (including it), also those that are not yet due.  Returns how many; fewer
+ * than max: the lane's end.
  */
-extern void queue_fetch(const QueueLane **lanes, const QueuePosition *positions, int count,
-						QueueRow *rows, int *row_counts, int max);
+extern int	queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, int max);
 
 /*
  * Writes the outcomes of attempts without waiting for locked rows.  A cancel that
