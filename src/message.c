@@ -12,10 +12,9 @@
  * value counts: PostgreSQL tells a trigger which columns all of its actions
  * name, not which this row's action names.
  *
- * requested_by decides whose credentials are used, so nobody else may set it.
- * That is why no BEFORE trigger may fire after this one, and why a CHECK of the
- * table asks onesignal_message_guard() whether the trigger is still ours: the
- * TRIGGER privilege is enough to replace it.
+ * requested_by decides whose credentials are used, so no BEFORE trigger may
+ * fire after this one, and a CHECK of the table asks onesignal_message_guard()
+ * whether this trigger is still ours.
  *
  * Delivery and logical replication write with session_replication_role =
  * replica, in which the trigger does not fire and the guard accepts all.
@@ -24,7 +23,6 @@
 
 #include "access/htup_details.h"
 #include "access/xact.h"
-#include "catalog/pg_enum.h"
 #include "catalog/pg_type.h"
 #include "commands/trigger.h"
 #include "executor/executor.h"
@@ -37,7 +35,6 @@
 #include "utils/lsyscache.h"
 #include "utils/portal.h"
 #include "utils/rel.h"
-#include "utils/syscache.h"
 #include "utils/timestamp.h"
 
 #include "compat.h"
@@ -103,7 +100,6 @@ static const Action actions[QUEUE_STATES][2] = {
  */
 typedef struct Shared
 {
-	Oid			states[QUEUE_STATES];	/* the enum's values, as rows hold them */
 	bool		merges;			/* the statement is a MERGE */
 	bool		noticed;		/* it was told that a value of its is ignored */
 	bool		inserts;		/* it is an INSERT, ... */
@@ -212,22 +208,14 @@ static Shared *
 get_shared(FunctionCallInfo fcinfo, Relation relation)
 {
 	Shared	   *shared = fcinfo->flinfo->fn_extra;
-	Oid			type;
 
-	if (shared != NULL)
-		return shared;
-	check_table(relation, fcinfo->flinfo->fn_oid);
-	shared = MemoryContextAllocZero(fcinfo->flinfo->fn_mcxt, sizeof(Shared));
-	type = TupleDescAttr(RelationGetDescr(relation), STATE)->atttypid;
-	for (int state = 0; state < QUEUE_STATES; state++)
+	if (shared == NULL)
 	{
-		shared->states[state] = GetSysCacheOid2(ENUMTYPOIDNAME, Anum_pg_enum_oid, ObjectIdGetDatum(type),
-												CStringGetDatum(queue_state_names[state]));
-		if (!OidIsValid(shared->states[state]))
-			elog(ERROR, "onesignal_message_state has no value \"%s\"", queue_state_names[state]);
+		check_table(relation, fcinfo->flinfo->fn_oid);
+		shared = MemoryContextAllocZero(fcinfo->flinfo->fn_mcxt, sizeof(Shared));
+		shared->merges = statement_merges(RelationGetRelid(relation));
+		fcinfo->flinfo->fn_extra = shared;
 	}
-	shared->merges = statement_merges(RelationGetRelid(relation));
-	fcinfo->flinfo->fn_extra = shared;
 	return shared;
 }
 
@@ -235,11 +223,12 @@ get_shared(FunctionCallInfo fcinfo, Relation relation)
 
 /* NULL is a copy whose columns the database fills, so it was never read: such a row is scheduled. */
 static QueueState
-state_in(const Shared *shared, const Datum *values, const bool *nulls)
+state_in(const Datum *values, const bool *nulls)
 {
+	const char *name = nulls[STATE] ? "" : DatumGetCString(DirectFunctionCall1(enum_out, values[STATE]));
 	QueueState	state = QUEUE_FAILED;
 
-	while (state > QUEUE_SCHEDULED && (nulls[STATE] || shared->states[state] != DatumGetObjectId(values[STATE])))
+	while (state > QUEUE_SCHEDULED && strcmp(name, queue_state_names[state]) != 0)
 		state--;
 	return state;
 }
@@ -270,11 +259,13 @@ set_value(MessageRow *row, int column, Datum value)
 	row->replaced[column] = true;
 }
 
-/* Tuples sign-extend an OID. */
 static Datum
-state_value(const Shared *shared, QueueState state)
+state_value(const MessageRow *row, QueueState state)
 {
-	return Int32GetDatum((int32) shared->states[state]);
+	Datum		value = DirectFunctionCall2(enum_in, CStringGetDatum(queue_state_names[state]),
+											ObjectIdGetDatum(TupleDescAttr(row->descriptor, STATE)->atttypid));
+
+	return Int32GetDatum(DatumGetInt32(value)); /* tuples sign-extend an OID */
 }
 
 /* A value of type name has NAMEDATALEN bytes, the text that is looked up only its own. */
@@ -388,7 +379,7 @@ set_request(MessageRow *row, bool requests, bool was_pending)
 	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
 
 	require_access(row);
-	set_value(row, STATE, state_value(row->shared, requests ? QUEUE_PENDING : QUEUE_SCHEDULED));
+	set_value(row, STATE, state_value(row, requests ? QUEUE_PENDING : QUEUE_SCHEDULED));
 	for (int column = HTTP_STATUS; column <= FINISHED_AT; column++)
 		if (column != ATTEMPTS && column != UNANSWERED)
 		{
@@ -450,10 +441,9 @@ set_cancel(MessageRow *row, QueueState was, bool cancel)
 static void
 row_updated(MessageRow *row)
 {
-	const Shared *shared = row->shared;
-	QueueState	was = state_in(shared, row->old, row->old_nulls);
-	QueueState	written = shared->inserts && is_named(row, STATE) ? shared->inserted :
-		state_in(shared, row->new, row->new_nulls);
+	QueueState	was = state_in(row->old, row->old_nulls);
+	QueueState	written = row->shared->inserts && is_named(row, STATE) ? row->shared->inserted :
+		state_in(row->new, row->new_nulls);
 	bool		had = DatumGetBool(row->old[CANCEL]);
 	bool		cancel = !row->new_nulls[CANCEL] && DatumGetBool(row->new[CANCEL]);
 	bool		named = is_named(row, CANCEL) || differs(row, CANCEL);
@@ -493,7 +483,7 @@ static void
 row_inserted(MessageRow *row)
 {
 	Datum		now = row->old[CREATED_AT];
-	QueueState	written = state_in(row->shared, row->new, row->new_nulls);
+	QueueState	written = state_in(row->new, row->new_nulls);
 	bool		trusted = has_privs_of_role(GetUserId(), row->trigger->tg_relation->rd_rel->relowner);
 
 	row->shared->inserts = !row->shared->merges;
@@ -528,7 +518,7 @@ static void
 set_defaults(MessageRow *row)
 {
 	memset(row->old_nulls, true, sizeof(row->old_nulls));
-	row->old[STATE] = state_value(row->shared, QUEUE_SCHEDULED);
+	row->old[STATE] = state_value(row, QUEUE_SCHEDULED);
 	row->old[ATTEMPTS] = Int32GetDatum(0);
 	row->old[UNANSWERED] = BoolGetDatum(false);
 	row->old[CREATED_AT] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
@@ -596,7 +586,7 @@ onesignal_message_guard(PG_FUNCTION_ARGS)
 
 		owner_get(&installation);
 		owner_require_trigger(&installation, has_privs_of_role(GetUserId(), installation.owner));
-		if (owner_trigger_problem(&installation, false) != NULL)
+		if (!owner_has_trigger(&installation, false))
 			wakeup_request();
 	}
 	called->fn_extra = called;	/* once a statement */

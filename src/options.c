@@ -259,19 +259,14 @@ static void
 refuse_unknown(const char *name, Oid catalog)
 {
 	StringInfoData valid;
-	const char *elsewhere = "";
 
 	initStringInfo(&valid);
 	for (const OptionRule *rule = rules; rule < rules + lengthof(rules); rule++)
-	{
 		if (rule->catalog == catalog)
 			appendStringInfo(&valid, "%s%s", valid.len > 0 ? ", " : "", rule->name);
-		else if (strcmp(rule->name, name) == 0)
-			elsewhere = psprintf(" Option \"%s\" belongs to a %s.", name, object_of(rule->catalog));
-	}
 	refuse(ERRCODE_FDW_INVALID_OPTION_NAME, psprintf("invalid option \"%s\"", name), NULL,
-		   valid.len == 0 ? psprintf("There are no valid options here.%s", elsewhere) :
-		   psprintf("Valid options of a %s are: %s.%s", object_of(catalog), valid.data, elsewhere));
+		   valid.len == 0 ? "There are no valid options here." :
+		   psprintf("Valid options of a %s are: %s.", object_of(catalog), valid.data));
 }
 
 static void

@@ -21,6 +21,7 @@
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "storage/bufmgr.h"
+#include "storage/lmgr.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -34,8 +35,8 @@
 #include "queue.h"
 
 /*
- * How long to wait for a session that is about to make an app's first row.
- * Most do so in a transaction of a millisecond; no other is waited for.
+ * How long to wait for a session that has an app's row locked.  Most do so in a
+ * transaction of a millisecond; what cannot be saved is saved later.
  */
 #define APP_LOCK_TIMEOUT "10ms"
 
@@ -61,10 +62,25 @@ static struct
 	bool		open;
 	bool		in_procedure;
 	Installation installation;
-	OwnerContext owner;
 } transaction;
 
 /* ---- transactions ---- */
+
+/* Waits for a DROP EXTENSION or ALTER TABLE under way, and finds the table again with what that changed. */
+static bool
+find_and_lock(Installation *installation)
+{
+	Oid			locked = InvalidOid;
+	bool		found;
+
+	while ((found = owner_find(installation)) && installation->message_table != locked)
+	{
+		locked = installation->message_table;
+		InvalidateCatalogSnapshot();	/* a snapshot that waits would hold up VACUUM */
+		LockRelationOid(locked, RowExclusiveLock);
+	}
+	return found;
+}
 
 bool
 queue_begin(bool in_procedure)
@@ -82,15 +98,14 @@ queue_begin(bool in_procedure)
 	else if (!FirstSnapshotSet)
 		XactIsoLevel = XACT_READ_COMMITTED; /* or a row that changed meanwhile would be an error */
 
-	/* This may wait for the table's lock, without a snapshot for VACUUM's sake. */
-	transaction.open = owner_find_and_lock(&transaction.installation);
+	transaction.open = find_and_lock(&transaction.installation);
 	if (transaction.open && !in_procedure)
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());	/* SPI wants one; each statement takes its own */
 		SPI_connect();
 	}
 	if (transaction.open)
-		owner_enter(&transaction.owner, &transaction.installation);
+		owner_enter(&transaction.installation);
 	else if (!in_procedure)
 		CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
@@ -104,7 +119,7 @@ queue_commit(void)
 
 	Assert(transaction.open);
 	transaction.open = false;
-	owner_leave(&transaction.owner);
+	owner_leave(&transaction.installation);
 	if (transaction.in_procedure)
 		SPI_commit();
 	else
@@ -121,7 +136,7 @@ void
 queue_abandon(void)
 {
 	if (transaction.open)
-		SetUserIdAndSecContext(transaction.owner.user, transaction.owner.sec_context);
+		SetUserIdAndSecContext(transaction.installation.user, transaction.installation.sec_context);
 	transaction.open = false;
 }
 
@@ -177,10 +192,10 @@ read_time(uint64 row, int number, TimestampTz fallback)
 	return DatumGetTimestampTz(read_column(row, number, TimestampTzGetDatum(fallback)));
 }
 
-char *
+const char *
 queue_problem(void)
 {
-	return owner_trigger_problem(&transaction.installation, false);
+	return owner_has_trigger(&transaction.installation, false) ? NULL : OWNER_TRIGGER_PROBLEM;
 }
 
 /* A loose index scan: as many probes as there are lanes, however long they are. */
@@ -426,41 +441,21 @@ queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 
 /* ---- saving ---- */
 
-/* Makes the rows that apps lack.  Those that another transaction is just making are left to it. */
-static ErrorData *
-create_apps(Datum app_ids)
-{
-	static Statement create = {
-		.sql = "INSERT INTO @onesignal_app (app_id) SELECT o.app_id FROM pg_catalog.unnest($1) AS o (app_id)"
-			   " WHERE NOT EXISTS (SELECT FROM @onesignal_app AS a WHERE a.app_id" EQ "o.app_id)"
-			   " ON CONFLICT (app_id) DO NOTHING",
-		.types = {UUIDARRAYOID}
-	};
-	int			level = NewGUCNestLevel();
-	ErrorData  *error;
-
-	(void) set_config_option("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
-	error = try_in_transaction(&create, &app_ids);
-	AtEOXact_GUC(false, level);
-	return error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE ? error : NULL;
-}
-
-/* An array for each field of QueueApp that is saved.  Returns the ordinals of those whose row was not locked. */
+/* An array for each field of QueueApp that is saved. */
 static Statement save_apps = {
-	.sql = "WITH unlocked AS MATERIALIZED (SELECT o.*, a.address"
-		   " FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9) WITH ORDINALITY"
-		   " AS o (app_id, circuit_until, circuit_role, circuit_reason, pace, last_error,"
-		   " canceled, refused, failed, ordinal) CROSS JOIN LATERAL (SELECT a.ctid AS address"
-		   " FROM @onesignal_app AS a WHERE a.app_id" EQ "ANY (ARRAY[o.app_id])"
-		   " FOR NO KEY UPDATE SKIP LOCKED) AS a)"
-		   " UPDATE @onesignal_app AS a SET circuit_until = o.circuit_until, circuit_role = o.circuit_role,"
-		   " circuit_reason = o.circuit_reason, pace = o.pace, pace_at = pg_catalog.now(),"
-		   " last_error = COALESCE(o.last_error, a.last_error),"
-		   " last_error_at = CASE WHEN o.last_error IS NULL THEN a.last_error_at ELSE pg_catalog.now() END,"
-		   " canceled_total = a.canceled_total" PLUS "o.canceled, refused_total = a.refused_total" PLUS "o.refused,"
-		   " failed_total = a.failed_total" PLUS "o.failed"
-		   " FROM unlocked AS o WHERE a.ctid" EQ "o.address RETURNING o.ordinal",
+	.sql = "INSERT INTO @onesignal_app AS a (app_id, circuit_until, circuit_role, circuit_reason, pace, pace_at,"
+		   " last_error, last_error_at, canceled_total, refused_total, failed_total)"
+		   " SELECT o.app_id, o.circuit_until, o.circuit_role, o.circuit_reason, o.pace, pg_catalog.now(), o.last_error,"
+		   " CASE WHEN o.last_error IS NOT NULL THEN pg_catalog.now() END, o.canceled, o.refused, o.failed"
+		   " FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9) AS o (app_id, circuit_until, circuit_role,"
+		   " circuit_reason, pace, last_error, canceled, refused, failed)"
+		   " ON CONFLICT (app_id) DO UPDATE SET circuit_until = excluded.circuit_until,"
+		   " circuit_role = excluded.circuit_role, circuit_reason = excluded.circuit_reason,"
+		   " pace = excluded.pace, pace_at = excluded.pace_at, last_error = COALESCE(excluded.last_error, a.last_error),"
+		   " last_error_at = COALESCE(excluded.last_error_at, a.last_error_at),"
+		   " canceled_total = a.canceled_total" PLUS "excluded.canceled_total,"
+		   " refused_total = a.refused_total" PLUS "excluded.refused_total,"
+		   " failed_total = a.failed_total" PLUS "excluded.failed_total",
 	.types = {UUIDARRAYOID, TIMESTAMPTZARRAYOID, NAMEARRAYOID, TEXTARRAYOID, FLOAT8ARRAYOID, TEXTARRAYOID,
 			   INT8ARRAYOID, INT8ARRAYOID, INT8ARRAYOID}
 };
@@ -482,27 +477,24 @@ add_app(Datum *arrays, const QueueApp *app)
 		add_element(to, arrays, 6 + state - QUEUE_CANCELED, Int64GetDatum(app->totals[state]), false);
 }
 
+/* Saves all or none. */
 static ErrorData *
 try_to_save(QueueApp *apps, int count)
 {
 	Datum		arrays[9] = {0};
+	int			level = NewGUCNestLevel();
 	ErrorData  *error;
 
 	for (int i = 0; i < count; i++)
-	{
-		apps[i].saved = false;
 		add_app(arrays, &apps[i]);
-	}
 	finish_arrays(&save_apps, arrays);
-	error = create_apps(arrays[0]);
-	if (error == NULL)
-		error = try_in_transaction(&save_apps, arrays);
-	if (error != NULL)
-		return error;
-	for (uint64 row = 0; row < SPI_processed; row++)
-		apps[DatumGetInt64(read_column(row, 1, (Datum) 0)) - 1].saved = true;
-	SPI_freetuptable(SPI_tuptable);
-	return NULL;
+	(void) set_config_option("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
+							 GUC_ACTION_SAVE, true, 0, false);
+	error = try_in_transaction(&save_apps, arrays);
+	AtEOXact_GUC(false, level);
+	for (int i = 0; i < count; i++)
+		apps[i].saved = error == NULL;
+	return error;
 }
 
 void
@@ -512,6 +504,12 @@ queue_save_apps(QueueApp *apps, int count)
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	ErrorData  *error = try_to_save(apps, count);
 
+	if (error != NULL && error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
+	{
+		error = NULL;
+		for (int i = 0; i < count && count > 1; i++)
+			(void) try_to_save(&apps[i], 1);
+	}
 	/* Logged once, although it is tried again each time. */
 	if (error != NULL && strncmp(logged, error->message, sizeof(logged) - 1) != 0)
 		ereport(LOG,
@@ -570,14 +568,13 @@ static uint64
 run_as_owner(Statement *statement, Datum *values, const char *nulls)
 {
 	Installation installation;
-	OwnerContext context;
 	uint64		count;
 
 	owner_get(&installation);
 	SPI_connect();
-	owner_enter(&context, &installation);
+	owner_enter(&installation);
 	count = statement_run(statement, installation.schema, values, nulls);
-	owner_leave(&context);
+	owner_leave(&installation);
 	SPI_finish();
 	return count;
 }

@@ -20,15 +20,12 @@ typedef struct Installation
 	Oid			message_table;
 	Oid			owner;			/* of onesignal_message */
 	Oid			app_owner;		/* of onesignal_app */
-} Installation;
 
-/* What owner_leave() puts back. */
-typedef struct OwnerContext
-{
+	/* What owner_leave() puts back. */
 	Oid			user;
 	int			sec_context;
 	int			guc_level;		/* 0: no setting was made */
-} OwnerContext;
+} Installation;
 
 /* False if the extension or one of its tables does not exist (any more).  Needs a transaction. */
 extern bool owner_find(Installation *installation);
@@ -36,30 +33,28 @@ extern bool owner_find(Installation *installation);
 /* The same, but it raises 42P01. */
 extern void owner_get(Installation *installation);
 
-/* The same, and locks the message table for writing, so that a DROP EXTENSION under way ends first and is seen. */
-extern bool owner_find_and_lock(Installation *installation);
-
 /*
- * Says, palloc'd, why the trigger of onesignal_message is not the extension's
- * own any more; NULL: it is.  TRIGGER on the table is enough to replace it, and
- * what another trigger lets through must not be delivered.  allow_off: a
- * disabled trigger is accepted.  Who locks the table for writing knows that the
- * trigger stays as it is.
+ * Is the trigger of onesignal_message the extension's own?  TRIGGER on the table
+ * is enough to replace it, and what another trigger lets through must not be
+ * delivered.  allow_off: it may be disabled.  While the caller has the table
+ * locked for writing, the answer stays true.
  */
-extern char *owner_trigger_problem(const Installation *installation, bool allow_off);
+extern bool owner_has_trigger(const Installation *installation, bool allow_off);
 
-/* Raises 55000 for such a problem. */
+#define OWNER_TRIGGER_PROBLEM \
+	"trigger \"zz_onesignal_message\" of table \"onesignal_message\" is not the extension's own, or is disabled"
+
+/* Raises 55000 if it is not. */
 extern void owner_require_trigger(const Installation *installation, bool allow_off);
 
 /*
  * Becomes the table's owner with fixed settings.  Raises 42501 when that owner
- * may not write onesignal_app, before anything is sent whose outcome could not
- * be recorded.  Call owner_leave() before the transaction ends: a user switch
- * that survives a commit would be the caller's to keep.  After an error, the
- * abort of the (sub)transaction restores user and settings.
+ * may not write onesignal_app.  Call owner_leave() before the transaction ends: a
+ * user switch that survives a commit would be the caller's to keep.  After an
+ * error, the abort of the (sub)transaction restores user and settings.
  */
-extern void owner_enter(OwnerContext *context, const Installation *installation);
-extern void owner_leave(const OwnerContext *context);
+extern void owner_enter(Installation *installation);
+extern void owner_leave(const Installation *installation);
 
 /* Makes the settings for the rest of this background worker; owner_enter() then only switches the user. */
 extern void owner_settle(void);
@@ -118,8 +113,8 @@ typedef struct QueueAppState
 	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
 	TimestampTz resumed_at;		/* 0: never */
 	TimestampTz circuit_until;	/* of the app itself, not of a lane; 0: closed */
-	bool		has_circuit;	/* it says that some circuit is open, ... */
-	bool		is_of_lane;		/* ... and that it is this lane's */
+	bool		has_circuit;	/* some circuit of the app is open */
+	bool		is_of_lane;		/* that circuit is this lane's */
 	double		pace;			/* that was saved lately; negative: none */
 } QueueAppState;
 
@@ -213,10 +208,10 @@ extern void queue_abandon(void);
 extern void queue_call_begin(FunctionCallInfo fcinfo);
 extern void queue_call_end(void);
 
-/* ---- Between queue_begin() and queue_commit() ---- */
+/* ---- queue.c, between queue_begin() and queue_commit() ---- */
 
-/* Why nothing of the table may be delivered, palloc'd; NULL: it may. */
-extern char *queue_problem(void);
+/* Why nothing of the table may be delivered; NULL: it may. */
+extern const char *queue_problem(void);
 
 /* The next lanes with pending rows, by app and role, as a List of QueueListed; all zeros: from the first one on. */
 extern List *queue_lanes(const QueueLane *after, int max);
@@ -230,10 +225,9 @@ extern bool queue_has_pending(void);
 extern int	queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, int max);
 
 /*
- * Writes the outcomes of attempts without waiting for locked rows.  A cancel that
- * worked is written whatever the row says now, any other outcome only while its
- * request still stands.  A row that cannot be written keeps no other from it:
- * *error is then why, palloc'd, or else NULL.
+ * Writes the outcomes of attempts without waiting for locked rows.  A row that
+ * cannot be written keeps no other from it: *error is then why, palloc'd, or
+ * else NULL.
  */
 extern void queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded, char **error);
 
@@ -249,7 +243,7 @@ extern uint64 queue_purge(TimestampTz before, BlockNumber block, BlockNumber cou
 /* The table's size in blocks. Raises 0A000 when a foreign key references it. */
 extern BlockNumber queue_purge_size(void);
 
-/* ---- In anybody's transaction, as the table's owner ---- */
+/* ---- queue.c, in anybody's transaction, as the table's owner ---- */
 
 extern bool queue_knows_app(const pg_uuid_t *app_id);	/* has it a row in either table? */
 extern void queue_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason);

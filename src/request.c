@@ -69,21 +69,19 @@ require_privileges(const Installation *installation)
 	Oid			table = installation->message_table;
 	char	   *schema = get_namespace_name(installation->schema);
 	const char *role = quote_identifier(GetUserNameFromId(GetUserId(), false));
+	bool		enters = namespace_aclcheck(installation->schema, GetUserId(), ACL_USAGE) == ACLCHECK_OK;
 
-	if (namespace_aclcheck(installation->schema, GetUserId(), ACL_USAGE) != ACLCHECK_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for schema %s", schema),
-				 errdetail("Requesting a cancel writes to table onesignal_message in it as the current user."),
-				 errhint("Grant the privilege with GRANT USAGE ON SCHEMA %s TO %s.", quote_identifier(schema), role)));
-	if (!may(table, ACL_SELECT, 1, 5) || !may(table, ACL_INSERT, 0, 5) || !may(table, ACL_UPDATE, 0, 3))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for table onesignal_message"),
-				 errdetail("Requesting a cancel writes the message's row in it as the current user."),
-				 errhint("Grant the privileges with GRANT SELECT, INSERT, UPDATE ON %s TO %s.",
-						 quote_qualified_identifier(RelationIsVisible(table) ? NULL : schema, "onesignal_message"),
-						 role)));
+	if (enters && may(table, ACL_SELECT, 1, 5) && may(table, ACL_INSERT, 0, 5) && may(table, ACL_UPDATE, 0, 3))
+		return;
+	ereport(ERROR,
+			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+			 enters ? errmsg("permission denied for table onesignal_message") :
+			 errmsg("permission denied for schema %s", schema),
+			 errdetail("Requesting a cancel writes to table onesignal_message as the current user."),
+			 enters ? errhint("Grant the privileges with GRANT SELECT, INSERT, UPDATE ON %s TO %s.",
+							  quote_qualified_identifier(RelationIsVisible(table) ? NULL : schema, "onesignal_message"),
+							  role) :
+			 errhint("Grant the privilege with GRANT USAGE ON SCHEMA %s TO %s.", quote_identifier(schema), role)));
 }
 
 /* send_after and reason may be NULL. */

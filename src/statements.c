@@ -25,7 +25,6 @@
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
-#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
@@ -34,7 +33,6 @@
 #include "utils/lsyscache.h"
 #include "utils/rel.h"
 #include "utils/resowner.h"
-#include "utils/snapmgr.h"
 #include "utils/syscache.h"
 
 #include "queue.h"
@@ -132,68 +130,41 @@ owner_get(Installation *installation)
 				 errmsg("table onesignal_message does not exist in the extension's schema")));
 }
 
-bool
-owner_find_and_lock(Installation *installation)
-{
-	Oid			locked = InvalidOid;
-
-	while (owner_find(installation))
-	{
-		if (installation->message_table == locked)
-			return true;
-		/* Find it again with what changed while this waited. */
-		locked = installation->message_table;
-		InvalidateCatalogSnapshot();
-		LockRelationOid(locked, RowExclusiveLock);
-	}
-	return false;
-}
-
 /* ---- the table's trigger ---- */
 
-static const char *
-trigger_problem(const Trigger *trigger, Oid schema, bool allow_off)
-{
-	const char *function = get_func_name(trigger->tgfoid);
-
-	/* No other function of that name can be a trigger's: those have no arguments. */
-	if (function == NULL || strcmp(function, "onesignal_message_change") != 0 ||
-		get_func_namespace(trigger->tgfoid) != schema)
-		return "it calls another function";
-	if (trigger->tgtype != (TRIGGER_TYPE_ROW | TRIGGER_TYPE_BEFORE | TRIGGER_TYPE_INSERT | TRIGGER_TYPE_UPDATE) ||
-		trigger->tgnattr > 0 || trigger->tgqual != NULL)
-		return "it does not fire before each INSERT and UPDATE of a row";
-	if (!allow_off && trigger->tgenabled != TRIGGER_FIRES_ON_ORIGIN && trigger->tgenabled != TRIGGER_FIRES_ALWAYS)
-		return "it is disabled";
-	return NULL;
-}
-
-char *
-owner_trigger_problem(const Installation *installation, bool allow_off)
+bool
+owner_has_trigger(const Installation *installation, bool allow_off)
 {
 	Relation	relation = table_open(installation->message_table, AccessShareLock);
 	const TriggerDesc *all = relation->trigdesc;
-	const char *problem = "it does not exist";
+	bool		found = false;
 
 	for (int i = 0; all != NULL && i < all->numtriggers; i++)
-		if (strcmp(all->triggers[i].tgname, MESSAGE_TRIGGER) == 0)
-			problem = trigger_problem(&all->triggers[i], installation->schema, allow_off);
+	{
+		const Trigger *trigger = &all->triggers[i];
+		const char *function = get_func_name(trigger->tgfoid);
+
+		/* No other function of that name can be a trigger's: those have no arguments. */
+		found |= strcmp(trigger->tgname, MESSAGE_TRIGGER) == 0 &&
+			function != NULL && strcmp(function, "onesignal_message_change") == 0 &&
+			get_func_namespace(trigger->tgfoid) == installation->schema &&
+			trigger->tgtype == (TRIGGER_TYPE_ROW | TRIGGER_TYPE_BEFORE | TRIGGER_TYPE_INSERT | TRIGGER_TYPE_UPDATE) &&
+			trigger->tgnattr == 0 && trigger->tgqual == NULL &&
+			(allow_off || trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN || trigger->tgenabled == TRIGGER_FIRES_ALWAYS);
+	}
 	table_close(relation, AccessShareLock);
-	return problem == NULL ? NULL :
-		psprintf("trigger \"%s\" of table \"onesignal_message\" is not the extension's own: %s",
-				 MESSAGE_TRIGGER, problem);
+	return found;
 }
 
 void
 owner_require_trigger(const Installation *installation, bool allow_off)
 {
-	const char *problem = owner_trigger_problem(installation, allow_off);
 	const char *schema = get_namespace_name(installation->schema);
 
-	if (problem != NULL)
+	if (!owner_has_trigger(installation, allow_off))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("%s", problem),
+				 errmsg_internal("%s", OWNER_TRIGGER_PROBLEM),
 				 errdetail("Nothing is requested or delivered until it is, since requests could be forged without it."),
 				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s(), and enable it with ALTER TABLE ... ENABLE TRIGGER.",
 						 MESSAGE_TRIGGER, quote_qualified_identifier(schema, "onesignal_message"),
@@ -211,29 +182,27 @@ set_all(const Setting *settings, int count, GucSource source, GucAction action)
 }
 
 void
-owner_enter(OwnerContext *context, const Installation *installation)
+owner_enter(Installation *installation)
 {
-	GetUserIdAndSecContext(&context->user, &context->sec_context);
+	GetUserIdAndSecContext(&installation->user, &installation->sec_context);
 	if (!has_privs_of_role(installation->owner, installation->app_owner))
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 				 errmsg("the owner of onesignal_message may not write onesignal_app"),
 				 errhint("Give both tables the same owner with ALTER TABLE ... OWNER TO.")));
-	SetUserIdAndSecContext(installation->owner, context->sec_context | SECURITY_LOCAL_USERID_CHANGE |
+	SetUserIdAndSecContext(installation->owner, installation->sec_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS);
-	context->guc_level = 0;
-	if (settled)
-		return;
-	context->guc_level = NewGUCNestLevel();
-	set_all(statement_settings, lengthof(statement_settings), PGC_S_SESSION, GUC_ACTION_SAVE);
+	installation->guc_level = settled ? 0 : NewGUCNestLevel();
+	if (!settled)
+		set_all(statement_settings, lengthof(statement_settings), PGC_S_SESSION, GUC_ACTION_SAVE);
 }
 
 void
-owner_leave(const OwnerContext *context)
+owner_leave(const Installation *installation)
 {
-	if (context->guc_level != 0)
-		AtEOXact_GUC(false, context->guc_level);
-	SetUserIdAndSecContext(context->user, context->sec_context);
+	if (installation->guc_level != 0)
+		AtEOXact_GUC(false, installation->guc_level);
+	SetUserIdAndSecContext(installation->user, installation->sec_context);
 }
 
 /* Assigning session_replication_role discards every plan of the session: the worker does so once. */
