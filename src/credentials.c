@@ -24,7 +24,6 @@
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_foreign_server.h"
-#include "catalog/pg_user_mapping.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
@@ -319,8 +318,15 @@ key_from_file(const Lookup *lookup, const char *path, char **key)
 }
 
 static ErrorData *
-key_from_mapping(const Lookup *lookup, char *stored, char **key)
+find_api_key(const Lookup *lookup, char **key)
 {
+	Oid			owner = lookup->is_own ? lookup->role : InvalidOid;
+	List	   *options = GetUserMapping(owner, lookup->server->serverid)->options;
+	const char *path = options_get(options, "api_key_file");
+	char	   *stored = options_get(options, "api_key");
+
+	if (path != NULL)
+		return key_from_file(lookup, path, key);
 	if (stored != NULL && options_key_problem(stored) == NULL)
 		*key = pstrdup(stored);
 	if (stored != NULL)
@@ -334,29 +340,6 @@ key_from_mapping(const Lookup *lookup, char *stored, char **key)
 							"OPTIONS (%sADD api_key_file '/path/to/key').",
 							lookup->is_own ? quote_identifier(lookup->role_name) : "PUBLIC",
 							quote_identifier(lookup->server->servername), stored != NULL ? "DROP api_key, " : ""));
-}
-
-static ErrorData *
-find_api_key(const Lookup *lookup, char **key)
-{
-	HeapTuple	tuple = SearchSysCache2(USERMAPPINGUSERSERVER,
-										ObjectIdGetDatum(lookup->is_own ? lookup->role : InvalidOid),
-										ObjectIdGetDatum(lookup->server->serverid));
-	Datum		stored;
-	bool		isnull;
-	List	   *options;
-	const char *path;
-
-	if (!HeapTupleIsValid(tuple))	/* dropped since it was chosen */
-		return no_mapping(lookup, lookup->server);
-	stored = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple, Anum_pg_user_mapping_umoptions, &isnull);
-	options = isnull ? NIL : untransformRelOptions(stored);
-	ReleaseSysCache(tuple);
-
-	path = options_get(options, "api_key_file");
-	if (path != NULL)
-		return key_from_file(lookup, path, key);
-	return key_from_mapping(lookup, options_get(options, "api_key"), key);
 }
 
 /* ---- the whole of it ---- */

@@ -98,14 +98,16 @@ queue_begin(bool in_procedure)
 	else if (!FirstSnapshotSet)
 		XactIsoLevel = XACT_READ_COMMITTED; /* or a row that changed meanwhile would be an error */
 
-	transaction.open = find_and_lock(&transaction.installation);
-	if (transaction.open && !in_procedure)
+	if (find_and_lock(&transaction.installation))
 	{
-		PushActiveSnapshot(GetTransactionSnapshot());	/* SPI wants one; each statement takes its own */
-		SPI_connect();
-	}
-	if (transaction.open)
+		if (!in_procedure)
+		{
+			PushActiveSnapshot(GetTransactionSnapshot());	/* SPI wants one; each statement takes its own */
+			SPI_connect();
+		}
+		transaction.open = true;
 		owner_enter(&transaction.installation);
+	}
 	else if (!in_procedure)
 		CommitTransactionCommand();
 	MemoryContextSwitchTo(old);

@@ -19,7 +19,6 @@ typedef struct Installation
 	Oid			schema;
 	Oid			message_table;
 	Oid			owner;			/* of onesignal_message */
-	Oid			app_owner;		/* of onesignal_app */
 
 	/* What owner_leave() puts back. */
 	Oid			user;
@@ -27,7 +26,7 @@ typedef struct Installation
 	int			guc_level;		/* 0: no setting was made */
 } Installation;
 
-/* False if the extension or one of its tables does not exist (any more).  Needs a transaction. */
+/* False if the extension does not exist (any more).  Needs a transaction. */
 extern bool owner_find(Installation *installation);
 
 /* The same, but it raises 42P01. */
@@ -48,10 +47,10 @@ extern bool owner_has_trigger(const Installation *installation, bool allow_off);
 extern void owner_require_trigger(const Installation *installation, bool allow_off);
 
 /*
- * Becomes the table's owner with fixed settings.  Raises 42501 when that owner
- * may not write onesignal_app.  Call owner_leave() before the transaction ends: a
- * user switch that survives a commit would be the caller's to keep.  After an
- * error, the abort of the (sub)transaction restores user and settings.
+ * Becomes the table's owner with fixed settings.  Call owner_leave() before the
+ * transaction ends: a user switch that survives a commit would be the caller's to
+ * keep.  After an error, the abort of the (sub)transaction restores user and
+ * settings.
  */
 extern void owner_enter(Installation *installation);
 extern void owner_leave(const Installation *installation);

@@ -25,7 +25,6 @@
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
-#include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
@@ -80,21 +79,6 @@ static bool settled = false;
 
 /* ---- finding ---- */
 
-/* Returns the table's owner, or InvalidOid if the table does not exist. */
-static Oid
-owner_of(Oid table)
-{
-	HeapTuple	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(table));
-	Oid			owner = InvalidOid;
-
-	if (HeapTupleIsValid(tuple))
-	{
-		owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-		ReleaseSysCache(tuple);
-	}
-	return owner;
-}
-
 bool
 owner_find(Installation *installation)
 {
@@ -116,9 +100,12 @@ owner_find(Installation *installation)
 	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
 	installation->message_table = get_relname_relid("onesignal_message", installation->schema);
-	installation->owner = owner_of(installation->message_table);
-	installation->app_owner = owner_of(get_relname_relid("onesignal_app", installation->schema));
-	return OidIsValid(installation->owner) && OidIsValid(installation->app_owner);
+	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(installation->message_table));
+	if (!HeapTupleIsValid(tuple))
+		return false;
+	installation->owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+	ReleaseSysCache(tuple);
+	return true;
 }
 
 void
@@ -185,11 +172,6 @@ void
 owner_enter(Installation *installation)
 {
 	GetUserIdAndSecContext(&installation->user, &installation->sec_context);
-	if (!has_privs_of_role(installation->owner, installation->app_owner))
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("the owner of onesignal_message may not write onesignal_app"),
-				 errhint("Give both tables the same owner with ALTER TABLE ... OWNER TO.")));
 	SetUserIdAndSecContext(installation->owner, installation->sec_context | SECURITY_LOCAL_USERID_CHANGE |
 						   SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS);
 	installation->guc_level = settled ? 0 : NewGUCNestLevel();
