@@ -161,24 +161,19 @@ message_init(void)
 static bool
 statement_merges(Oid table)
 {
-	List	   *statements = ActivePortal != NULL ? ActivePortal->stmts : NIL;
-	ListCell   *statement_cell;
+	const PlannedStmt *statement = running != NULL ? running->plannedstmt :
+		ActivePortal != NULL && ActivePortal->stmts != NIL ? linitial(ActivePortal->stmts) : NULL;
 	ListCell   *cell;
 
-	if (running != NULL)
-		statements = list_make1(running->plannedstmt);
-	foreach(statement_cell, statements)
+	if (statement == NULL)
+		return false;
+	foreach(cell, lcons(statement->planTree, list_copy(statement->subplans)))
 	{
-		const PlannedStmt *statement = lfirst_node(PlannedStmt, statement_cell);
+		const ModifyTable *modifies = lfirst(cell);
 
-		foreach(cell, lcons(statement->planTree, list_copy(statement->subplans)))
-		{
-			const ModifyTable *modifies = lfirst(cell);
-
-			if (modifies != NULL && IsA(modifies, ModifyTable) && modifies->operation == CMD_MERGE &&
-				rt_fetch(linitial_int(modifies->resultRelations), statement->rtable)->relid == table)
-				return true;
-		}
+		if (modifies != NULL && IsA(modifies, ModifyTable) && modifies->operation == CMD_MERGE &&
+			rt_fetch(linitial_int(modifies->resultRelations), statement->rtable)->relid == table)
+			return true;
 	}
 	return false;
 }
@@ -411,31 +406,18 @@ adopts(MessageRow *row)
 static void
 set_cancel(MessageRow *row, QueueState was, bool cancel)
 {
-	switch (actions[was][cancel])
-	{
-		case REQUEST:
-			set_request(row, true, false);
-			break;
-		case ADOPT:
-			if (adopts(row))
-				set_request(row, true, true);
-			break;
-		case TAKE_BACK:
-			set_request(row, false, was == QUEUE_PENDING);
-			break;
-		case FORBIDDEN:
-			/* It is false already when the answer came after the take-back. */
-			if (DatumGetBool(row->old[CANCEL]))
-				ereport(ERROR,
-						(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-						 errmsg("cannot withdraw the cancel of message %s",
-								DatumGetCString(DirectFunctionCall1(uuid_out, row->new[MESSAGE_ID]))),
-						 errdetail("OneSignal has already confirmed it."),
-						 errhint("Schedule another message with OneSignal.")));
-			break;
-		case NOTHING:
-			break;
-	}
+	Action		action = actions[was][cancel];
+
+	if (action == REQUEST || action == TAKE_BACK || (action == ADOPT && adopts(row)))
+		set_request(row, cancel, was == QUEUE_PENDING);
+	/* It is false already when the answer came after the take-back. */
+	if (action == FORBIDDEN && DatumGetBool(row->old[CANCEL]))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot withdraw the cancel of message %s",
+						DatumGetCString(DirectFunctionCall1(uuid_out, row->new[MESSAGE_ID]))),
+				 errdetail("OneSignal has already confirmed it."),
+				 errhint("Schedule another message with OneSignal.")));
 }
 
 static void
@@ -498,7 +480,7 @@ row_inserted(MessageRow *row)
 	if (!trusted || written == QUEUE_SCHEDULED)
 	{
 		if (!row->new_nulls[CANCEL] && DatumGetBool(row->new[CANCEL]))
-			set_cancel(row, QUEUE_SCHEDULED, true);
+			set_request(row, true, false);
 	}
 	else if (written == QUEUE_PENDING)
 	{

@@ -176,12 +176,14 @@ column_number(const Row *row, const char *name)
 	return SPI_fnumber(RelationGetDescr(row->relation), name);
 }
 
-/* Returns the column's type, of a domain its base type. */
+/* Returns the column's type, of a domain its base type; InvalidOid: it is NULL. */
 static Oid
-read_value(const Row *row, const char *name, Datum *value, bool *isnull)
+read_value(const Row *row, const char *name, bool is_time, Datum *value)
 {
 	TupleDesc	descriptor = RelationGetDescr(row->relation);
 	int			number = column_number(row, name);
+	bool		isnull;
+	Oid			type;
 
 	if (number <= 0)
 		ereport(ERROR,
@@ -189,19 +191,17 @@ read_value(const Row *row, const char *name, Datum *value, bool *isnull)
 				 errmsg("column \"%s\" of table \"%s\" does not exist",
 						name, RelationGetRelationName(row->relation)),
 				 errdetail("Trigger function onesignal_cancel_trigger() was given that name.")));
-	*value = SPI_getbinval(row->tuple, descriptor, number, isnull);
-	return getBaseType(SPI_gettypeid(descriptor, number));
-}
-
-static void
-wrong_type(const Row *row, const char *name, const char *expected)
-{
-	ereport(ERROR,
-			(errcode(ERRCODE_DATATYPE_MISMATCH),
-			 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
-					name, RelationGetRelationName(row->relation),
-					format_type_be(SPI_gettypeid(RelationGetDescr(row->relation), column_number(row, name))), expected),
-			 server_hint(row, name)));
+	type = getBaseType(SPI_gettypeid(descriptor, number));
+	if (is_time ? type != TIMESTAMPTZOID && type != TIMESTAMPOID && type != DATEOID :
+		type != UUIDOID && type != TEXTOID && type != VARCHAROID && type != BPCHAROID)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
+						name, RelationGetRelationName(row->relation), format_type_be(SPI_gettypeid(descriptor, number)),
+						is_time ? "timestamp with time zone" : "uuid or text"),
+				 server_hint(row, name)));
+	*value = SPI_getbinval(row->tuple, descriptor, number, &isnull);
+	return isnull ? InvalidOid : type;
 }
 
 /* False: it is NULL, or a text of blanks. */
@@ -209,19 +209,13 @@ static bool
 uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
 {
 	Datum		value;
-	bool		isnull;
-	Oid			type = read_value(row, name, &value, &isnull);
+	Oid			type = read_value(row, name, false, &value);
 	char	   *id;
 
-	if (type != UUIDOID && type != TEXTOID && type != VARCHAROID && type != BPCHAROID)
-		wrong_type(row, name, "uuid or text");
-	if (isnull)
-		return false;
 	if (type == UUIDOID)
-	{
 		*uuid = *DatumGetUUIDP(value);
-		return true;
-	}
+	if (type == UUIDOID || !OidIsValid(type))
+		return OidIsValid(type);
 	id = TextDatumGetCString(value);
 	if (id[strspn(id, " \t\n\v\f\r")] == '\0')
 		return false;
@@ -241,19 +235,14 @@ static bool
 time_column(const Row *row, const char *name, TimestampTz *time)
 {
 	Datum		value;
-	bool		isnull;
-	Oid			type = read_value(row, name, &value, &isnull);
+	Oid			type = read_value(row, name, true, &value);
 
-	if (type != TIMESTAMPTZOID && type != TIMESTAMPOID && type != DATEOID)
-		wrong_type(row, name, "timestamp with time zone");
-	if (isnull)
-		return false;
 	if (type == TIMESTAMPOID)
 		value = DirectFunctionCall1(timestamp_timestamptz, value);
 	else if (type == DATEOID)
 		value = DirectFunctionCall1(date_timestamptz, value);
 	*time = DatumGetTimestampTz(value);
-	return true;
+	return OidIsValid(type);
 }
 
 static void
