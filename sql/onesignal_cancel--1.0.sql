@@ -13,7 +13,6 @@ AS 'MODULE_PATHNAME', 'onesignal_cancel_fdw_validator';
 COMMENT ON FUNCTION onesignal_cancel_fdw_validator(text[], oid) IS
 'checks the options of servers and user mappings of foreign-data wrapper onesignal; PostgreSQL calls it';
 
-
 CREATE FOREIGN DATA WRAPPER onesignal
 NO HANDLER
 VALIDATOR onesignal_cancel_fdw_validator;
@@ -36,9 +35,9 @@ COMMENT ON TYPE onesignal_cancel_result IS
 COMMENT ON COLUMN onesignal_cancel_result.status IS
 'HTTP status of OneSignal''s answer to the last attempt; NULL: no answer';
 COMMENT ON COLUMN onesignal_cancel_result.success IS
-'true: the message is canceled and will not be sent; never NULL';
+'true if the message is canceled and will not be sent; never NULL';
 COMMENT ON COLUMN onesignal_cancel_result.errors IS
-'OneSignal''s own words, or one line that says what went wrong; usually empty on success, never NULL';
+'OneSignal''s own words, or one line that says what went wrong; usually empty on success; never NULL';
 
 -- Not strict: a NULL argument is the caller's mistake and raises an error.
 -- Not parallel: each process would open connections of its own.
@@ -51,7 +50,7 @@ COST 1000
 AS 'MODULE_PATHNAME', 'onesignal_cancel';
 
 COMMENT ON FUNCTION onesignal_cancel(uuid, uuid) IS
-'cancels a scheduled message now: one DELETE to OneSignal, which a rollback does not undo; use it in FROM; after an attempt without answer a refusal is checked: success is true with the status of the refusal if the message turns out to be canceled; raises 22004 (NULL argument), 42704 (no server, user mapping or key), 42501 (no USAGE), 42710 (more than one server), 58P01 (key file), 55000 (onesignal_cancel.enabled is off)';
+'cancels a scheduled message now with one DELETE to OneSignal. A rollback does not undo it. Use it in FROM. When an attempt had no answer and the next one is refused, it asks OneSignal about the message: success is then true if the message is canceled. Errors: 22004 NULL argument; 42704 no server, user mapping or key; 42501 no USAGE; 42710 more than one server; 58P01 key file; 55000 onesignal_cancel.enabled is off';
 
 CREATE FUNCTION onesignal_cancel_batch(app_id uuid, message_ids uuid[])
 RETURNS TABLE (message_id uuid, status integer, success boolean, errors text[])
@@ -60,7 +59,7 @@ COST 1000 ROWS 1000
 AS 'MODULE_PATHNAME', 'onesignal_cancel_batch';
 
 COMMENT ON FUNCTION onesignal_cancel_batch(uuid, uuid[]) IS
-'cancels many scheduled messages of one app now, over multiplexed HTTP/2: one row (as of onesignal_cancel) for each array element, in the array''s order; at most rate_limit requests a second; a rollback undoes nothing; raises as onesignal_cancel does, and 22004 for a NULL element';
+'cancels many scheduled messages of one app now, over multiplexed HTTP/2. Returns one row, as onesignal_cancel does, for each array element in the array''s order. Sends at most rate_limit requests a second. A rollback undoes nothing. Errors: those of onesignal_cancel; 22004 NULL element';
 
 CREATE FUNCTION onesignal_cancel_version()
 RETURNS text
@@ -82,7 +81,7 @@ CREATE TYPE onesignal_message_state AS ENUM (
     'failed');      -- no usable answer in time
 
 COMMENT ON TYPE onesignal_message_state IS
-'scheduled -> pending (cancel was set) -> canceled | refused (OneSignal said no, usually: already sent) | failed (no usable answer within onesignal_cancel.retry_window)';
+'scheduled -> pending (cancel was set) -> canceled | refused (OneSignal said no, usually because it has sent the message) | failed (no usable answer within onesignal_cancel.retry_window)';
 
 -- src/message.c knows the columns by number: append new ones at the end.
 CREATE TABLE onesignal_message (
@@ -121,51 +120,50 @@ CREATE INDEX onesignal_message_pending ON onesignal_message
     (app_id, requested_by, (COALESCE(send_after, '-infinity'::timestamptz)), message_id)
     WHERE state OPERATOR(pg_catalog.=) 'pending';
 
-
 COMMENT ON TABLE onesignal_message IS
-'Messages scheduled with OneSignal. Setting cancel to true cancels the message after commit; state tells the result. To use it: GRANT SELECT, INSERT, UPDATE ON onesignal_message TO role, and GRANT USAGE on the app''s server. The columns from state on are written by the extension alone: what anybody else writes to them is ignored, with a NOTICE. Only an INSERT by a member of the table''s owner may set them, so that dumps can be restored. Deferrable constraint triggers on this table are not supported.';
+'Messages scheduled with OneSignal. Setting cancel to true cancels the message after commit; state tells the result. To use it: GRANT SELECT, INSERT, UPDATE ON onesignal_message TO role, and GRANT USAGE on the app''s server. Only the extension writes the columns from state on: it ignores what anybody else writes to them, with a NOTICE. Only an INSERT by a member of the table''s owner may set them, so that dumps can be restored. Deferrable constraint triggers on this table are not supported.';
 COMMENT ON COLUMN onesignal_message.message_id IS
-'the id that OneSignal returned for the message; immutable (0A000)';
+'the id that OneSignal returned for the message; it cannot be changed (0A000)';
 COMMENT ON COLUMN onesignal_message.app_id IS
-'the OneSignal app that the message was created with; immutable (0A000)';
+'the OneSignal app that the message was created with; it cannot be changed (0A000)';
 COMMENT ON COLUMN onesignal_message.send_after IS
-'when OneSignal will send it; soonest is canceled first, NULL (it may be going out now) before all others; may be changed while pending';
+'when OneSignal will send the message. The soonest is canceled first, and NULL (it may be going out now) before all others. It may be changed while the row is pending';
 COMMENT ON COLUMN onesignal_message.cancel IS
-'true if the message should be canceled. Setting it to true makes a scheduled or failed message pending; a pending one whose requester can no longer cancel becomes the current user''s request; others stay as they are. Setting it to false takes a pending request back, and returns a refused or failed row to scheduled; on a canceled row it is an error (55000). Where the same UPDATE sets state as well, a value that does not fit that state is ignored: it saves a copy of the row that is older than the request, or than its take-back. In a MERGE only a change of the value counts. Needs USAGE on a server with the app_id (42501) and a user mapping (42704) to request and to take back';
+'true if the message should be canceled. Setting it to true makes a scheduled or failed row pending. A pending row whose requester can no longer cancel becomes the current user''s request. Other rows stay as they are. Setting it to false takes a pending request back, and returns a refused or failed row to scheduled; on a canceled row it raises 55000. If the same UPDATE sets state, a value of cancel that does not fit that state is ignored: the UPDATE saves a copy that is older than the request or its take-back. In a MERGE only a change of the value counts. To request and to take back, a role needs USAGE on a server with the app_id (42501) and a user mapping (42704)';
 COMMENT ON COLUMN onesignal_message.reason IS
 'free text of the application; not sent anywhere';
 COMMENT ON COLUMN onesignal_message.state IS
 'scheduled, pending, canceled, refused or failed';
 COMMENT ON COLUMN onesignal_message.http_status IS
-'HTTP status of the last attempt; NULL: none yet, or it had no answer';
+'HTTP status of the last attempt; NULL if there was none yet or it had no answer';
 COMMENT ON COLUMN onesignal_message.errors IS
-'what OneSignal, or libcurl, said to the last attempt; NULL before the first; the API key is never part of it';
+'what OneSignal or libcurl said to the last attempt; NULL before the first. It never contains the API key';
 COMMENT ON COLUMN onesignal_message.response IS
-'body of the last attempt''s answer; NULL after a plain success and when it was not JSON';
+'body of the last attempt''s answer; NULL after a plain success, and if it was not JSON';
 COMMENT ON COLUMN onesignal_message.attempts IS
 'requests sent for the current request to cancel';
 COMMENT ON COLUMN onesignal_message.unanswered IS
-'an attempt had no answer, or a pending request was taken back or adopted, so that the message may be canceled although a later attempt was refused';
+'true if an attempt had no answer, or a pending request was taken back or adopted: the message may be canceled although a later attempt was refused';
 COMMENT ON COLUMN onesignal_message.requested_by IS
-'the role that was current_user when cancel was requested: its user mapping is used; never NULL while pending';
+'the role that was current_user when cancel was requested; its user mapping is used. Never NULL while pending';
 COMMENT ON COLUMN onesignal_message.requested_at IS
-'start of the transaction that requested the cancel; never NULL while pending';
+'start of the transaction that requested the cancel. Never NULL while pending';
 COMMENT ON COLUMN onesignal_message.first_attempt_at IS
-'first attempt of the current request; onesignal_cancel.retry_window counts from the later of this and send_after';
+'first attempt of the current request; onesignal_cancel.retry_window begins at the later of this and send_after';
 COMMENT ON COLUMN onesignal_message.last_attempt_at IS
 'last attempt';
 COMMENT ON COLUMN onesignal_message.next_attempt_at IS
-'of a pending message: not tried again before';
+'a pending message is not tried again before';
 COMMENT ON COLUMN onesignal_message.finished_at IS
 'when it became canceled, refused or failed';
 COMMENT ON COLUMN onesignal_message.created_at IS
 'when the row was inserted';
 COMMENT ON CONSTRAINT onesignal_message_cancel_is_requested ON onesignal_message IS
-'cancel was not set while the extension''s trigger did not fire (session_replication_role): nobody would deliver it';
+'cancel must not be set while the extension''s trigger does not fire (session_replication_role): nobody would deliver the cancel';
 COMMENT ON CONSTRAINT onesignal_message_pending_is_requested ON onesignal_message IS
 'delivery needs to know who requested a pending cancel, and when';
 COMMENT ON INDEX onesignal_message_pending IS
-'what is to be delivered, lane by lane; finished and never requested rows cost it nothing';
+'the pending rows of each app and requester in the order of delivery; other rows take no room in it';
 
 -- Finished rows stay finished in the copy, and pending ones pending.
 SELECT pg_catalog.pg_extension_config_dump('onesignal_message', '');
@@ -175,7 +173,7 @@ RETURNS trigger
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_message_change';
 COMMENT ON FUNCTION onesignal_message_change() IS
-'the state machine of onesignal_message; for its trigger alone';
+'the function of trigger zz_onesignal_message on onesignal_message, and of no other';
 
 CREATE FUNCTION onesignal_message_guard()
 RETURNS boolean
@@ -188,13 +186,13 @@ COMMENT ON FUNCTION onesignal_message_guard() IS
 ALTER TABLE onesignal_message
     ADD CONSTRAINT onesignal_message_has_its_trigger CHECK (onesignal_message_guard());
 COMMENT ON CONSTRAINT onesignal_message_has_its_trigger ON onesignal_message IS
-'nothing can be written without the extension''s trigger, which protects requested_by';
+'rows can be written only through the extension''s trigger, which protects requested_by';
 
 -- Its name sorts last, so that it sees what other BEFORE triggers made of a row.
 CREATE TRIGGER zz_onesignal_message BEFORE INSERT OR UPDATE ON onesignal_message
 FOR EACH ROW EXECUTE FUNCTION onesignal_message_change();
 COMMENT ON TRIGGER zz_onesignal_message ON onesignal_message IS
-'turns changes of cancel into requests, and protects the columns from state on; no BEFORE trigger may fire after it (55000), since who requests decides whose credentials are used';
+'turns changes of cancel into requests, and protects the columns from state on. No BEFORE trigger may fire after it (55000): it could change who requested, and so whose credentials are used';
 
 --
 -- What delivery knows of each app
@@ -219,39 +217,38 @@ CREATE TABLE onesignal_app (
     -- These few rows are updated all the time.
     WITH (fillfactor = 50);
 
-
 COMMENT ON TABLE onesignal_app IS
-'What delivery knows of each app: pauses, circuit, pace, totals. No secrets. Written by the extension alone: use onesignal_cancel_pause() and onesignal_cancel_resume(). Its rows are dumped.';
+'What delivery knows of each app: pauses, circuit, pace, totals. No secrets. Only the extension writes it: use onesignal_cancel_pause() and onesignal_cancel_resume(). Its rows are dumped.';
 COMMENT ON COLUMN onesignal_app.app_id IS
 'the OneSignal app';
 COMMENT ON COLUMN onesignal_app.paused_until IS
-'onesignal_cancel_pause() has stopped delivery until then; NULL: it has not';
+'onesignal_cancel_pause() has paused delivery until then; NULL if it has not';
 COMMENT ON COLUMN onesignal_app.pause_reason IS
-'its reason, in the words of who paused';
+'the reason that was given to onesignal_cancel_pause()';
 COMMENT ON COLUMN onesignal_app.paused_by IS
 'the role that paused';
 COMMENT ON COLUMN onesignal_app.resumed_at IS
 'when onesignal_cancel_resume() was last called';
 COMMENT ON COLUMN onesignal_app.circuit_until IS
-'delivery has stopped by itself, and probes then; NULL: it has not';
+'delivery has paused by itself and tries one message then; NULL if it has not';
 COMMENT ON COLUMN onesignal_app.circuit_role IS
-'only requests of this role are stopped (its key was rejected, or is missing); NULL: all of the app';
+'only requests of this role are paused, because its key was rejected or is missing; NULL: the whole app is paused';
 COMMENT ON COLUMN onesignal_app.circuit_reason IS
-'why';
+'why delivery has paused by itself';
 COMMENT ON COLUMN onesignal_app.pace IS
-'requests a second that delivery allows itself; 0: as many as it can; NULL: not known yet';
+'requests a second that delivery allows itself; 0: unlimited; NULL: not known yet';
 COMMENT ON COLUMN onesignal_app.pace_at IS
-'when that was; a worker that starts within ten minutes starts from this pace';
+'when the pace was saved; a worker that starts within ten minutes begins with this pace';
 COMMENT ON COLUMN onesignal_app.last_error IS
 'the last error of any of its messages';
 COMMENT ON COLUMN onesignal_app.last_error_at IS
-'when that was';
+'when last_error happened';
 COMMENT ON COLUMN onesignal_app.canceled_total IS
-'messages that became canceled, ever; only grows';
+'how many messages have become canceled so far';
 COMMENT ON COLUMN onesignal_app.refused_total IS
-'messages that became refused, ever; only grows';
+'how many messages have become refused so far';
 COMMENT ON COLUMN onesignal_app.failed_total IS
-'messages that became failed, ever; only grows';
+'how many messages have become failed so far';
 
 -- Pauses and totals survive a restore.
 SELECT pg_catalog.pg_extension_config_dump('onesignal_app', '');
@@ -266,14 +263,14 @@ RETURNS void
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_enqueue';
 COMMENT ON FUNCTION onesignal_cancel_enqueue(uuid, uuid, timestamptz, text) IS
-'requests the cancel of a message, delivered after commit: inserts its row into onesignal_message, or sets cancel there, as the current user. send_after and reason are kept where they are NULL. Errors: 22004 app_id or message_id is NULL; 42704 no server with that app_id, or no user mapping; 42501 no USAGE on it, or no SELECT, INSERT, UPDATE on onesignal_message; 55000 its trigger is not the extension''s own';
+'requests the cancel of a message, delivered after commit. As the current user it inserts the message''s row into onesignal_message, or sets cancel in it. NULL keeps the row''s send_after and reason. Errors: 22004 app_id or message_id is NULL; 42704 no server with that app_id, or no user mapping; 42501 no USAGE on it, or no SELECT, INSERT, UPDATE on onesignal_message; 55000 the table''s trigger is not the extension''s own';
 
 CREATE FUNCTION onesignal_cancel_trigger()
 RETURNS trigger
 LANGUAGE C VOLATILE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_trigger';
 COMMENT ON FUNCTION onesignal_cancel_trigger() IS
-'onesignal_cancel_trigger(message_id_column, app [, send_after_column]): requests the cancel of the row''s message as onesignal_cancel_enqueue() does. AFTER ... FOR EACH ROW only (39P01). app is a uuid, else the name of a column, else of a server. UPDATE and DELETE cancel the message that the row had before; INSERT, and rows that had none, the one they have now; NULL and an empty or blank text are no message. Columns are uuid or text (22P02 when the text is no uuid), timestamptz, timestamp or date. Each UPDATE that fires it cancels, whatever it changed: say which with UPDATE OF and WHEN. A row that moves to another partition is deleted and inserted';
+'onesignal_cancel_trigger(message_id_column, app [, send_after_column]): requests the cancel of the row''s message, as onesignal_cancel_enqueue() does. AFTER ... FOR EACH ROW only (39P01). app is a uuid, or else the name of a column, or else of a server. UPDATE and DELETE cancel the message that the row had before. INSERT, and a row that had none before, cancel the one that it has now. NULL and an empty or blank text are no message. Columns are uuid or text (22P02 if the text is no uuid), timestamptz, timestamp or date. Each UPDATE that fires the trigger cancels, whatever it changed: restrict it with UPDATE OF and WHEN. A row that moves to another partition is deleted and inserted';
 
 --
 -- Delivering, and keeping the table small
@@ -283,13 +280,13 @@ CREATE PROCEDURE onesignal_cancel_deliver(max_duration interval DEFAULT NULL)
 LANGUAGE C
 AS 'MODULE_PATHNAME', 'onesignal_cancel_deliver';
 COMMENT ON PROCEDURE onesignal_cancel_deliver(interval) IS
-'delivers in this session: all that is due now, or, with max_duration, what falls due within it. Commits as it goes: cannot run in a transaction block (2D000). Does nothing, with a NOTICE, while another session or the background worker delivers';
+'delivers in this session: all that is due now, or, with max_duration, what falls due within it. It commits as it goes and cannot run in a transaction block (2D000). It does nothing, with a NOTICE, while another session or the background worker delivers';
 
 CREATE PROCEDURE onesignal_cancel_purge(older_than interval, INOUT purged bigint DEFAULT 0)
 LANGUAGE C
 AS 'MODULE_PATHNAME', 'onesignal_cancel_purge';
 COMMENT ON PROCEDURE onesignal_cancel_purge(interval, bigint) IS
-'deletes messages that were canceled, refused or failed that long ago, and scheduled ones whose send_after (or else created_at) is; never a pending one, nor one that somebody has locked. purged: how many. Reads the table once and commits every 2 MB of it: cannot run in a transaction block (2D000). Triggers on DELETE do not fire, unless ENABLE ALWAYS. Errors: 22004 older_than is NULL; 22023 it is less than one day; 0A000 a foreign key references the table';
+'deletes messages that became canceled, refused or failed that long ago, and scheduled ones whose send_after (or else created_at) is that old. It never deletes a pending message, or one that somebody has locked. purged is the number of deleted rows. It reads the table once and commits every 2 MB: it cannot run in a transaction block (2D000). DELETE triggers fire only if they are ENABLE ALWAYS. Errors: 22004 older_than is NULL; 22023 it is less than one day; 0A000 a foreign key references the table';
 
 CREATE FUNCTION onesignal_cancel_pause(app_id uuid,
     until timestamptz DEFAULT 'infinity', reason text DEFAULT NULL)
@@ -297,14 +294,14 @@ RETURNS void
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_pause';
 COMMENT ON FUNCTION onesignal_cancel_pause(uuid, timestamptz, text) IS
-'stops delivery of an app''s messages after commit; requests are accepted and wait. Direct calls of onesignal_cancel() are not affected. Errors: 22004 app_id or until is NULL; 22023 until is not in the future; 42704 the app has neither a server nor rows';
+'pauses delivery of an app''s messages after commit. Requests are accepted and wait. Direct calls of onesignal_cancel() are not affected. Errors: 22004 app_id or until is NULL; 22023 until is not in the future; 42704 the app has neither a server nor rows';
 
 CREATE FUNCTION onesignal_cancel_resume(app_id uuid)
 RETURNS void
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_resume';
 COMMENT ON FUNCTION onesignal_cancel_resume(uuid) IS
-'ends a pause, closes the app''s circuit and wakes delivery after commit; no error when there is neither. Errors: 22004 app_id is NULL; 42704 the app has neither a server nor rows';
+'ends a pause, closes the app''s circuit, and wakes delivery after commit. It raises no error if the app is not paused. Errors: 22004 app_id is NULL; 42704 the app has neither a server nor rows';
 
 --
 -- Watching
@@ -315,7 +312,7 @@ RETURNS boolean
 LANGUAGE C STABLE STRICT PARALLEL SAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_preloaded';
 COMMENT ON FUNCTION onesignal_cancel_preloaded() IS
-'whether shared_preload_libraries has loaded the library: if not, nothing delivers after a restart of the server until the next request';
+'true if shared_preload_libraries has loaded the library. If not, after a restart of the server nothing is delivered until the next request';
 
 CREATE FUNCTION onesignal_cancel_delivery()
 RETURNS text
@@ -393,41 +390,41 @@ CREATE VIEW onesignal_cancel_status AS
     FROM status t;
 
 COMMENT ON VIEW onesignal_cancel_status IS
-'The state of delivery, one row for each app that has a server, pending messages or a history. Cheap however long the history is: it counts pending messages only. For pg_monitor';
+'The state of delivery: one row for each app that has a server, pending messages or a history. It counts pending messages only, so that a long history costs nothing. For pg_monitor';
 COMMENT ON COLUMN onesignal_cancel_status.app_id IS
 'the OneSignal app';
 COMMENT ON COLUMN onesignal_cancel_status.server IS
-'its servers, separated by commas; NULL: none, so that nothing can be sent';
+'the app''s servers, separated by commas; NULL if there is none: nothing can be sent';
 COMMENT ON COLUMN onesignal_cancel_status.delivery IS
-'what happens to the pending messages now. working; idle: there are none; paused: see paused_until; switched off: onesignal_cancel.enabled is off; by CALL only: onesignal_cancel.background_delivery is off; waits for a request: the library is not preloaded, and no worker runs; no free worker: a worker could not start, or has died, see max_worker_processes and the server''s log; standby: the primary server delivers';
+'what happens to the pending messages now. working; idle: there are none; paused: see paused_until; switched off: onesignal_cancel.enabled is off; by CALL only: onesignal_cancel.background_delivery is off; waits for a request: the library is not preloaded, and no worker runs; no free worker: a worker could not start or has died, see max_worker_processes and the server''s log; standby: the primary server delivers';
 COMMENT ON COLUMN onesignal_cancel_status.pending IS
-'messages whose cancel is to be delivered';
+'how many messages wait for their cancel to be delivered';
 COMMENT ON COLUMN onesignal_cancel_status.oldest_request IS
 'when the oldest pending cancel was requested';
 COMMENT ON COLUMN onesignal_cancel_status.next_send_after IS
 'when OneSignal will send the soonest of the pending messages';
 COMMENT ON COLUMN onesignal_cancel_status.paused_until IS
-'delivery is paused until then, by onesignal_cancel_pause() or by itself (then it tries one message); NULL: it is not paused';
+'delivery is paused until then, by onesignal_cancel_pause() or by itself (then it tries one message); NULL if it is not';
 COMMENT ON COLUMN onesignal_cancel_status.paused_reason IS
-'why';
+'why delivery is paused';
 COMMENT ON COLUMN onesignal_cancel_status.paused_role IS
-'only requests of this role are paused; NULL: all';
+'only requests of this role are paused; NULL: all are';
 COMMENT ON COLUMN onesignal_cancel_status.pace IS
-'requests a second that delivery allows itself; 0: as many as it can; NULL: not known yet';
+'requests a second that delivery allows itself; 0: unlimited; NULL: not known yet';
 COMMENT ON COLUMN onesignal_cancel_status.eta IS
-'time that the pending messages take at that pace; NULL: not known, or delivery is not working';
+'how long the pending messages take at that pace; NULL if not known, or if delivery is not working';
 COMMENT ON COLUMN onesignal_cancel_status.last_error IS
 'the last error of any of its messages';
 COMMENT ON COLUMN onesignal_cancel_status.last_error_at IS
-'when that was';
+'when last_error happened';
 COMMENT ON COLUMN onesignal_cancel_status.canceled_total IS
-'messages that became canceled, ever; only grows';
+'how many messages have become canceled so far';
 COMMENT ON COLUMN onesignal_cancel_status.refused_total IS
-'messages that became refused, ever; only grows';
+'how many messages have become refused so far';
 COMMENT ON COLUMN onesignal_cancel_status.failed_total IS
-'messages that became failed, ever; only grows';
+'how many messages have become failed so far';
 COMMENT ON COLUMN onesignal_cancel_status.preloaded IS
-'whether shared_preload_libraries has loaded the library, on which delivery after a restart depends';
+'true if shared_preload_libraries has loaded the library, on which delivery after a restart depends';
 
 --
 -- Rights

@@ -167,7 +167,6 @@ apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now)
 		*app = (DeliveryApp) {.app_id = *app_id};
 		app_begin(app, state, now);
 	}
-	app->has_row |= state->exists;
 	app->paused_until = state->paused_until;
 	if (state->resumed_at > app->resumed_at)
 	{
@@ -444,7 +443,6 @@ describe_app(DeliveryApp *app, QueueApp *row)
 	const DeliveryLane *lane = app->paused_lane;
 
 	row->app_id = app->app_id;
-	row->exists = app->has_row;
 	row->pace = app->pace.rate;
 	row->last_error = app->last_error;
 	memcpy(row->totals, app->totals, sizeof(row->totals));
@@ -482,7 +480,6 @@ apps_save(void)
 	{
 		DeliveryApp *app = dlist_container(DeliveryApp, unsaved.node, iter.cur);
 
-		app->has_row = rows->saved; /* else somebody may have deleted it */
 		if (rows++->saved)
 		{
 			memset(app->totals, 0, sizeof(app->totals));

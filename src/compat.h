@@ -13,7 +13,6 @@
 #include "common/jsonapi.h"
 #include "storage/ipc.h"
 #include "storage/latch.h"
-#include "storage/lock.h"
 #include "storage/lwlock.h"
 #include "storage/proc.h"
 #include "storage/shmem.h"
@@ -128,16 +127,6 @@ my_proc_number(void)
 	return MyProcNumber;
 #else
 	return MyProc->pgprocno;
-#endif
-}
-
-static inline bool
-lock_is_held(const LOCKTAG *tag, LOCKMODE mode)
-{
-#if PG_VERSION_NUM >= 170000
-	return LockHeldByMe(tag, mode, false);
-#else
-	return LockHeldByMe(tag, mode);
 #endif
 }
 

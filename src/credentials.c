@@ -24,7 +24,6 @@
 #include "access/xact.h"
 #include "catalog/pg_authid.h"
 #include "catalog/pg_foreign_server.h"
-#include "catalog/pg_user_mapping.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
 #include "storage/fd.h"
@@ -39,10 +38,6 @@
 
 #include "compat.h"
 #include "credentials.h"
-
-static const char key_file_hint[] =
-	"The file must be readable by the user that runs PostgreSQL (owner postgres, mode 600) and "
-	"contain the key alone, without \"Key \" or \"Basic \".";
 
 /* The servers of an app. */
 typedef struct AppServers
@@ -64,28 +59,17 @@ typedef struct Lookup
 /* Counts changes of the catalogs. */
 static uint64 changes = 1;
 
-/* All apps that have servers, as of that count of changes. */
-static HTAB *apps_with_servers = NULL;
-static MemoryContext apps_context = NULL;
-static uint64 apps_as_of = 0;
-
 /* The hint may be NULL. */
 static ErrorData *
-problem(int sqlstate, char *message, char *hint)
+problem(int sqlstate, char *message, const char *hint)
 {
 	ErrorData  *error = palloc0(sizeof(ErrorData));
 
 	error->elevel = ERROR;
 	error->sqlerrcode = sqlstate;
 	error->message = message;
-	error->hint = hint;
+	error->hint = unconstify(char *, hint);
 	return error;
-}
-
-static char *
-app_text(const pg_uuid_t *app_id)
-{
-	return DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(app_id)));
 }
 
 /* ---- which servers an app has ---- */
@@ -142,33 +126,32 @@ read_servers(void)
 
 /*
  * Returns the OIDs of an app's servers; the list is valid until the next call.
- *
- * A new table is built below the caller's memory context and adopted when it
- * is complete, so an error leaves the old one, still out of date.  Changes
- * during the scan make the new one out of date as well.
+ * After an error, or when something changes during the scan, the next call
+ * reads all again.
  */
 static List *
 servers_of(const pg_uuid_t *app_id)
 {
-	uint64		as_of = credentials_generation();
+	static MemoryContext context = NULL;
+	static HTAB *apps;
+	static uint64 as_of = 0;
+	uint64		now = credentials_generation();
 	AppServers *app;
 
-	if (apps_as_of != as_of)
+	if (as_of != now)
 	{
-		MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "onesignal_cancel servers",
-													  ALLOCSET_SMALL_SIZES);
-		MemoryContext caller = MemoryContextSwitchTo(context);
-		HTAB	   *apps = read_servers();
+		MemoryContext caller;
 
+		as_of = 0;
+		if (context == NULL)
+			context = AllocSetContextCreate(CacheMemoryContext, "onesignal_cancel servers", ALLOCSET_SMALL_SIZES);
+		MemoryContextReset(context);
+		caller = MemoryContextSwitchTo(context);
+		apps = read_servers();
 		MemoryContextSwitchTo(caller);
-		MemoryContextSetParent(context, CacheMemoryContext);
-		if (apps_context != NULL)
-			MemoryContextDelete(apps_context);
-		apps_context = context;
-		apps_with_servers = apps;
-		apps_as_of = as_of;
+		as_of = now;
 	}
-	app = hash_search(apps_with_servers, app_id, HASH_FIND, NULL);
+	app = hash_search(apps, app_id, HASH_FIND, NULL);
 	return app != NULL ? app->servers : NIL;
 }
 
@@ -185,26 +168,23 @@ no_mapping(const Lookup *lookup, const ForeignServer *server)
 							quote_identifier(server->servername)));
 }
 
+/* any: a server of the app, or NULL if it has none. */
 static ErrorData *
-no_server(const Lookup *lookup)
+no_usage(const Lookup *lookup, const ForeignServer *any)
 {
-	const char *app = app_text(lookup->app_id);
+	const char *app = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(lookup->app_id)));
+	ErrorData  *error;
 
-	return problem(ERRCODE_UNDEFINED_OBJECT, psprintf("no server for OneSignal app \"%s\"", app),
-				   psprintf("Create one with CREATE SERVER name FOREIGN DATA WRAPPER %s OPTIONS (app_id '%s').",
-							CREDENTIALS_WRAPPER, app));
-}
-
-static ErrorData *
-no_usage(const Lookup *lookup, const ForeignServer *server)
-{
-	ErrorData  *error = problem(ERRCODE_INSUFFICIENT_PRIVILEGE,
-								psprintf("permission denied for foreign server %s", server->servername),
-								psprintf("Grant it with GRANT USAGE ON FOREIGN SERVER %s TO %s.",
-										 quote_identifier(server->servername), quote_identifier(lookup->role_name)));
-
+	if (any == NULL)
+		return problem(ERRCODE_UNDEFINED_OBJECT, psprintf("no server for OneSignal app \"%s\"", app),
+					   psprintf("Create one with CREATE SERVER name FOREIGN DATA WRAPPER %s OPTIONS (app_id '%s').",
+								CREDENTIALS_WRAPPER, app));
+	error = problem(ERRCODE_INSUFFICIENT_PRIVILEGE,
+					psprintf("permission denied for foreign server %s", any->servername),
+					psprintf("Grant it with GRANT USAGE ON FOREIGN SERVER %s TO %s.",
+							 quote_identifier(any->servername), quote_identifier(lookup->role_name)));
 	error->detail = psprintf("To cancel messages of OneSignal app \"%s\", role \"%s\" needs USAGE on its server.",
-							 app_text(lookup->app_id), lookup->role_name);
+							 app, lookup->role_name);
 	return error;
 }
 
@@ -226,24 +206,10 @@ ambiguous(const Lookup *lookup, List *candidates)
 		appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "", ((ForeignServer *) lfirst(cell))->servername);
 	return problem(ERRCODE_DUPLICATE_OBJECT,
 				   psprintf("more than one server for OneSignal app \"%s\" has a user mapping for %s: %s",
-							app_text(lookup->app_id), mapping_text(lookup), names.data),
+							DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(lookup->app_id))),
+							mapping_text(lookup), names.data),
 				   lookup->is_own ? "Keep this user mapping on only one of them." :
 				   "Create a user mapping for the role on the server that it should use: it wins over PUBLIC's.");
-}
-
-/*
- * The ACL check raises an error for a server that is gone.  It reads the role
- * first, which superuser_arg() caches, and then finds the server as we did.
- */
-static ForeignServer *
-get_server(Oid oid, Oid role, bool *may_use)
-{
-	bool		is_superuser = superuser_arg(role);
-	ForeignServer *server = GetForeignServerExtended(oid, FSV_MISSING_OK);
-
-	*may_use = server != NULL &&
-		(is_superuser || foreign_server_aclcheck(oid, role, ACL_USAGE) == ACLCHECK_OK);
-	return server;
 }
 
 /* A role's own mapping, on whichever server, wins over PUBLIC's. */
@@ -257,23 +223,24 @@ choose_server(Lookup *lookup)
 	ForeignServer *usable = NULL;
 	ListCell   *cell;
 
+	/* The ACL check raises an error for a server that is gone.  It reads the role first, which this caches. */
+	(void) superuser_arg(lookup->role);
 	foreach(cell, servers_of(lookup->app_id))
 	{
 		Datum		oid = ObjectIdGetDatum(lfirst_oid(cell));
-		bool		may_use;
-		ForeignServer *server = get_server(lfirst_oid(cell), lookup->role, &may_use);
+		ForeignServer *server = GetForeignServerExtended(lfirst_oid(cell), FSV_MISSING_OK);
 
-		any = any != NULL ? any : server;
-		if (!may_use)
+		if (server == NULL)
 			continue;
-		usable = usable != NULL ? usable : server;
+		any = server;
+		if (foreign_server_aclcheck(lfirst_oid(cell), lookup->role, ACL_USAGE) != ACLCHECK_OK)
+			continue;
+		usable = server;
 		if (SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->role), oid))
 			own = lappend(own, server);
 		else if (SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(InvalidOid), oid))
 			shared = lappend(shared, server);
 	}
-	if (any == NULL)
-		return no_server(lookup);
 	if (usable == NULL)
 		return no_usage(lookup, any);
 	lookup->is_own = own != NIL;
@@ -298,8 +265,7 @@ static const char *
 read_key_file(const char *path, char *buffer)
 {
 	struct stat status;
-	size_t		length = 0;
-	ssize_t		got;
+	ssize_t		length = 0;
 	const char *reason = NULL;
 	int			fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 
@@ -309,22 +275,17 @@ read_key_file(const char *path, char *buffer)
 		reason = psprintf("%m");
 	else if (!S_ISREG(status.st_mode))
 		reason = "not a regular file";
-	else
-	{
-		while ((got = read(fd, buffer + length, OPTIONS_KEY_MAX + 1 - length)) > 0 || (got < 0 && errno == EINTR))
-			length += Max(got, 0);
-		if (got < 0)
-			reason = psprintf("%m");
-	}
+	else if ((length = read(fd, buffer, OPTIONS_KEY_MAX + 1)) < 0)
+		reason = psprintf("%m");
+	else if (length > OPTIONS_KEY_MAX)
+		reason = "larger than 4 kB";
 	CloseTransientFile(fd);
 	if (reason != NULL)
 		return reason;
-	if (length > OPTIONS_KEY_MAX)
-		return "larger than 4 kB";
 	while (length > 0 && (buffer[length - 1] == '\n' || buffer[length - 1] == '\r'))
 		length--;
-	buffer[length] = '\0';
-	return options_key_is_valid(buffer, length) ? NULL :
+	buffer[Max(length, 0)] = '\0';
+	return strlen(buffer) == (size_t) length && options_key_problem(buffer) == NULL ? NULL :
 		"it must contain exactly one line of printable ASCII without spaces";
 }
 
@@ -345,7 +306,8 @@ key_from_file(const Lookup *lookup, const char *path, char **key)
 	error = problem(ERRCODE_UNDEFINED_FILE,
 					psprintf("could not read the API key file of the user mapping for %s on server \"%s\": %s",
 							 mapping_text(lookup), lookup->server->servername, reason),
-					pstrdup(key_file_hint));
+					"The file must be readable by the user that runs PostgreSQL (owner postgres, mode 600) and "
+					"contain the key alone, without \"Key \" or \"Basic \".");
 	/* Only the log, and roles that may read the file, are told where it is. */
 	located = psprintf("The file is \"%s\".", path);
 	if (has_privs_of_role(lookup->role, ROLE_PG_READ_SERVER_FILES))
@@ -356,9 +318,16 @@ key_from_file(const Lookup *lookup, const char *path, char **key)
 }
 
 static ErrorData *
-key_from_mapping(const Lookup *lookup, char *stored, char **key)
+find_api_key(const Lookup *lookup, char **key)
 {
-	if (stored != NULL && options_key_is_valid(stored, strlen(stored)))
+	Oid			owner = lookup->is_own ? lookup->role : InvalidOid;
+	List	   *options = GetUserMapping(owner, lookup->server->serverid)->options;
+	const char *path = options_get(options, "api_key_file");
+	char	   *stored = options_get(options, "api_key");
+
+	if (path != NULL)
+		return key_from_file(lookup, path, key);
+	if (stored != NULL && options_key_problem(stored) == NULL)
 		*key = pstrdup(stored);
 	if (stored != NULL)
 		explicit_bzero(stored, strlen(stored));
@@ -371,29 +340,6 @@ key_from_mapping(const Lookup *lookup, char *stored, char **key)
 							"OPTIONS (%sADD api_key_file '/path/to/key').",
 							lookup->is_own ? quote_identifier(lookup->role_name) : "PUBLIC",
 							quote_identifier(lookup->server->servername), stored != NULL ? "DROP api_key, " : ""));
-}
-
-static ErrorData *
-find_api_key(const Lookup *lookup, char **key)
-{
-	HeapTuple	tuple = SearchSysCache2(USERMAPPINGUSERSERVER,
-										ObjectIdGetDatum(lookup->is_own ? lookup->role : InvalidOid),
-										ObjectIdGetDatum(lookup->server->serverid));
-	Datum		stored;
-	bool		isnull;
-	List	   *options;
-	const char *path;
-
-	if (!HeapTupleIsValid(tuple))	/* dropped since it was chosen */
-		return no_mapping(lookup, lookup->server);
-	stored = SysCacheGetAttr(USERMAPPINGUSERSERVER, tuple, Anum_pg_user_mapping_umoptions, &isnull);
-	options = isnull ? NIL : untransformRelOptions(stored);
-	ReleaseSysCache(tuple);
-
-	path = options_get(options, "api_key_file");
-	if (path != NULL)
-		return key_from_file(lookup, path, key);
-	return key_from_mapping(lookup, options_get(options, "api_key"), key);
 }
 
 /* ---- the whole of it ---- */
@@ -410,8 +356,8 @@ read_server_options(const ForeignServer *server, Credentials *credentials)
 	if (rate_limit != NULL && !options_parse_rate(rate_limit, &credentials->rate_limit))
 		invalid = "rate_limit";
 	if (base_url == NULL)
-		base_url = pstrdup(CREDENTIALS_DEFAULT_URL);
-	else if (options_url_problem(base_url) != NULL)
+		base_url = pstrdup("https://api.onesignal.com");
+	if (options_url_problem(base_url) != NULL)
 		invalid = "base_url";
 	if (invalid != NULL)
 		return problem(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE,

@@ -10,7 +10,6 @@
 #include "utils/uuid.h"
 
 #define CREDENTIALS_WRAPPER "onesignal"
-#define CREDENTIALS_DEFAULT_URL "https://api.onesignal.com"
 
 /* rate_limit of a server that does not state one */
 #define CREDENTIALS_RATE_ADAPTS (-1.0)
@@ -55,9 +54,8 @@ extern uint64 credentials_generation(void);
 /* App API keys are about 120 characters long; this is room for the next format. */
 #define OPTIONS_KEY_MAX 4096
 
-extern bool options_key_is_valid(const char *key, size_t length);
-
-/* Returns NULL for a valid base_url, else a sentence that says why it is not. */
+/* Return NULL for a valid key or base_url, else a sentence that says why it is not. */
+extern const char *options_key_problem(const char *key);
 extern const char *options_url_problem(const char *url);
 
 /* Reads what uuid_in() reads, but never throws. */

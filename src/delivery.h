@@ -97,7 +97,6 @@ typedef struct DeliveryApp
 	TimestampTz unrecordable_at;	/* when that last happened */
 
 	/* its row in onesignal_app */
-	bool		has_row;
 	Place		unsaved;		/* in the list of those to be saved */
 	int64		totals[QUEUE_STATES];	/* to be added */
 	char	   *last_error;		/* to be saved, or NULL */

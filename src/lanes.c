@@ -82,7 +82,7 @@ static pairingheap keyless_timers;	/* of lanes without a key: no worker stays fo
 static pairingheap app_timers;
 
 /* The search for lanes that is to run, or that runs. */
-static struct Scan
+static struct LaneScan
 {
 	bool		wanted;			/* once more, from the first lane on */
 	bool		rows_wanted;	/* and not only for pauses */
@@ -321,7 +321,7 @@ scan_lanes(TimestampTz now)
 	ListCell   *cell;
 
 	if (!scan.runs)
-		scan = (struct Scan){.finds_rows = scan.rows_wanted, .began_at = now};
+		scan = (struct LaneScan){.finds_rows = scan.rows_wanted, .began_at = now};
 	listed = queue_lanes(&scan.last, SCAN_LANES);
 	foreach(cell, listed)
 	{

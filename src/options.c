@@ -2,7 +2,7 @@
  * options.c
  *		Says which options servers and user mappings have, and what is valid.
  *
- * A rejected CREATE USER MAPPING is logged with its text, key and all.  So
+ * PostgreSQL logs a rejected CREATE USER MAPPING with its text, key and all.  So
  * every error raised here hides the statement and the context from the log,
  * and none quotes a value: somebody may have put a key under a wrong name.
  * PostgreSQL's input functions are not used for uuids and numbers, because on
@@ -53,20 +53,19 @@ typedef struct OptionRule
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_fdw_validator);
 
-bool
-options_key_is_valid(const char *key, size_t length)
+/* A byte that is no printable ASCII, or is a space, could end a header. */
+static bool
+is_plain(const char *value)
 {
-	/* Nothing that could end a header. */
-	for (size_t i = 0; i < length; i++)
-		if (key[i] <= ' ' || key[i] > '~')
-			return false;
-	return length >= 1 && length <= OPTIONS_KEY_MAX;
+	while (*value > ' ' && *value <= '~')
+		value++;
+	return *value == '\0';
 }
 
-static const char *
-key_problem(const char *value)
+const char *
+options_key_problem(const char *key)
 {
-	return options_key_is_valid(value, strlen(value)) ? NULL :
+	return is_plain(key) && *key != '\0' && strlen(key) <= OPTIONS_KEY_MAX ? NULL :
 		"An App API key is 1 to 4096 characters of printable ASCII without spaces.";
 }
 
@@ -127,13 +126,12 @@ rate_problem(const char *value)
 static const char *
 path_problem(const char *value)
 {
-	if (!is_absolute_path(value))
-		return "The path must be absolute.";
+	bool		valid = is_absolute_path(value);
+
 	/* Bytes of UTF-8 beyond ASCII are fine. */
 	for (; *value != '\0'; value++)
-		if ((unsigned char) *value < ' ' || *value == 0x7f)
-			return "A path must not contain control characters.";
-	return NULL;
+		valid &= (unsigned char) *value >= ' ' && *value != 0x7f;
+	return valid ? NULL : "A path must be absolute, without control characters.";
 }
 
 /*
@@ -144,9 +142,8 @@ path_problem(const char *value)
 static const char *
 any_url_problem(const char *url, HttpUrl *parts)
 {
-	for (const char *c = url; *c != '\0'; c++)
-		if (*c <= ' ' || *c > '~' || *c == '\\')
-			return "A URL must be printable ASCII without spaces and backslashes.";
+	if (!is_plain(url) || strchr(url, '\\') != NULL)
+		return "A URL must be printable ASCII without spaces and backslashes.";
 	if (strchr(url, '@') != NULL)
 		return "A URL must not contain a user name or password.";
 	if (strpbrk(url, "?#") != NULL)
@@ -236,7 +233,7 @@ static const OptionRule rules[] = {
 	{"ca_file", ForeignServerRelationId, SUPERUSERS, path_problem},
 	{"proxy", ForeignServerRelationId, SUPERUSERS, proxy_problem},
 	{"api_key_file", UserMappingRelationId, FILE_READERS, path_problem},
-	{"api_key", UserMappingRelationId, NULL, key_problem},
+	{"api_key", UserMappingRelationId, NULL, options_key_problem},
 };
 
 /* Raises the error; detail and hint may be NULL. */
@@ -262,24 +259,18 @@ static void
 refuse_unknown(const char *name, Oid catalog)
 {
 	StringInfoData valid;
-	const char *elsewhere = "";
 
 	initStringInfo(&valid);
 	for (const OptionRule *rule = rules; rule < rules + lengthof(rules); rule++)
-	{
 		if (rule->catalog == catalog)
 			appendStringInfo(&valid, "%s%s", valid.len > 0 ? ", " : "", rule->name);
-		else if (strcmp(rule->name, name) == 0)
-			elsewhere = psprintf(" Option \"%s\" belongs to a %s.", name, object_of(rule->catalog));
-	}
 	refuse(ERRCODE_FDW_INVALID_OPTION_NAME, psprintf("invalid option \"%s\"", name), NULL,
-		   valid.len == 0 ? psprintf("There are no valid options here.%s", elsewhere) :
-		   psprintf("Valid options of a %s are: %s.%s", object_of(catalog), valid.data, elsewhere));
+		   valid.len == 0 ? "There are no valid options here." :
+		   psprintf("Valid options of a %s are: %s.", object_of(catalog), valid.data));
 }
 
-/* Returns the option's rule. */
-static const OptionRule *
-check_option(const DefElem *option, Oid catalog)
+static void
+check_option(List *options, const DefElem *option, Oid catalog)
 {
 	/* An SQL call of the validator can bring an option without a value. */
 	const char *value = option->arg != NULL ? strVal(option->arg) : "";
@@ -301,7 +292,10 @@ check_option(const DefElem *option, Oid catalog)
 	if (problem != NULL)
 		refuse(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE,
 			   psprintf("invalid value for option \"%s\"", rule->name), problem, NULL);
-	return rule;
+	/* PostgreSQL's own check takes OPTIONS ("api_key=x" 'y') for another name, where it lets it pass. */
+	if (options_get(options, rule->name) != value)
+		refuse(ERRCODE_FDW_INVALID_OPTION_NAME,
+			   psprintf("option \"%s\" provided more than once", rule->name), NULL, NULL);
 }
 
 static void
@@ -331,7 +325,6 @@ onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
 {
 	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
 	Oid			catalog = PG_GETARG_OID(1);
-	bool		seen[lengthof(rules)] = {0};
 	ListCell   *cell;
 
 	if (catalog == ForeignTableRelationId || catalog == AttributeRelationId)
@@ -339,15 +332,7 @@ onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
 			   "It holds apps (servers) and their keys (user mappings).", NULL);
 
 	foreach(cell, options)
-	{
-		const OptionRule *rule = check_option(lfirst_node(DefElem, cell), catalog);
-
-		/* PostgreSQL's own check takes OPTIONS ("api_key=x" 'y') for another name, where it lets it pass. */
-		if (seen[rule - rules])
-			refuse(ERRCODE_FDW_INVALID_OPTION_NAME,
-				   psprintf("option \"%s\" provided more than once", rule->name), NULL, NULL);
-		seen[rule - rules] = true;
-	}
+		check_option(options, lfirst_node(DefElem, cell), catalog);
 	check_together(options, catalog);
 
 	/* Requested cancels may wait for a new key or address. */

@@ -1,15 +1,96 @@
 /*
  * queue.h
- *		The deliverer's short transactions: what it fetches, records and saves.
+ *		The extension's tables: statements.c runs SQL on them as their owner,
+ *		queue.c fetches and records for the deliverer, message.c is their trigger.
  */
 #ifndef ONESIGNAL_CANCEL_QUEUE_H
 #define ONESIGNAL_CANCEL_QUEUE_H
 
-#include "datatype/timestamp.h"
-#include "fmgr.h"
-#include "nodes/pg_list.h"
+#include "executor/spi.h"
 #include "storage/block.h"
 #include "utils/uuid.h"
+
+/* ---- statements.c ---- */
+
+/* Where the extension is installed now. */
+typedef struct Installation
+{
+	Oid			extension;
+	Oid			schema;
+	Oid			message_table;
+	Oid			owner;			/* of onesignal_message */
+
+	/* What owner_leave() puts back. */
+	Oid			user;
+	int			sec_context;
+	int			guc_level;		/* 0: no setting was made */
+} Installation;
+
+/* False if the extension does not exist (any more).  Needs a transaction. */
+extern bool owner_find(Installation *installation);
+
+/* The same, but it raises 42P01. */
+extern void owner_get(Installation *installation);
+
+/*
+ * Is the trigger of onesignal_message the extension's own?  TRIGGER on the table
+ * is enough to replace it, and what another trigger lets through must not be
+ * delivered.  allow_off: it may be disabled.  While the caller has the table
+ * locked for writing, the answer stays true.
+ */
+extern bool owner_has_trigger(const Installation *installation, bool allow_off);
+
+#define OWNER_TRIGGER_PROBLEM \
+	"trigger \"zz_onesignal_message\" of table \"onesignal_message\" is not the extension's own, or is disabled"
+
+/* Raises 55000 if it is not. */
+extern void owner_require_trigger(const Installation *installation, bool allow_off);
+
+/*
+ * Becomes the table's owner with fixed settings.  Call owner_leave() before the
+ * transaction ends: a user switch that survives a commit would be the caller's to
+ * keep.  After an error, the abort of the (sub)transaction restores user and
+ * settings.
+ */
+extern void owner_enter(Installation *installation);
+extern void owner_leave(const Installation *installation);
+
+/* Makes the settings for the rest of this background worker; owner_enter() then only switches the user. */
+extern void owner_settle(void);
+
+/*
+ * An SQL statement, prepared when it first runs.  "@" stands for the
+ * extension's schema.  Operators and functions are qualified, for some
+ * statements run with the caller's search_path.
+ */
+typedef struct Statement
+{
+	const char *sql;
+	Oid			types[12];		/* of the parameters, ended by a 0 */
+	SPIPlanPtr	plan;			/* NULL, or prepared for the schema of that name */
+	NameData	schema;
+} Statement;
+
+/*
+ * Runs it over the caller's SPI connection.  nulls: as for SPI_execute_plan().
+ * Returns how many rows it changed or returned; the latter are in SPI_tuptable,
+ * which the caller frees.  CurrentMemoryContext stays what it is.
+ */
+extern uint64 statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls);
+
+/*
+ * Runs it in a subtransaction.  Returns NULL, with SPI_processed and
+ * SPI_tuptable set, or the error that rolled it back.  Raises interrupts, and
+ * errors after which nothing else would work in this transaction.
+ */
+extern ErrorData *statement_try(Statement *statement, Oid schema, Datum *values, const char *nulls);
+
+/* ---- message.c ---- */
+
+/* When the library is loaded: the trigger has to know which statement fires it. */
+extern void message_init(void);
+
+/* ---- queue.c ---- */
 
 /* Rows that one lane's requests come from: the key depends on both. */
 typedef struct QueueLane
@@ -28,12 +109,11 @@ typedef struct QueuePosition
 /* What onesignal_app says of the app of a lane. */
 typedef struct QueueAppState
 {
-	bool		exists;			/* it has a row */
 	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
 	TimestampTz resumed_at;		/* 0: never */
 	TimestampTz circuit_until;	/* of the app itself, not of a lane; 0: closed */
-	bool		has_circuit;	/* it says that some circuit is open, ... */
-	bool		is_of_lane;		/* ... and that it is this lane's */
+	bool		has_circuit;	/* some circuit of the app is open */
+	bool		is_of_lane;		/* that circuit is this lane's */
 	double		pace;			/* that was saved lately; negative: none */
 } QueueAppState;
 
@@ -86,6 +166,7 @@ typedef struct QueueOutcome
 	TimestampTz next_attempt_at;	/* of QUEUE_PENDING */
 } QueueOutcome;
 
+/* The statement that records returns these numbers: do not change the order. */
 typedef enum QueueRecorded
 {
 	QUEUE_RECORDED,				/* written */
@@ -98,7 +179,6 @@ typedef enum QueueRecorded
 typedef struct QueueApp
 {
 	pg_uuid_t	app_id;
-	bool		exists;			/* it has a row there */
 	TimestampTz circuit_until;	/* 0: closed */
 	const char *circuit_role;	/* the lane that it concerns, or NULL: the whole app */
 	const char *circuit_reason;
@@ -127,27 +207,26 @@ extern void queue_abandon(void);
 extern void queue_call_begin(FunctionCallInfo fcinfo);
 extern void queue_call_end(void);
 
-/* ---- Between queue_begin() and queue_commit() ---- */
+/* ---- queue.c, between queue_begin() and queue_commit() ---- */
 
-/* Why nothing of the table may be delivered, palloc'd; NULL: it may. */
-extern char *queue_problem(void);
+/* Why nothing of the table may be delivered; NULL: it may. */
+extern const char *queue_problem(void);
 
 /* The next lanes with pending rows, by app and role, as a List of QueueListed; all zeros: from the first one on. */
 extern List *queue_lanes(const QueueLane *after, int max);
 extern bool queue_has_pending(void);
 
 /*
- * Reads the lane's next pending rows in the order of delivery, also those that
- * are not yet due, from a position on (including it).  Returns how many; fewer
+ * Reads the lane's next pending rows in the order of delivery, from a position
+ * on (including it), also those that are not yet due.  Returns how many; fewer
  * than max: the lane's end.
  */
 extern int	queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, int max);
 
 /*
- * Writes the outcomes of attempts without waiting for locked rows.  A cancel that
- * worked is written whatever the row says now, any other outcome only while its
- * request still stands.  A row that cannot be written keeps no other from it:
- * *error is then why, palloc'd, or else NULL.
+ * Writes the outcomes of attempts without waiting for locked rows.  A row that
+ * cannot be written keeps no other from it: *error is then why, palloc'd, or
+ * else NULL.
  */
 extern void queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded, char **error);
 
@@ -163,7 +242,7 @@ extern uint64 queue_purge(TimestampTz before, BlockNumber block, BlockNumber cou
 /* The table's size in blocks. Raises 0A000 when a foreign key references it. */
 extern BlockNumber queue_purge_size(void);
 
-/* ---- In anybody's transaction, as the table's owner ---- */
+/* ---- queue.c, in anybody's transaction, as the table's owner ---- */
 
 extern bool queue_knows_app(const pg_uuid_t *app_id);	/* has it a row in either table? */
 extern void queue_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason);

@@ -15,6 +15,7 @@
 #include "commands/trigger.h"
 #include "foreign/foreign.h"
 #include "miscadmin.h"
+#include "storage/lmgr.h"
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -23,7 +24,7 @@
 
 #include "compat.h"
 #include "credentials.h"
-#include "statements.h"
+#include "queue.h"
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_enqueue);
 PG_FUNCTION_INFO_V1(onesignal_cancel_trigger);
@@ -38,54 +39,56 @@ typedef struct Row
 
 /* ---- writing the message's row ---- */
 
+/* As the current user. */
+static Statement write_row = {
+	.sql = "INSERT INTO @onesignal_message AS m (app_id, message_id, send_after, reason, cancel)"
+		   " VALUES ($1, $2, $3, $4, true)"
+		   " ON CONFLICT (message_id, app_id) DO UPDATE SET cancel = true,"
+		   " send_after = COALESCE($3, m.send_after), reason = COALESCE($4, m.reason)",
+	.types = {UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID}
+};
+
+/* It inserts all of these columns, updates the first three, and reads all but the first. */
+static const char *const written_columns[] = {"cancel", "send_after", "reason", "message_id", "app_id"};
+
 /* Is this right granted on the table, or on each of these columns? */
 static bool
-may(Oid table, AclMode right, const char *const *names)
+may(Oid table, AclMode right, int first, int end)
 {
 	if (pg_class_aclcheck(table, GetUserId(), right) == ACLCHECK_OK)
 		return true;
-	for (; *names != NULL; names++)
-		if (pg_attribute_aclcheck(table, get_attnum(table, *names), GetUserId(), right) != ACLCHECK_OK)
+	for (int i = first; i < end; i++)
+		if (pg_attribute_aclcheck(table, get_attnum(table, written_columns[i]), GetUserId(), right) != ACLCHECK_OK)
 			return false;
 	return true;
 }
 
-/* Of the columns that STATEMENT_ENQUEUE reads and writes. */
 static void
-require_privileges(Oid schema)
+require_privileges(const Installation *installation)
 {
-	static const char *const reads[] = {"message_id", "app_id", "send_after", "reason", NULL};
-	static const char *const inserts[] = {"message_id", "app_id", "send_after", "cancel", "reason", NULL};
-	static const char *const updates[] = {"send_after", "cancel", "reason", NULL};
-	Oid			table = get_relname_relid("onesignal_message", schema);
+	Oid			table = installation->message_table;
+	char	   *schema = get_namespace_name(installation->schema);
+	const char *role = quote_identifier(GetUserNameFromId(GetUserId(), false));
+	bool		enters = namespace_aclcheck(installation->schema, GetUserId(), ACL_USAGE) == ACLCHECK_OK;
 
-	if (namespace_aclcheck(schema, GetUserId(), ACL_USAGE) != ACLCHECK_OK)
-		ereport(ERROR,
-				(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-				 errmsg("permission denied for schema %s", get_namespace_name(schema)),
-				 errdetail("Requesting a cancel writes to table onesignal_message in it as the current user."),
-				 errhint("Grant the privilege with GRANT USAGE ON SCHEMA %s TO %s.",
-						 quote_identifier(get_namespace_name(schema)),
-						 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
-	if (!OidIsValid(table) ||
-		(may(table, ACL_SELECT, reads) && may(table, ACL_INSERT, inserts) && may(table, ACL_UPDATE, updates)))
+	if (enters && may(table, ACL_SELECT, 1, 5) && may(table, ACL_INSERT, 0, 5) && may(table, ACL_UPDATE, 0, 3))
 		return;
 	ereport(ERROR,
 			(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
-			 errmsg("permission denied for table onesignal_message"),
-			 errdetail("Requesting a cancel writes the message's row in it as the current user."),
-			 errhint("Grant the privileges with GRANT SELECT, INSERT, UPDATE ON %s TO %s.",
-					 quote_qualified_identifier(RelationIsVisible(table) ? NULL : get_namespace_name(schema),
-												"onesignal_message"),
-					 quote_identifier(GetUserNameFromId(GetUserId(), false)))));
+			 enters ? errmsg("permission denied for table onesignal_message") :
+			 errmsg("permission denied for schema %s", schema),
+			 errdetail("Requesting a cancel writes to table onesignal_message as the current user."),
+			 enters ? errhint("Grant the privileges with GRANT SELECT, INSERT, UPDATE ON %s TO %s.",
+							  quote_qualified_identifier(RelationIsVisible(table) ? NULL : schema, "onesignal_message"),
+							  role) :
+			 errhint("Grant the privilege with GRANT USAGE ON SCHEMA %s TO %s.", quote_identifier(schema), role)));
 }
 
 /* send_after and reason may be NULL. */
 static void
-enqueue(FunctionCallInfo fcinfo, const pg_uuid_t *app_id, const pg_uuid_t *message_id,
-		const TimestampTz *send_after, text *reason)
+enqueue(const pg_uuid_t *app_id, const pg_uuid_t *message_id, const TimestampTz *send_after, text *reason)
 {
-	Oid			schema = get_func_namespace(fcinfo->flinfo->fn_oid);
+	Installation installation;
 	Datum		values[] = {
 		UUIDPGetDatum(app_id),
 		UUIDPGetDatum(message_id),
@@ -101,10 +104,12 @@ enqueue(FunctionCallInfo fcinfo, const pg_uuid_t *app_id, const pg_uuid_t *messa
 				 errmsg("cannot request a cancel while session_replication_role is \"replica\""),
 				 errdetail("The trigger of onesignal_message does not fire then."),
 				 errhint("Do not enable a trigger that requests cancels with ENABLE REPLICA or ENABLE ALWAYS.")));
-	require_privileges(schema);
-	owner_require_trigger(schema, false);
+	owner_get(&installation);
+	require_privileges(&installation);
+	LockRelationOid(installation.message_table, RowExclusiveLock);	/* the trigger stays as it is */
+	owner_require_trigger(&installation, false);
 	SPI_connect();
-	if (statement_run(STATEMENT_ENQUEUE, schema, values, nulls) != 1)
+	if (statement_run(&write_row, installation.schema, values, nulls) != 1)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the cancel was not requested"),
@@ -128,31 +133,12 @@ onesignal_cancel_enqueue(PG_FUNCTION_ARGS)
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("%s must not be null", names[i]),
 					 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", names[i])));
-	enqueue(fcinfo, PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1),
+	enqueue(PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1),
 			PG_ARGISNULL(2) ? NULL : &send_after, PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3));
 	PG_RETURN_VOID();
 }
 
 /* ---- columns of the application's tables ---- */
-
-/* Partitions number columns differently, so they are looked up by name for each row. */
-static bool
-has_column(const Row *row, const char *name)
-{
-	return SPI_fnumber(RelationGetDescr(row->relation), name) > 0;
-}
-
-static int
-require_column(const Row *row, const char *name)
-{
-	if (!has_column(row, name))
-		ereport(ERROR,
-				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" of table \"%s\" does not exist",
-						name, RelationGetRelationName(row->relation)),
-				 errdetail("Trigger function onesignal_cancel_trigger() was given that name.")));
-	return SPI_fnumber(RelationGetDescr(row->relation), name);
-}
 
 /* False: no server of ours has that name. */
 static bool
@@ -180,48 +166,63 @@ server_hint(const Row *row, const char *name)
 				   name);
 }
 
-static void
-wrong_type(const Row *row, const char *name, Oid type, const char *expected)
+/*
+ * Partitions number columns differently, so this looks them up by name for each
+ * row.  Returns the number, which is not positive if there is no such column.
+ */
+static int
+column_number(const Row *row, const char *name)
 {
-	ereport(ERROR,
-			(errcode(ERRCODE_DATATYPE_MISMATCH),
-			 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
-					name, RelationGetRelationName(row->relation), format_type_be(type), expected),
-			 server_hint(row, name)));
+	return SPI_fnumber(RelationGetDescr(row->relation), name);
+}
+
+/* Returns the column's type, of a domain its base type; InvalidOid: it is NULL. */
+static Oid
+read_value(const Row *row, const char *name, bool is_time, Datum *value)
+{
+	TupleDesc	descriptor = RelationGetDescr(row->relation);
+	int			number = column_number(row, name);
+	bool		isnull;
+	Oid			type;
+
+	if (number <= 0)
+		ereport(ERROR,
+				(errcode(ERRCODE_UNDEFINED_COLUMN),
+				 errmsg("column \"%s\" of table \"%s\" does not exist",
+						name, RelationGetRelationName(row->relation)),
+				 errdetail("Trigger function onesignal_cancel_trigger() was given that name.")));
+	type = getBaseType(SPI_gettypeid(descriptor, number));
+	if (is_time ? type != TIMESTAMPTZOID && type != TIMESTAMPOID && type != DATEOID :
+		type != UUIDOID && type != TEXTOID && type != VARCHAROID && type != BPCHAROID)
+		ereport(ERROR,
+				(errcode(ERRCODE_DATATYPE_MISMATCH),
+				 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
+						name, RelationGetRelationName(row->relation), format_type_be(SPI_gettypeid(descriptor, number)),
+						is_time ? "timestamp with time zone" : "uuid or text"),
+				 server_hint(row, name)));
+	*value = SPI_getbinval(row->tuple, descriptor, number, &isnull);
+	return isnull ? InvalidOid : type;
 }
 
 /* False: it is NULL, or a text of blanks. */
 static bool
 uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
 {
-	TupleDesc	descriptor = RelationGetDescr(row->relation);
-	int			number = require_column(row, name);
-	bool		isnull;
-	Datum		value = SPI_getbinval(row->tuple, descriptor, number, &isnull);
-	char	   *text;
+	Datum		value;
+	Oid			type = read_value(row, name, false, &value);
+	char	   *id;
 
-	switch (getBaseType(SPI_gettypeid(descriptor, number)))
-	{
-		case UUIDOID:
-			if (!isnull)
-				*uuid = *DatumGetUUIDP(value);
-			return !isnull;
-		case TEXTOID:
-		case VARCHAROID:
-		case BPCHAROID:
-			break;
-		default:
-			wrong_type(row, name, SPI_gettypeid(descriptor, number), "uuid or text");
-	}
-	if (isnull)
+	if (type == UUIDOID)
+		*uuid = *DatumGetUUIDP(value);
+	if (type == UUIDOID || !OidIsValid(type))
+		return OidIsValid(type);
+	id = TextDatumGetCString(value);
+	if (id[strspn(id, " \t\n\v\f\r")] == '\0')
 		return false;
-	text = SPI_getvalue(row->tuple, descriptor, number);
-	if (text[strspn(text, " \t\n\v\f\r")] == '\0')
-		return false;
-	if (!options_parse_uuid(text, uuid))
+	if (!options_parse_uuid(id, uuid))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
-				 errmsg("invalid input syntax for type uuid: \"%s\"", text),
+				 errmsg("invalid input syntax for type uuid: \"%s\"", id),
 				 errdetail("It is the value of column \"%s\" of table \"%s\".",
 						   name, RelationGetRelationName(row->relation)),
 				 errhint("OneSignal's ids are uuids. Where there is none, the column must be null or empty."),
@@ -233,26 +234,15 @@ uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
 static bool
 time_column(const Row *row, const char *name, TimestampTz *time)
 {
-	TupleDesc	descriptor = RelationGetDescr(row->relation);
-	int			number = require_column(row, name);
-	bool		isnull;
-	Datum		value = SPI_getbinval(row->tuple, descriptor, number, &isnull);
+	Datum		value;
+	Oid			type = read_value(row, name, true, &value);
 
-	switch (getBaseType(SPI_gettypeid(descriptor, number)))
-	{
-		case TIMESTAMPTZOID:
-			break;
-		case TIMESTAMPOID:
-			value = isnull ? value : DirectFunctionCall1(timestamp_timestamptz, value);
-			break;
-		case DATEOID:
-			value = isnull ? value : DirectFunctionCall1(date_timestamptz, value);
-			break;
-		default:
-			wrong_type(row, name, SPI_gettypeid(descriptor, number), "timestamp with time zone");
-	}
-	*time = isnull ? 0 : DatumGetTimestampTz(value);
-	return !isnull;
+	if (type == TIMESTAMPOID)
+		value = DirectFunctionCall1(timestamp_timestamptz, value);
+	else if (type == DATEOID)
+		value = DirectFunctionCall1(date_timestamptz, value);
+	*time = DatumGetTimestampTz(value);
+	return OidIsValid(type);
 }
 
 static void
@@ -260,7 +250,7 @@ resolve_app(const Row *row, pg_uuid_t *app_id)
 {
 	if (options_parse_uuid(row->app, app_id))
 		return;
-	if (has_column(row, row->app))
+	if (column_number(row, row->app) > 0)
 	{
 		if (!uuid_column(row, row->app, app_id))
 			ereport(ERROR,
@@ -330,6 +320,6 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 
 	resolve_app(&row, &app_id);
 	has_send_after = trigger->tg_trigger->tgnargs == 3 && time_column(&row, arguments[2], &send_after);
-	enqueue(fcinfo, &app_id, &message_id, has_send_after ? &send_after : NULL, NULL);
+	enqueue(&app_id, &message_id, has_send_after ? &send_after : NULL, NULL);
 	return PointerGetDatum(NULL);
 }

@@ -16,7 +16,7 @@
 
 #include "compat.h"
 #include "http.h"
-#include "message.h"
+#include "queue.h"
 #include "settings.h"
 #include "worker.h"
 

@@ -76,8 +76,8 @@
 #include "utils/timestamp.h"
 
 #include "compat.h"
+#include "queue.h"
 #include "settings.h"
-#include "statements.h"
 #include "wakeup.h"
 
 /* Change the number with the layout: sessions with a library of another version may be there. */

@@ -46,7 +46,6 @@
 #include "delivery.h"
 #include "queue.h"
 #include "settings.h"
-#include "statements.h"
 #include "wakeup.h"
 #include "worker.h"
 

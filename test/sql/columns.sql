@@ -418,7 +418,10 @@ SELECT told(format('INSERT INTO onesignal_message (message_id, app_id, cancel, s
 ROLLBACK;
 
 -- Nobody locks the table through its guard.
-SELECT told('SELECT onesignal_message_guard()');
+BEGIN;
+SELECT onesignal_message_guard();
+SELECT count(*) AS locks FROM pg_locks WHERE pid = pg_backend_pid() AND relation = 'onesignal_message'::regclass;
+ROLLBACK;
 
 DROP VIEW rows;
 DROP TABLE copies, written;
