@@ -19,6 +19,10 @@ RUN_AS=          # the user to be, when the caller is root
 KEEP_LOGS=       # not empty: a failure leaves $WORK to be looked at
 STANDIN=         # where the stand-in for OneSignal runs, if it does
 
+# What building and the stand-in need, beside a PostgreSQL.
+PACKAGES=(make gcc libc6-dev pkg-config libcurl4-openssl-dev libssl-dev perl procps
+    openssl curl ca-certificates nginx libnginx-mod-http-lua lua-cjson)
+
 # The caller's locale may not exist here, a tight umask would install files
 # that the server cannot read, and PG* would send tests to another server.
 # A plain su leaves root without sbin.
@@ -72,17 +76,23 @@ finish() {
     exit "$status"
 }
 
+# Prints those of the named packages that are not installed.
+missing_packages() {
+    local package
+
+    for package; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || echo "$package"
+    done
+}
+
 # Installs the named packages, unless all of them are there: then it does not
 # even need root. Installing a server package starts the server, now and at
 # each boot; nobody asked for that, so policy-rc.d and createcluster.d forbid
 # it while apt runs, and nginx is taken out of the boot sequence again.
 install_packages() {
-    local package missing=()
+    local missing
 
-    for package; do
-        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null \
-            | grep -qx installed || missing+=("$package")
-    done
+    mapfile -t missing < <(missing_packages "$@")
     [ ${#missing[@]} -gt 0 ] || return 0
     [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null \
         || die "no sudo here; as root, please: apt-get install ${missing[*]}"
@@ -141,8 +151,7 @@ install_missing() {
     fi
     # Only the distribution's own package knows which version it prefers.
     [ -n "${PG_CONFIG:-}" ] || [ -n "$(newest_postgresql)" ] || server=(postgresql)
-    install_packages make gcc libc6-dev pkg-config libcurl4-openssl-dev libssl-dev perl procps \
-        openssl curl ca-certificates nginx libnginx-mod-http-lua lua-cjson "${server[@]}"
+    install_packages "${PACKAGES[@]}" "${server[@]}"
 
     if [ -z "${PG_CONFIG:-}" ]; then
         version=$(newest_postgresql)
