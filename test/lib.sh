@@ -1,5 +1,5 @@
 # shellcheck shell=bash
-# What test/check and test/demo share: install what is missing, build in a
+# What test/check, test/demo and others share: install what is missing, build in a
 # temporary copy of the tree, run servers as somebody other than root, and
 # leave nothing behind.
 #
@@ -18,6 +18,10 @@ SRC=             # the copy of the tree in it
 RUN_AS=          # the user to be, when the caller is root
 KEEP_LOGS=       # not empty: a failure leaves $WORK to be looked at
 STANDIN=         # where the stand-in for OneSignal runs, if it does
+
+# What building and the stand-in need, beside a PostgreSQL.
+PACKAGES=(make gcc libc6-dev pkg-config libcurl4-openssl-dev libssl-dev perl procps
+    openssl curl ca-certificates nginx libnginx-mod-http-lua lua-cjson)
 
 # The caller's locale may not exist here, a tight umask would install files
 # that the server cannot read, and PG* would send tests to another server.
@@ -52,12 +56,14 @@ as_user() {
     "${become[@]}" env HOME="$WORK" "$@"
 }
 
-# Stops what was started and removes what was made, however the run ended.
+# Stops what was started and removes what was made, however the run ended. A script that has more to do than this defines
+# clean_up.
 finish() {
     local status=$?
 
     trap - EXIT
     trap '' INT TERM HUP
+    [ "$(type -t clean_up)" != function ] || clean_up || true
     [ -z "$STANDIN" ] || as_user "$SRC/test/onesignal/stop" "$STANDIN" || true
     [ ! -f "$WORK/pg/postmaster.pid" ] || pg_ctl -m fast stop >/dev/null || true
     cd /
@@ -70,17 +76,23 @@ finish() {
     exit "$status"
 }
 
+# Prints those of the named packages that are not installed.
+missing_packages() {
+    local package
+
+    for package; do
+        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null | grep -qx installed || echo "$package"
+    done
+}
+
 # Installs the named packages, unless all of them are there: then it does not
 # even need root. Installing a server package starts the server, now and at
 # each boot; nobody asked for that, so policy-rc.d and createcluster.d forbid
 # it while apt runs, and nginx is taken out of the boot sequence again.
 install_packages() {
-    local package missing=()
+    local missing
 
-    for package; do
-        dpkg-query -W -f '${db:Status-Status}\n' "$package" 2>/dev/null \
-            | grep -qx installed || missing+=("$package")
-    done
+    mapfile -t missing < <(missing_packages "$@")
     [ ${#missing[@]} -gt 0 ] || return 0
     [ "$(id -u)" -eq 0 ] || command -v sudo >/dev/null \
         || die "no sudo here; as root, please: apt-get install ${missing[*]}"
@@ -139,8 +151,7 @@ install_missing() {
     fi
     # Only the distribution's own package knows which version it prefers.
     [ -n "${PG_CONFIG:-}" ] || [ -n "$(newest_postgresql)" ] || server=(postgresql)
-    install_packages make gcc libc6-dev pkg-config libcurl4-openssl-dev libssl-dev perl procps \
-        openssl curl ca-certificates nginx libnginx-mod-http-lua lua-cjson "${server[@]}"
+    install_packages "${PACKAGES[@]}" "${server[@]}"
 
     if [ -z "${PG_CONFIG:-}" ]; then
         version=$(newest_postgresql)
@@ -151,6 +162,52 @@ install_missing() {
     fi
     # shellcheck disable=SC2046  # drops the empty ones; packages have no blanks
     install_packages $(printf '%s\n' "$@")
+}
+
+# Sets MIRROR to the first of apt's repositories that is Debian's and has the suite; fails if none has.
+find_mirror() {
+    local suite=$1 uri release status unanswered=
+
+    # shellcheck disable=SC2016  # apt-get's own variable
+    for uri in $(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' | sort -u); do
+        status=0
+        release=$(curl -fsSL --retry 2 -m 60 "${uri%/}/dists/$suite/InRelease" 2>&1) || status=$?
+        if [ "$status" -ne 0 ]; then
+            # 22 is an answer: this repository does not have it.
+            [ "$status" -eq 22 ] || unanswered=$release
+        elif grep -qx 'Origin: Debian' <<<"$release"; then
+            MIRROR=${uri%/}
+            return 0
+        fi
+    done
+    [ -z "$unanswered" ] || die "cannot tell whether there is a $suite: $unanswered"
+    return 1
+}
+
+# make_folder SUITE FOLDER MIRROR: makes a bare Debian, and mounts what its packages need: call it in a mount namespace
+# of its own.
+make_folder() {
+    local suite=$1 folder=$2 mirror=$3
+
+    # Older debootstraps do not know a newer suite's name, but all are made like sid.
+    debootstrap --variant=minbase --include=ca-certificates "$suite" "$folder" "$mirror" \
+        /usr/share/debootstrap/scripts/sid >"$folder.log" 2>&1 \
+        || { tail -n 30 "$folder.log" >&2; die "could not make a $suite"; }
+    cp -L /etc/resolv.conf /etc/hosts "$folder/etc/"
+    mount -t proc proc "$folder/proc"
+    mount --rbind /dev "$folder/dev"
+
+    # Nothing here has to survive a loss of power; and a mirror may be a copy of some earlier day.
+    echo force-unsafe-io >"$folder/etc/dpkg/dpkg.cfg.d/onesignal_cancel"
+    printf '%s;\n' 'Acquire::Check-Valid-Until "false"' 'Acquire::Languages "none"' \
+        >"$folder/etc/apt/apt.conf.d/99onesignal_cancel"
+    echo "deb $mirror $suite main" >"$folder/etc/apt/sources.list"
+}
+
+# debootstrap and the apt in a folder know only these variables, not what this machine's apt is told.
+export_proxies() {
+    eval "$(apt-config shell http_proxy Acquire::http::Proxy https_proxy Acquire::https::Proxy)"
+    export http_proxy https_proxy
 }
 
 copy_tree() {

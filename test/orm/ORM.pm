@@ -25,8 +25,11 @@ sub run
     my ($name, @program) = @_;
     my $api = StandIn->new(accept_any => 1);
     my $node = Workers::start('main', conf => "log_statement = none\n");
-    $node->safe_psql('postgres', 'CREATE EXTENSION onesignal_cancel;' . $api->setup_sql('clinic')
+    # In a schema of its own, as README recommends.
+    $node->safe_psql('postgres', 'CREATE SCHEMA onesignal; CREATE EXTENSION onesignal_cancel SCHEMA onesignal;
+             ALTER DATABASE postgres SET search_path = "$user", public, onesignal; SET search_path = onesignal;' . $api->setup_sql('clinic')
           . 'CREATE ROLE owner LOGIN; CREATE ROLE app LOGIN; GRANT USAGE ON FOREIGN SERVER clinic TO owner, app;
+             GRANT USAGE ON SCHEMA onesignal TO owner, app;
              GRANT SELECT, INSERT, UPDATE ON onesignal_message TO app;
              ALTER TABLE onesignal_message OWNER TO owner; ALTER TABLE onesignal_app OWNER TO owner');
     _run_as($_, $name, $api, $node, @program) for 'owner', 'app';

@@ -8,6 +8,7 @@ const nullable = (type, more) => ({ type, nullable: true, ...more });
 const Message = new EntitySchema({
   name: 'Message',
   tableName: 'onesignal_message',
+  synchronize: false,
   columns: {
     message_id: { type: 'uuid', primary: true },
     app_id: { type: 'uuid', primary: true },
