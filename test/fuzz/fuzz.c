@@ -69,7 +69,7 @@ try_answer(const uint8_t *bytes, size_t size)
 {
 	static const int statuses[] = {200, 200, 200, 400, 400, 404, 401, 403, 408, 429, 500, 503, 202, 204, 301, 302, 100, 999, 0};
 	CancelOutcome outcome;
-	HttpAnswer	answer = {.error = "", .redirect_host = ""};
+	HttpAnswer	answer = {.sent = true};
 	char	   *body;
 
 	if (size < 2)
@@ -78,12 +78,11 @@ try_answer(const uint8_t *bytes, size_t size)
 	body = text_of(bytes + 2, size - 2);
 	answer.body = body;
 	answer.body_length = size - 2;
-	answer.sent = true;
 	if (answer.status == 0 || bytes[1] & 1)
 	{
 		/* libcurl's words and a host are the peer's text, too, but no body: NUL ends them. */
-		answer.error = pnstrdup(body, Min(strlen(body), HTTP_ERROR_SIZE - 1));
-		answer.redirect_host = pnstrdup(body, Min(strlen(body), HTTP_HOST_SIZE - 1));
+		strlcpy(answer.error, body, HTTP_ERROR_SIZE);
+		strlcpy(answer.redirect_host, body, HTTP_HOST_SIZE);
 	}
 	(void) onesignal_glance(&answer);
 	onesignal_judge(&outcome, &answer, API_KEY);
