@@ -183,17 +183,15 @@ purge_before(FunctionCallInfo fcinfo)
 	static const Interval day = {.day = 1};
 	Datum		older_than = PG_GETARG_DATUM(0);
 	TimestampTz now = GetCurrentTransactionStartTimestamp();
-	TimestampTz before = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval,
-																 TimestampTzGetDatum(now), older_than));
 
-	/* "1 month -29 days" may be a day by the calendar, but is less by interval_lt(). */
-	if (before > now - USECS_PER_DAY ||
-		DatumGetBool(DirectFunctionCall2(interval_lt, older_than, IntervalPGetDatum(&day))))
+	if (DatumGetBool(DirectFunctionCall2(interval_lt, older_than, IntervalPGetDatum(&day))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"older_than\" must be at least one day"),
 				 errhint("Write a unit, as in '90 days': '90' means 90 seconds.")));
-	return before;
+	/* "1 month -29 days" may be less by the calendar, and so is a day on which clocks are set forward. */
+	return Min(now - USECS_PER_DAY,
+			   DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval, TimestampTzGetDatum(now), older_than)));
 }
 
 static uint64

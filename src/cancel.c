@@ -390,19 +390,18 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 /* ---- the SQL functions ---- */
 
 static void
-require_argument(FunctionCallInfo fcinfo, int number, const char *name, const char *hint)
+require_argument(FunctionCallInfo fcinfo, int number, const char *name)
 {
 	if (PG_ARGISNULL(number))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("%s must not be null", name),
-				 errhint("%s", hint)));
+				 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", name)));
 }
 
 static void
 result_values(const CancelItem *item, ArrayType *no_errors, Datum *values, bool *nulls)
 {
-	memset(nulls, 0, sizeof(bool) * 3);
 	nulls[0] = item->status == 0;
 	values[0] = Int32GetDatum(item->status);
 	values[1] = BoolGetDatum(item->success);
@@ -419,12 +418,12 @@ Datum
 onesignal_cancel(PG_FUNCTION_ARGS)
 {
 	Datum		values[3];
-	bool		nulls[3];
+	bool		nulls[3] = {false};
 	CancelItem *item;
 	TupleDesc	descriptor;
 
-	require_argument(fcinfo, 0, "app_id", "Where a row may lack it, filter: WHERE app_id IS NOT NULL.");
-	require_argument(fcinfo, 1, "message_id", "Where a row may lack it, filter: WHERE message_id IS NOT NULL.");
+	require_argument(fcinfo, 0, "app_id");
+	require_argument(fcinfo, 1, "message_id");
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	item = cancel_messages(PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1), 1);
@@ -437,8 +436,11 @@ message_ids_argument(FunctionCallInfo fcinfo, int number)
 {
 	ArrayType  *array;
 
-	require_argument(fcinfo, number, "message_ids",
-					 "array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.");
+	if (PG_ARGISNULL(number))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("message_ids must not be null"),
+				 errhint("array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.")));
 	array = PG_GETARG_ARRAYTYPE_P(number);
 	if (array_contains_nulls(array))
 		ereport(ERROR,
@@ -459,13 +461,13 @@ Datum
 onesignal_cancel_batch(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	const pg_uuid_t *message_ids;
-	ArrayType  *array;
-	CancelItem *items;
 	ArrayType  *no_errors = construct_empty_array(TEXTOID);
+	ArrayType  *array;
+	const pg_uuid_t *message_ids;
+	CancelItem *items;
 	int			count;
 
-	require_argument(fcinfo, 0, "app_id", "Where a row may lack it, filter: WHERE app_id IS NOT NULL.");
+	require_argument(fcinfo, 0, "app_id");
 	array = message_ids_argument(fcinfo, 1);
 	count = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	/* Without nulls the elements, of 16 bytes and unaligned, are an array in C, too. */
@@ -475,11 +477,10 @@ onesignal_cancel_batch(PG_FUNCTION_ARGS)
 	items = cancel_messages(PG_GETARG_UUID_P(0), message_ids, count);
 	for (int i = 0; i < count; i++)
 	{
-		Datum		values[4];
+		Datum		values[4] = {UUIDPGetDatum(&message_ids[i])};
 		bool		nulls[4] = {false};
 
 		CHECK_FOR_INTERRUPTS();
-		values[0] = UUIDPGetDatum(&message_ids[i]);
 		result_values(&items[i], no_errors, values + 1, nulls + 1);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}

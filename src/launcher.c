@@ -62,42 +62,36 @@ next_database(Oid after)
 	return next;
 }
 
-/* Goes on with a sweep of all databases, or begins one.  When to go on again; DT_NOEND: it is over. */
-static TimestampTz
-sweep_on(bool begin)
+/* Looks into one database after the other. */
+static void
+sweep_databases(void)
 {
-	static Oid	database = InvalidOid;
-	static TimestampTz until = DT_NOEND;
+	Oid			database = InvalidOid;
 
-	if (begin)
+	pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
+	while (OidIsValid(database = next_database(database)) && !ShutdownRequestPending)
 	{
-		database = InvalidOid;
-		until = 0;
+		TimestampTz until = GetCurrentTimestamp() + SWEEP_STEP;
+
+		wakeup_launch(database);
+		while (wakeup_has_worker(database) && GetCurrentTimestamp() < until && !ShutdownRequestPending)
+			wakeup_wait(until, "OnesignalCancelLauncher");
 	}
-	while (until != DT_NOEND && (until <= GetCurrentTimestamp() || !wakeup_has_worker(database)))
-	{
-		database = next_database(database);
-		until = OidIsValid(database) ? GetCurrentTimestamp() + SWEEP_STEP : DT_NOEND;
-		if (OidIsValid(database))
-			wakeup_launch(database);
-	}
-	return until;
 }
 
 /* Starts what is due; returns when there is something to do again. */
 static TimestampTz
 launcher_turn(void)
 {
-	bool		sweep = false;
 	Oid			database;
 	TimestampTz due;
 
-	while ((due = wakeup_due(&database)) <= GetCurrentTimestamp())
+	while ((due = wakeup_due(&database)) <= GetCurrentTimestamp() && !ShutdownRequestPending)
 	{
 		if (!OidIsValid(database))
 		{
 			wakeup_sweep_at(DT_NOEND);
-			sweep = true;
+			sweep_databases();
 		}
 		/* A worker in a dropped database would fail again and again. */
 		else if (next_database(database - 1) == database)
@@ -105,7 +99,7 @@ launcher_turn(void)
 		else
 			wakeup_forget(database);
 	}
-	return Min(due, sweep_on(sweep));
+	return due;
 }
 
 void
