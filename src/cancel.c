@@ -259,12 +259,12 @@ static void
 finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 {
 	int64		now = http_clock_us();
+	double		random = pg_prng_double(&pg_global_prng_state);
 	bool		again = item->attempts <= settings_max_retries;
 	CancelOutcome outcome;
 
 	onesignal_judge(&outcome, answer, run->credentials->api_key);
-	item->retry_us = now + backoff_delay(item->attempts, pg_prng_double(&pg_global_prng_state), 0,
-										 outcome.retry_after * INT64CONST(1000000));
+	item->retry_us = now + backoff_delay(item->attempts, random, 0, outcome.retry_after * INT64CONST(1000000));
 	if (outcome.verdict == CANCEL_THROTTLED)
 	{
 		pace_throttled(&run->pace, item->started_us, now);

@@ -65,14 +65,13 @@ keep_for_delivery(int value, GucSource source, int *kept, GucSource *kept_source
 
 /* A hook has no argument that tells the setting. */
 #define CHECK_HOOK(name, kept) \
-static bool \
-name(int *value, void **extra, GucSource source) \
-{ \
-	static GucSource kept_source = PGC_S_DEFAULT; \
- \
-	(void) extra; \
-	return keep_for_delivery(*value, source, &kept, &kept_source); \
-}
+	static bool \
+	name(int *value, void **extra, GucSource source) \
+	{ \
+		static GucSource kept_source = PGC_S_DEFAULT; \
+		(void) extra; \
+		return keep_for_delivery(*value, source, &kept, &kept_source); \
+	}
 
 CHECK_HOOK(check_timeout, settings_delivery_timeout)
 CHECK_HOOK(check_connect_timeout, settings_delivery_connect_timeout)

@@ -360,6 +360,7 @@ lock_holder(const LOCKTAG *tag)
 {
 	LockData   *locks = GetLockStatusData();
 
+	CHECK_FOR_INTERRUPTS();
 	for (int i = 0; i < locks->nelements; i++)
 		if (locks->locks[i].holdMask != 0 && memcmp(&locks->locks[i].locktag, tag, sizeof(*tag)) == 0)
 			return locks->locks[i].pid;
@@ -468,7 +469,11 @@ wakeup_doubt(void)
 void
 wakeup_raise_doubt(void)
 {
-	pg_atomic_write_u64(&shared->doubt, (uint64) GetCurrentTimestamp());
+	uint64		now = (uint64) GetCurrentTimestamp();
+	uint64		doubt = pg_atomic_read_u64(&shared->doubt);
+
+	while (doubt < now && !pg_atomic_compare_exchange_u64(&shared->doubt, &doubt, now))
+		;
 }
 
 /* A copy of the database's slot; a FREE one when it has none. */

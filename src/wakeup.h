@@ -45,8 +45,9 @@ extern void deliverer_unlock(void);
 
 /* ---- for the worker: its own slot; none of these throws ---- */
 
-#define WAKEUP_COMMIT	1		/* something was requested or changed */
-#define WAKEUP_PREPARE	2		/* the same, in a transaction that is only prepared */
+/* Something was requested or changed; the same, in a transaction that is only prepared. */
+#define WAKEUP_COMMIT	1
+#define WAKEUP_PREPARE	2
 
 extern bool wakeup_enter(Oid database); /* false: another worker is there */
 extern int	wakeup_take(void);	/* who woke the worker since it last asked: bits, or 0 */
