@@ -396,7 +396,7 @@ COMMENT ON COLUMN onesignal_cancel_status.app_id IS
 COMMENT ON COLUMN onesignal_cancel_status.server IS
 'the app''s servers, separated by commas; NULL if there is none: nothing can be sent';
 COMMENT ON COLUMN onesignal_cancel_status.delivery IS
-'what happens to the pending messages now. working; idle: there are none; paused: see paused_until; switched off: onesignal_cancel.enabled is off; by CALL only: onesignal_cancel.background_delivery is off; waits for a request: the library is not preloaded, and no worker runs; no free worker: a worker could not start or has died, see max_worker_processes and the server''s log; standby: the primary server delivers';
+'what happens to the pending messages now. working; idle: there are none; paused: see paused_until; switched off: onesignal_cancel.enabled is off; by CALL only: onesignal_cancel.background_delivery is off; waits for a request: the library is not preloaded, and no worker runs; no free worker: a worker could not start, see max_worker_processes and the server''s log; standby: the primary server delivers';
 COMMENT ON COLUMN onesignal_cancel_status.pending IS
 'how many messages wait for their cancel to be delivered';
 COMMENT ON COLUMN onesignal_cancel_status.oldest_request IS

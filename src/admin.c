@@ -24,13 +24,11 @@
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
-#include "compat.h"
 #include "credentials.h"
 #include "delivery.h"
 #include "queue.h"
 #include "settings.h"
 #include "wakeup.h"
-#include "worker.h"
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_deliver);
 PG_FUNCTION_INFO_V1(onesignal_cancel_delivery);
@@ -40,18 +38,15 @@ PG_FUNCTION_INFO_V1(onesignal_cancel_purge);
 PG_FUNCTION_INFO_V1(onesignal_cancel_resume);
 
 /* How soon a CALL with a duration sees a commit. */
-#define CALL_LOOK_MS	1000
+#define CALL_LOOK		USECS_PER_SEC
 
 /* 2 MB: one transaction deletes, and locks, some 10,000 rows at most. */
 #define PURGE_BLOCKS	256
 
-/* The CALL that is running. */
-static struct
-{
-	bool		running;
-	TimestampTz until;			/* 0: it delivers what is due now */
-	TimestampTz looked_at;
-} call;
+/* Is a CALL at work?  When does it end, 0: when nothing is due?  When did it last look for rows? */
+static bool call_running = false;
+static TimestampTz call_until;
+static TimestampTz call_looked_at;
 
 static void
 require_not_null(FunctionCallInfo fcinfo, int number, const char *name)
@@ -92,9 +87,9 @@ call_looks_again(void)
 	TimestampTz now = GetCurrentTimestamp();
 
 	wakeup_serve_signals();
-	if (call.until == 0 || !TimestampDifferenceExceeds(call.looked_at, now, CALL_LOOK_MS))
+	if (call_until == 0 || now - call_looked_at < CALL_LOOK)
 		return false;
-	call.looked_at = now;
+	call_looked_at = now;
 	return true;
 }
 
@@ -102,15 +97,18 @@ call_looks_again(void)
 static bool
 deliver_once(void)
 {
-	static uint32 wait_event = 0;
-	const DeliveryOptions options = {.in_procedure = true, .until = call.until, .woken = call_looks_again};
-	TimestampTz due = delivery_run(&options);
+	const DeliveryOptions options = {.in_procedure = true, .until = call_until, .woken = call_looks_again};
+	TimestampTz now;
+	TimestampTz due;
 
+	/* Where no outcome could be recorded, nothing must be sent. */
+	PreventCommandIfReadOnly("CALL onesignal_cancel_deliver()");
+	due = delivery_run(&options);
 	settings_require_enabled();
-	if (due == DT_NOBEGIN || GetCurrentTimestamp() >= call.until)
+	now = GetCurrentTimestamp();
+	if (due == DT_NOBEGIN || now >= call_until)
 		return false;
-	due = Min(due, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), CALL_LOOK_MS));
-	wakeup_wait(Min(due, call.until), wait_event_named(&wait_event, "OnesignalCancelDeliver"));
+	wakeup_wait(Min(Min(due, now + CALL_LOOK), call_until), "OnesignalCancelDeliver");
 	settings_require_enabled();
 	return true;
 }
@@ -118,24 +116,15 @@ deliver_once(void)
 static void
 deliver_all(void)
 {
-	DelivererLock lock;
-	int			holder = 0;
+	int			other = deliverer_lock(false);
 
-	do
-	{
-		lock = deliverer_lock(false);
-		if (lock == DELIVERER_BUSY)
-			holder = deliverer_pid();
-		/* So that no lock on a catalog is held while it waits for answers. */
-		SPI_commit();
-		/* Where no outcome could be recorded, nothing must be sent. */
-		PreventCommandIfReadOnly("CALL onesignal_cancel_deliver()");
-	} while ((lock == DELIVERER_BUSY && holder == 0) ||
-			 (lock == DELIVERER_LOCKED && deliver_once()));
-
-	if (lock == DELIVERER_BUSY)
+	/* So that no lock on a catalog is held while it waits for answers. */
+	SPI_commit();
+	if (other > 0)
 		ereport(NOTICE,
-				(errmsg("nothing to do: session %d is already delivering in this database", holder)));
+				(errmsg("nothing to do: session %d is already delivering in this database", other)));
+	while (other == 0 && deliver_once())
+		;
 }
 
 /* PG_FINALLY() does not see that a session is terminated. */
@@ -144,7 +133,7 @@ call_exit(int code, Datum arg)
 {
 	(void) code;
 	(void) arg;
-	if (call.running)
+	if (call_running)
 		wakeup_raise_doubt();
 }
 
@@ -156,14 +145,14 @@ call_begin(FunctionCallInfo fcinfo)
 
 	settings_require_enabled();
 	PreventCommandDuringRecovery("CALL onesignal_cancel_deliver()");
-	call.until = end_of_duration(fcinfo);
-	call.looked_at = 0;
+	call_until = end_of_duration(fcinfo);
+	call_looked_at = 0;
 	wakeup_attach();
 	if (!registered)
 		before_shmem_exit(call_exit, 0);
 	registered = true;
 	queue_call_begin(fcinfo);
-	call.running = true;
+	call_running = true;
 }
 
 Datum
@@ -176,7 +165,7 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 	}
 	PG_FINALLY();
 	{
-		call.running = false;
+		call_running = false;
 		queue_abandon();
 		deliverer_unlock();
 		delivery_end();
@@ -194,17 +183,15 @@ purge_before(FunctionCallInfo fcinfo)
 	static const Interval day = {.day = 1};
 	Datum		older_than = PG_GETARG_DATUM(0);
 	TimestampTz now = GetCurrentTransactionStartTimestamp();
-	TimestampTz before = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval,
-																 TimestampTzGetDatum(now), older_than));
 
-	/* "1 month -29 days" may be a day by the calendar, but is less by interval_lt(). */
-	if (before > now - USECS_PER_DAY ||
-		DatumGetBool(DirectFunctionCall2(interval_lt, older_than, IntervalPGetDatum(&day))))
+	if (DatumGetBool(DirectFunctionCall2(interval_lt, older_than, IntervalPGetDatum(&day))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"older_than\" must be at least one day"),
 				 errhint("Write a unit, as in '90 days': '90' means 90 seconds.")));
-	return before;
+	/* "1 month -29 days" may be less by the calendar, and so is a day on which clocks are set forward. */
+	return Min(now - USECS_PER_DAY,
+			   DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval, TimestampTzGetDatum(now), older_than)));
 }
 
 static uint64
@@ -297,32 +284,19 @@ onesignal_cancel_resume(PG_FUNCTION_ARGS)
 Datum
 onesignal_cancel_preloaded(PG_FUNCTION_ARGS)
 {
-	bool		preloaded = worker_preloaded();
-
 	(void) fcinfo;
-	if (creating_extension && !preloaded)
+	if (creating_extension && !settings_preloaded)
 		ereport(WARNING,
 				(errmsg("onesignal_cancel is not in shared_preload_libraries"),
 				 errdetail("After a restart of the server, pending cancels wait for the next request."),
 				 errhint("Add it to shared_preload_libraries and restart the server.")));
-	PG_RETURN_BOOL(preloaded);
+	PG_RETURN_BOOL(settings_preloaded);
 }
 
 /* What happens to pending rows of an app that is not paused. */
 Datum
 onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 {
-	const char *delivery = "switched off";
-
 	(void) fcinfo;
-	if (settings_enabled && !settings_background_delivery)
-		delivery = "by CALL only";
-	else if (settings_enabled && RecoveryInProgress())
-		delivery = "standby";
-	else if (settings_enabled)
-	{
-		wakeup_attach();
-		delivery = wakeup_status();
-	}
-	PG_RETURN_TEXT_P(cstring_to_text(delivery));
+	PG_RETURN_TEXT_P(cstring_to_text(wakeup_status()));
 }

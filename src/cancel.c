@@ -58,7 +58,6 @@ typedef struct CancelItem
 	int64		begun_us;		/* when its first request was sent */
 	int64		retry_us;		/* when it may be tried again */
 	ArrayType  *refusal;		/* while checking: OneSignal's own errors */
-
 	int			status;			/* 0: NULL */
 	bool		success;
 	ArrayType  *errors;			/* NULL: none */
@@ -72,7 +71,6 @@ typedef struct CancelRun
 	int			next;			/* the first item that was not begun */
 	int			done;			/* how many results are final */
 	dlist_head	waiting;		/* to be tried again, or for View message */
-
 	const Credentials *credentials;
 	CancelRequest request;
 	HttpGroup	group;
@@ -82,25 +80,9 @@ typedef struct CancelRun
 	int64		view_next_us;	/* no View message before */
 	bool		stopped;		/* nothing more is started */
 	int64		show_us;		/* when progress is shown next */
-
 	MemoryContext context;		/* of the results */
 	MemoryContext scratch;		/* of one answer */
 } CancelRun;
-
-static void
-run_begin(CancelRun *run, const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count)
-{
-	run->message_ids = message_ids;
-	run->count = count;
-	run->context = CurrentMemoryContext;
-	run->scratch = AllocSetContextCreate(CurrentMemoryContext, "onesignal answer", ALLOCSET_DEFAULT_SIZES);
-	run->items = MemoryContextAllocExtended(CurrentMemoryContext, sizeof(CancelItem) * (Size) count,
-											MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-	dlist_init(&run->waiting);
-	run->show_us = count > 1 ? http_clock_us() + SHOW_US : PG_INT64_MAX;
-	pace_init(&run->pace, count == 1 ? 0 : run->credentials->rate_limit);
-	onesignal_request_begin(&run->request, app_id, run->credentials);
-}
 
 /* ---- results ---- */
 
@@ -146,11 +128,11 @@ run_stop(CancelRun *run, const CancelItem *item)
 			dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting));
 
 		run->done++;
-		if (other->checking)
-			continue;
-		other->status = item->status;
-		other->success = item->success;
-		other->errors = item->errors;
+		if (!other->checking)
+		{
+			other->status = item->status;
+			other->errors = item->errors;
+		}
 	}
 }
 
@@ -170,7 +152,7 @@ is_in_time(const CancelItem *item, int64 when_us)
 static CancelItem *
 next_item(CancelRun *run, int64 now, int64 *next)
 {
-	int			views = run->views;
+	int			views = run->views % VIEWS_MAX;
 	dlist_mutable_iter iter;
 
 	*next = PG_INT64_MAX;
@@ -217,11 +199,8 @@ submit_item(CancelRun *run, CancelItem *item, int64 now)
 	if (item->checking)
 	{
 		request = onesignal_request(&run->request, "GET", message_id);
-		if (++run->views == VIEWS_MAX)
-		{
-			run->views = 0;
+		if (++run->views % VIEWS_MAX == 0)
 			run->view_next_us = now + VIEWS_PAUSE_US;
-		}
 	}
 	else
 	{
@@ -257,20 +236,6 @@ start_requests(CancelRun *run)
 
 /* ---- finishing ---- */
 
-/* Refused, but maybe because an earlier attempt has canceled it. */
-static void
-check_later(CancelRun *run, CancelItem *item, CancelOutcome *outcome)
-{
-	item->refusal = errors_array(run, outcome);
-	onesignal_hint_doubt(outcome, true);
-	set_result(run, item, outcome);
-	item->checking = true;
-	if (run->stopped)
-		run->done++;
-	else
-		dlist_push_tail(&run->waiting, &item->node);
-}
-
 static void
 finish_check(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 {
@@ -290,44 +255,42 @@ finish_check(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 	run->done++;
 }
 
-/* True: the cancel is tried again. */
-static bool
-retry_later(CancelRun *run, CancelItem *item, const CancelOutcome *outcome, int64 now)
-{
-	item->retry_us = now + backoff_delay(item->attempts, pg_prng_double(&pg_global_prng_state), 0,
-										 outcome->retry_after * INT64CONST(1000000));
-	if (outcome->verdict == CANCEL_THROTTLED)
-		run->not_before_us = Max(run->not_before_us, item->retry_us);
-	else if (outcome->verdict != CANCEL_UNAVAILABLE && outcome->verdict != CANCEL_UNANSWERED)
-		return false;
-	if (run->stopped || item->attempts > settings_max_retries ||
-		!is_in_time(item, Max(item->retry_us, run->not_before_us)))
-		return false;
-	dlist_push_tail(&run->waiting, &item->node);
-	return true;
-}
-
 static void
 finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 {
 	int64		now = http_clock_us();
+	double		random = pg_prng_double(&pg_global_prng_state);
+	bool		again = item->attempts <= settings_max_retries;
 	CancelOutcome outcome;
 
 	onesignal_judge(&outcome, answer, run->credentials->api_key);
+	item->retry_us = now + backoff_delay(item->attempts, random, 0, outcome.retry_after * INT64CONST(1000000));
 	if (outcome.verdict == CANCEL_THROTTLED)
+	{
 		pace_throttled(&run->pace, item->started_us, now);
-	else if (outcome.status != 0)
-		pace_answered(&run->pace, now);
+		run->not_before_us = Max(run->not_before_us, item->retry_us);
+	}
+	else
+	{
+		if (outcome.status != 0)
+			pace_answered(&run->pace, now);
+		again &= outcome.verdict == CANCEL_UNAVAILABLE || outcome.verdict == CANCEL_UNANSWERED;
+	}
+
+	/* Refused, but maybe because an earlier attempt has canceled it */
 	item->unanswered |= answer->sent_before || onesignal_may_have_worked(&outcome, answer);
 	if (item->unanswered && (outcome.verdict == CANCEL_REFUSED || outcome.verdict == CANCEL_NOT_FOUND))
 	{
-		check_later(run, item, &outcome);
-		return;
+		item->refusal = errors_array(run, &outcome);
+		onesignal_hint_doubt(&outcome, true);
+		item->checking = again = true;
 	}
 	set_result(run, item, &outcome);
-	if (retry_later(run, item, &outcome, now))
-		return;
-	run->done++;
+	if (again && !run->stopped)
+		dlist_push_tail(&run->waiting, &item->node);
+	else
+		run->done++;
+
 	/* The same would happen to all others. */
 	if (outcome.verdict == CANCEL_UNAUTHORIZED ||
 		(outcome.verdict == CANCEL_THROTTLED && item->retry_us - now >= settings_timeout * INT64CONST(1000)))
@@ -391,8 +354,8 @@ run_to_end(CancelRun *run)
 static CancelItem *
 cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count)
 {
-	CancelRun	run = {0};
 	Credentials credentials = {0};
+	CancelRun	run = {.message_ids = message_ids, .count = count, .credentials = &credentials};
 
 	settings_require_enabled();
 	/* A trigger that the table's owner made ENABLE ALWAYS could call us while outcomes are recorded. */
@@ -401,10 +364,16 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot cancel a message while this session delivers requested cancels")));
 	credentials_get(app_id, GetUserId(), &credentials);
-	run.credentials = &credentials;
 	PG_TRY();
 	{
-		run_begin(&run, app_id, message_ids, count);
+		run.context = CurrentMemoryContext;
+		run.scratch = AllocSetContextCreate(CurrentMemoryContext, "onesignal answer", ALLOCSET_DEFAULT_SIZES);
+		run.items = MemoryContextAllocExtended(CurrentMemoryContext, sizeof(CancelItem) * (Size) count,
+											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+		dlist_init(&run.waiting);
+		run.show_us = count > 1 ? http_clock_us() + SHOW_US : PG_INT64_MAX;
+		pace_init(&run.pace, count == 1 ? 0 : credentials.rate_limit);
+		onesignal_request_begin(&run.request, app_id, &credentials);
 		run_to_end(&run);
 	}
 	PG_FINALLY();
@@ -421,19 +390,18 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 /* ---- the SQL functions ---- */
 
 static void
-require_argument(FunctionCallInfo fcinfo, int number, const char *name, const char *hint)
+require_argument(FunctionCallInfo fcinfo, int number, const char *name)
 {
 	if (PG_ARGISNULL(number))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("%s must not be null", name),
-				 errhint("%s", hint)));
+				 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", name)));
 }
 
 static void
 result_values(const CancelItem *item, ArrayType *no_errors, Datum *values, bool *nulls)
 {
-	memset(nulls, 0, sizeof(bool) * 3);
 	nulls[0] = item->status == 0;
 	values[0] = Int32GetDatum(item->status);
 	values[1] = BoolGetDatum(item->success);
@@ -450,12 +418,12 @@ Datum
 onesignal_cancel(PG_FUNCTION_ARGS)
 {
 	Datum		values[3];
-	bool		nulls[3];
+	bool		nulls[3] = {false};
 	CancelItem *item;
 	TupleDesc	descriptor;
 
-	require_argument(fcinfo, 0, "app_id", "Where a row may lack it, filter: WHERE app_id IS NOT NULL.");
-	require_argument(fcinfo, 1, "message_id", "Where a row may lack it, filter: WHERE message_id IS NOT NULL.");
+	require_argument(fcinfo, 0, "app_id");
+	require_argument(fcinfo, 1, "message_id");
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	item = cancel_messages(PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1), 1);
@@ -468,8 +436,11 @@ message_ids_argument(FunctionCallInfo fcinfo, int number)
 {
 	ArrayType  *array;
 
-	require_argument(fcinfo, number, "message_ids",
-					 "array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.");
+	if (PG_ARGISNULL(number))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("message_ids must not be null"),
+				 errhint("array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.")));
 	array = PG_GETARG_ARRAYTYPE_P(number);
 	if (array_contains_nulls(array))
 		ereport(ERROR,
@@ -490,13 +461,13 @@ Datum
 onesignal_cancel_batch(PG_FUNCTION_ARGS)
 {
 	ReturnSetInfo *rsinfo = (ReturnSetInfo *) fcinfo->resultinfo;
-	const pg_uuid_t *message_ids;
-	ArrayType  *array;
-	CancelItem *items;
 	ArrayType  *no_errors = construct_empty_array(TEXTOID);
+	ArrayType  *array;
+	const pg_uuid_t *message_ids;
+	CancelItem *items;
 	int			count;
 
-	require_argument(fcinfo, 0, "app_id", "Where a row may lack it, filter: WHERE app_id IS NOT NULL.");
+	require_argument(fcinfo, 0, "app_id");
 	array = message_ids_argument(fcinfo, 1);
 	count = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	/* Without nulls the elements, of 16 bytes and unaligned, are an array in C, too. */
@@ -506,11 +477,10 @@ onesignal_cancel_batch(PG_FUNCTION_ARGS)
 	items = cancel_messages(PG_GETARG_UUID_P(0), message_ids, count);
 	for (int i = 0; i < count; i++)
 	{
-		Datum		values[4];
+		Datum		values[4] = {UUIDPGetDatum(&message_ids[i])};
 		bool		nulls[4] = {false};
 
 		CHECK_FOR_INTERRUPTS();
-		values[0] = UUIDPGetDatum(&message_ids[i]);
 		result_values(&items[i], no_errors, values + 1, nulls + 1);
 		tuplestore_putvalues(rsinfo->setResult, rsinfo->setDesc, values, nulls);
 	}

@@ -38,61 +38,54 @@
 #endif
 
 #if PG_VERSION_NUM >= 160000
-#define foreign_server_aclcheck(server, role, mode) \
-	object_aclcheck(ForeignServerRelationId, (server), (role), (mode))
-#define namespace_aclcheck(schema, role, mode) \
-	object_aclcheck(NamespaceRelationId, (schema), (role), (mode))
+#define foreign_server_aclcheck(server, role, mode) object_aclcheck(ForeignServerRelationId, server, role, mode)
+#define namespace_aclcheck(schema, role, mode) object_aclcheck(NamespaceRelationId, schema, role, mode)
 #else
-#define foreign_server_aclcheck(server, role, mode) \
-	pg_foreign_server_aclcheck((server), (role), (mode))
-#define namespace_aclcheck(schema, role, mode) \
-	pg_namespace_aclcheck((schema), (role), (mode))
+#define foreign_server_aclcheck pg_foreign_server_aclcheck
+#define namespace_aclcheck pg_namespace_aclcheck
 #endif
 
-/*
- * A set that lives until FreeWaitEventSet().  Keep the pointer in a static
- * variable, so that no error can lose it.
- */
-static inline WaitEventSet *
-create_wait_event_set(int nevents)
-{
+/* A set that lives until FreeWaitEventSet(): keep it in a static variable, so that no error can lose it. */
 #if PG_VERSION_NUM >= 170000
-	return CreateWaitEventSet(NULL, nevents);
+#define create_wait_event_set(count) CreateWaitEventSet(NULL, count)
 #else
-	return CreateWaitEventSet(TopMemoryContext, nevents);
+#define create_wait_event_set(count) CreateWaitEventSet(TopMemoryContext, count)
 #endif
-}
+
+/* The name in pg_stat_activity; before PostgreSQL 17 all extensions share "Extension". */
+#if PG_VERSION_NUM >= 170000
+#define wait_event_named(name) WaitEventExtensionNew(name)
+#else
+#define wait_event_named(name) ((void) (name), PG_WAIT_EXTENSION)
+#endif
 
 /* The parameters of ExecutorRun() and its hook. */
 #if PG_VERSION_NUM >= 180000
 #define EXECUTOR_RUN_PARAMETERS QueryDesc *queryDesc, ScanDirection direction, uint64 count
 #define EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count
 #else
-#define EXECUTOR_RUN_PARAMETERS \
-	QueryDesc *queryDesc, ScanDirection direction, uint64 count, bool execute_once
+#define EXECUTOR_RUN_PARAMETERS QueryDesc *queryDesc, ScanDirection direction, uint64 count, bool execute_once
 #define EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count, execute_once
 #endif
 
-/* The name in pg_stat_activity; before PostgreSQL 17 all extensions share "Extension". */
-static inline uint32
-wait_event_named(uint32 *cached, const char *name)
-{
 #if PG_VERSION_NUM >= 170000
-	if (*cached == 0)
-		*cached = WaitEventExtensionNew(name);
+#define my_proc_number() MyProcNumber
 #else
-	(void) name;
-	*cached = PG_WAIT_EXTENSION;
+#define my_proc_number() (MyProc->pgprocno)
 #endif
-	return *cached;
-}
+
+/* Is it JSON?  The only text that raises an error is one that is nested too deep for the stack. */
+#if PG_VERSION_NUM >= 170000
+#define json_lexer(text, encoding) makeJsonLexContextCstringLen(NULL, text, strlen(text), encoding, false)
+#else
+#define json_lexer(text, encoding) makeJsonLexContextCstringLen((char *) (text), strlen(text), encoding, false)
+#endif
+#define is_json(text, encoding) (pg_parse_json(json_lexer(text, encoding), &nullSemAction) == JSON_SUCCESS)
 
 #if PG_VERSION_NUM >= 190000
-static inline void
-initialize_shared_memory(void *memory, void *initialize)
-{
-	(*(void (**) (void *)) initialize) (memory);
-}
+#define INITIALIZE_PARAMETERS void *memory, void *argument pg_attribute_unused()
+#else
+#define INITIALIZE_PARAMETERS void *memory
 #endif
 
 /*
@@ -101,45 +94,24 @@ initialize_shared_memory(void *memory, void *initialize)
  * memory to spare for that; if it is used up, this raises an error.
  */
 static inline void *
-get_shared_memory(const char *name, Size size, void (*initialize) (void *memory))
+get_shared_memory(const char *name, Size size, void (*initialize) (INITIALIZE_PARAMETERS))
 {
 	bool		found;
-	void	   *memory;
 
 #if PG_VERSION_NUM >= 190000
-	memory = GetNamedDSMSegment(name, size, initialize_shared_memory, &found, &initialize);
+	return GetNamedDSMSegment(name, size, initialize, &found, NULL);
 #elif PG_VERSION_NUM >= 170000
-	memory = GetNamedDSMSegment(name, size, initialize, &found);
+	return GetNamedDSMSegment(name, size, initialize, &found);
 #else
+	void	   *memory;
+
 	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
 	memory = ShmemInitStruct(name, size, &found);
 	if (!found)
 		initialize(memory);
 	LWLockRelease(AddinShmemInitLock);
-#endif
 	return memory;
-}
-
-static inline int
-my_proc_number(void)
-{
-#if PG_VERSION_NUM >= 170000
-	return MyProcNumber;
-#else
-	return MyProc->pgprocno;
 #endif
-}
-
-/* Is it JSON?  The only text that raises an error is one that is nested too deep for the stack. */
-static inline bool
-is_json(const char *text, int encoding)
-{
-#if PG_VERSION_NUM >= 170000
-	JsonLexContext *lex = makeJsonLexContextCstringLen(NULL, text, strlen(text), encoding, false);
-#else
-	JsonLexContext *lex = makeJsonLexContextCstringLen((char *) text, strlen(text), encoding, false);
-#endif
-	return pg_parse_json(lex, &nullSemAction) == JSON_SUCCESS;
 }
 
 #ifdef CURLINC_CURL_H

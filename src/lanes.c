@@ -30,7 +30,6 @@
 
 #include "delivery.h"
 #include "settings.h"
-#include "worker.h"
 
 /* What one transaction fetches, in 2 ms: rows, the last lane's may exceed it; and of how many lanes. */
 #define FETCH_ROWS			1000
@@ -573,7 +572,7 @@ lanes_next_due(TimestampTz now)
 		return now;
 	if (!dlist_is_empty(&ready) && run_trust.unrecorded < run_trust.limit)
 		next = Min(next, Max(run_trust.paused_until, now));
-	if (!pairingheap_is_empty(&keyless_timers) && worker_preloaded())
+	if (!pairingheap_is_empty(&keyless_timers) && settings_preloaded)
 		next = Min(next, now + CIRCUIT_KEY_PAUSE);
 	return next;
 }

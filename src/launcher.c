@@ -5,7 +5,7 @@
  * It needs shared_preload_libraries, and connects to no database: only a worker
  * can know whether its database has the extension and something pending.  So
  * when the server starts or is promoted, the launcher starts a worker in each
- * database, one after the other; a worker that finds nothing pending leaves at
+ * database, one after the other; a worker that finds nothing due leaves at
  * once.  After that the launcher sleeps until a slot names a time.
  */
 #include "postgres.h"
@@ -21,45 +21,25 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
-#include "utils/memutils.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-#include "compat.h"
 #include "settings.h"
 #include "wakeup.h"
-#include "worker.h"
-
-/* Seconds until the postmaster restarts a launcher that was terminated. */
-#define LAUNCHER_RESTART	5
 
 /* Left by a DROP DATABASE that was interrupted: nobody can connect. */
 #define CONNLIMIT_INVALID	(-2)
 
-/* The databases that the sweep has yet to look into; the first one's worker is at it. */
-static List *sweep = NIL;
+/* A sweep waits so long for a worker to leave, so that it does not take all worker processes. */
+#define SWEEP_STEP	USECS_PER_SEC
 
-void
-launcher_register(void)
+extern PGDLLEXPORT void launcher_main(Datum arg);
+
+/* The next database that a worker could connect to; InvalidOid: there is none. */
+static Oid
+next_database(Oid after)
 {
-	BackgroundWorker worker;
-
-	memset(&worker, 0, sizeof(worker));
-	strlcpy(worker.bgw_name, "onesignal_cancel launcher", BGW_MAXLEN);
-	strlcpy(worker.bgw_type, "onesignal_cancel launcher", BGW_MAXLEN);
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = LAUNCHER_RESTART;
-	strlcpy(worker.bgw_library_name, "onesignal_cancel", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "launcher_main", BGW_MAXLEN);
-	RegisterBackgroundWorker(&worker);
-}
-
-/* All that a worker could connect to; to be freed. */
-static List *
-list_databases(void)
-{
-	List	   *databases = NIL;
+	Oid			next = InvalidOid;
 	Relation	relation;
 	TableScanDesc scan;
 	HeapTuple	tuple;
@@ -70,56 +50,33 @@ list_databases(void)
 	scan = table_beginscan_catalog(relation, 0, NULL);
 	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
 	{
-		Form_pg_database form = (Form_pg_database) GETSTRUCT(tuple);
-		MemoryContext context = MemoryContextSwitchTo(TopMemoryContext);
+		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 
-		if (form->datallowconn && form->datconnlimit != CONNLIMIT_INVALID)
-			databases = lappend_oid(databases, form->oid);
-		MemoryContextSwitchTo(context);
+		if (database->oid > after && (!OidIsValid(next) || database->oid < next) &&
+			database->datallowconn && database->datconnlimit != CONNLIMIT_INVALID)
+			next = database->oid;
 	}
 	table_endscan(scan);
 	table_close(relation, AccessShareLock);
 	CommitTransactionCommand();
-	return databases;
+	return next;
 }
 
-/* One at a time, so that a sweep never takes all worker processes.  When to go on; DT_NOEND: it is over. */
-static TimestampTz
-sweep_on(void)
-{
-	while (sweep != NIL)
-	{
-		TimestampTz until = wakeup_looks_until(linitial_oid(sweep));
-
-		if (until > GetCurrentTimestamp())
-			return until;
-		sweep = list_delete_first(sweep);
-		if (sweep != NIL)
-			wakeup_launch(linitial_oid(sweep));
-	}
-	return DT_NOEND;
-}
-
-/* Starts what is due: for this database, or a sweep of all. */
+/* Looks into one database after the other. */
 static void
-launch_due(Oid database)
+sweep_databases(void)
 {
-	List	   *databases = list_databases();
+	Oid			database = InvalidOid;
 
-	if (!OidIsValid(database))
+	pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
+	while (OidIsValid(database = next_database(database)) && !ShutdownRequestPending)
 	{
-		wakeup_sweep_at(DT_NOEND);
-		list_free(sweep);
-		/* Begins with a database that has no worker, and so none to wait for. */
-		sweep = lcons_oid(InvalidOid, databases);
-		return;
-	}
-	/* A worker in a dropped database would fail again and again. */
-	if (list_member_oid(databases, database))
+		TimestampTz until = GetCurrentTimestamp() + SWEEP_STEP;
+
 		wakeup_launch(database);
-	else
-		wakeup_forget(database);
-	list_free(databases);
+		while (wakeup_has_worker(database) && GetCurrentTimestamp() < until && !ShutdownRequestPending)
+			wakeup_wait(until, "OnesignalCancelLauncher");
+	}
 }
 
 /* Starts what is due; returns when there is something to do again. */
@@ -130,15 +87,24 @@ launcher_turn(void)
 	TimestampTz due;
 
 	while ((due = wakeup_due(&database)) <= GetCurrentTimestamp() && !ShutdownRequestPending)
-		launch_due(database);
-	return Min(due, sweep_on());
+	{
+		if (!OidIsValid(database))
+		{
+			wakeup_sweep_at(DT_NOEND);
+			sweep_databases();
+		}
+		/* A worker in a dropped database would fail again and again. */
+		else if (next_database(database - 1) == database)
+			wakeup_launch(database);
+		else
+			wakeup_forget(database);
+	}
+	return due;
 }
 
 void
 launcher_main(Datum arg)
 {
-	static uint32 wait_event = 0;
-
 	(void) arg;
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -155,11 +121,11 @@ launcher_main(Datum arg)
 		TimestampTz until = enabled ? launcher_turn() : DT_NOEND;
 
 		pgstat_report_activity(STATE_IDLE, NULL);
-		wakeup_wait(until, wait_event_named(&wait_event, "OnesignalCancelLauncher"));
+		wakeup_wait(until, "OnesignalCancelLauncher");
 
 		/* What was requested while it was off has nobody else to deliver it. */
 		if (settings_enabled && (!enabled || (settings_background_delivery && !background_delivery)))
-			wakeup_sweep_at(GetCurrentTimestamp());
+			wakeup_sweep_at(0);
 	}
 	/* Without a message, as PostgreSQL's own launchers; 1: restart me. */
 	proc_exit(1);

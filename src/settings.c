@@ -12,37 +12,40 @@
 #include <limits.h>
 
 #include "fmgr.h"
+#include "miscadmin.h"
 #include "utils/guc.h"
 
 #include "compat.h"
 #include "http.h"
 #include "queue.h"
 #include "settings.h"
-#include "worker.h"
+#include "wakeup.h"
 
 LIBRARY_MAGIC;
 
 extern PGDLLEXPORT void _PG_init(void);
 
+bool		settings_preloaded = false;
 bool		settings_enabled = true;
 bool		settings_background_delivery = true;
-int			settings_max_in_flight = HTTP_IN_FLIGHT_MAX;
-int			settings_call_max_in_flight = HTTP_IN_FLIGHT_MAX;
-int			settings_retry_window = 24 * 60 * 60;
-int			settings_worker_idle_timeout = 3000;
-int			settings_timeout = 60000;
-int			settings_connect_timeout = 10000;
-int			settings_max_retries = 2;
-int			settings_delivery_timeout = 60000;
-int			settings_delivery_connect_timeout = 10000;
+int			settings_max_in_flight;
+int			settings_call_max_in_flight;
+int			settings_retry_window;
+int			settings_worker_idle_timeout;
+int			settings_timeout;
+int			settings_connect_timeout;
+int			settings_max_retries;
+int			settings_delivery_timeout;
+int			settings_delivery_connect_timeout;
 
 /* As the session has it, which nobody uses: see settings_retry_window. */
-static int	retry_window = 24 * 60 * 60;
+static int	retry_window;
 
 /*
- * A check hook sees every value that is offered to this process, also values
- * that a setting of the role or the session overrides.  When a value is
- * removed from postgresql.conf, the hook sees the built-in one.
+ * A check hook sees every value that is offered to this process, the built-in
+ * one first, and also values that a setting of the role or the session
+ * overrides.  When a value is removed from postgresql.conf, the hook sees the
+ * built-in one again.
  *
  * If the library is not preloaded, a setting of the role or the client hides
  * all others.  It is not used either: then the built-in value counts.
@@ -60,41 +63,20 @@ keep_for_delivery(int value, GucSource source, int *kept, GucSource *kept_source
 	return true;
 }
 
-static bool
-check_timeout(int *value, void **extra, GucSource source)
-{
-	static GucSource kept_source = PGC_S_DEFAULT;
+/* A hook has no argument that tells the setting. */
+#define CHECK_HOOK(name, kept) \
+	static bool \
+	name(int *value, void **extra, GucSource source) \
+	{ \
+		static GucSource kept_source = PGC_S_DEFAULT; \
+		(void) extra; \
+		return keep_for_delivery(*value, source, &kept, &kept_source); \
+	}
 
-	(void) extra;
-	return keep_for_delivery(*value, source, &settings_delivery_timeout, &kept_source);
-}
-
-static bool
-check_connect_timeout(int *value, void **extra, GucSource source)
-{
-	static GucSource kept_source = PGC_S_DEFAULT;
-
-	(void) extra;
-	return keep_for_delivery(*value, source, &settings_delivery_connect_timeout, &kept_source);
-}
-
-static bool
-check_max_in_flight(int *value, void **extra, GucSource source)
-{
-	static GucSource kept_source = PGC_S_DEFAULT;
-
-	(void) extra;
-	return keep_for_delivery(*value, source, &settings_max_in_flight, &kept_source);
-}
-
-static bool
-check_retry_window(int *value, void **extra, GucSource source)
-{
-	static GucSource kept_source = PGC_S_DEFAULT;
-
-	(void) extra;
-	return keep_for_delivery(*value, source, &settings_retry_window, &kept_source);
-}
+CHECK_HOOK(check_timeout, settings_delivery_timeout)
+CHECK_HOOK(check_connect_timeout, settings_delivery_connect_timeout)
+CHECK_HOOK(check_max_in_flight, settings_max_in_flight)
+CHECK_HOOK(check_retry_window, settings_retry_window)
 
 static void
 define_delivery_settings(void)
@@ -148,7 +130,11 @@ _PG_init(void)
 	define_request_settings();
 	MarkGUCPrefixReserved("onesignal_cancel");
 	message_init();
-	worker_init();
+	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
+	{
+		settings_preloaded = true;
+		wakeup_register_launcher();
+	}
 }
 
 void

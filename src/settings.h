@@ -5,6 +5,7 @@
 #ifndef ONESIGNAL_CANCEL_SETTINGS_H
 #define ONESIGNAL_CANCEL_SETTINGS_H
 
+extern bool settings_preloaded; /* by shared_preload_libraries, so that there is a launcher; no setting */
 extern bool settings_enabled;
 extern bool settings_background_delivery;
 extern int	settings_call_max_in_flight;	/* of direct calls */

@@ -2,58 +2,42 @@
  * wakeup.c
  *		Who delivers in a database, and how a commit wakes or starts its worker.
  *
- * There is one worker for a database that has something to deliver, and none
- * for any other.  A commit starts it; when nothing falls due any more it
- * leaves.  The danger is a commit that comes just when the worker leaves: the
- * rows would be there, and nobody would deliver them.  The slots, a few kB of
- * shared memory, prevent that.  Each slot has a state and a flag "wake":
+ * A commit starts the database's worker, which leaves when nothing falls due
+ * any more.  The danger is a commit that comes just when the worker leaves:
+ * nobody would deliver its rows.  So each database has a slot in shared memory,
+ * with a state and a flag "wake".  Rows are visible before "wake" is set.
  *
- *		commit             worker has         nothing is due,
- *		or launcher        looked             "wake" is not set
- *		FREE ---> STARTING --------> RUNNING ------------------> FREE
- *		             |                  |
- *		             | cannot start     | error, SIGTERM
- *		             v                  v
- *		            DIED <--------------+     (launcher or commit: STARTING)
- *
- * Commit, when its rows are visible: one critical section sets "wake" and
- * reads the state.  If a worker has entered the slot, the commit sets that
- * worker's latch.  If the slot has been STARTING for less than ten seconds, a
- * worker is on its way and has yet to look.  Otherwise the commit makes the
- * slot STARTING and registers a worker; if that fails, it makes the slot DIED.
+ * Commit: one critical section sets "wake" and reads the state.  RUNNING: the
+ * commit sets the worker's latch.  STARTING, for less than ten seconds: a
+ * worker is on its way and has yet to look.  Otherwise the slot becomes
+ * STARTING and the commit registers a worker; if that fails, FREE again.
  *
  * Worker:
  *	1. It arms its exit callback: unless it leaves by step 5, its slot becomes
- *	   DIED and the launcher is woken.
- *	2. It enters the slot.  If another worker has, it ends: the other one sees
- *	   "wake".  Only then it connects, so a commit in between finds it.
- *	3. It waits for the deliverer's lock.  A CALL may have the lock, or a
- *	   worker that left but has not ended.  Those may have looked already, so a
- *	   later commit needs this worker: it must not leave here.
- *	4. It clears "wake", and then looks for rows and delivers until nothing is
- *	   due.  It waits for its latch, for the next row to fall due or for its
- *	   idle time to end.  If it was woken or a row is due, it goes to step 3.
+ *	   FREE, and the launcher replaces it soon.
+ *	2. It makes the slot RUNNING.  If another worker has, it ends: the other one
+ *	   sees "wake".  Only then it connects, so a commit in between finds it.
+ *	3. It clears "wake" and waits for the deliverer's lock.  A CALL may have the
+ *	   lock, or a worker that left but has not ended.  Those may have looked
+ *	   already, so a later commit needs this worker: it must not leave here.
+ *	4. It looks for rows and delivers until nothing is due.  If it is woken, or
+ *	   a row falls due, it goes to step 3.
  *	5. To leave, one critical section reads "wake".  If it is set, the worker
- *	   goes to step 3.  If not, the slot becomes FREE with the time when a
- *	   worker has to be back.
+ *	   goes to step 3.  If not, the slot becomes FREE, with the time when a
+ *	   worker has to be back.  Without a launcher it stays for that time.
  *
- * Why no wake-up is lost: rows are visible before "wake" is set.  If "wake" is
- * set before the section of step 5, the worker sees it there and looks again,
- * with a snapshot that is younger than the clearing of step 4.  If "wake" is
- * set after that section, the commit finds FREE and starts another worker.
+ * Why no wake-up is lost: if "wake" is set before the section of step 5, the
+ * worker sees it there and looks again, with a snapshot that is younger than
+ * the clearing of step 3.  If it is set after that section, the commit finds
+ * FREE and starts another worker.  If a worker is killed so hard that its exit
+ * callback does not run, the whole server restarts with new shared memory.
  *
- * A retry that is due later needs a launcher, which knows its time from the
- * slot.  Without a launcher the worker stays.  The launcher also replaces a
- * worker that died.  A worker that is killed so hard that its callback does
- * not run makes the whole server restart, with new shared memory.
+ * An error in the commit callback would be a PANIC, as the transaction cannot
+ * be undone any more.  What can fail, above all attaching to shared memory, is
+ * done when the request is made.  The callback takes a spinlock, sets a latch,
+ * or hands a struct on its stack to the postmaster.
  *
- * The commit callback runs when the transaction can no longer be undone: an
- * error there would be a PANIC.  What can fail, above all attaching to shared
- * memory, is done when the request is made.  The callback takes a spinlock,
- * sets a latch, or hands a struct on its stack to the postmaster.
- *
- * COMMIT PREPARED runs no callback of ours and may come years later.  So
- * PREPARE wakes the worker and says that it is a PREPARE; the worker then
+ * COMMIT PREPARED runs no callback of ours.  So PREPARE wakes the worker, which
  * looks again and again while a prepared transaction holds a lock on
  * onesignal_message (worker.c).  A transaction that requested has that lock;
  * one that only changed a server takes it before PREPARE.
@@ -83,10 +67,7 @@
 /* Change the number with the layout: sessions with a library of another version may be there. */
 #define SLOTS_NAME		"onesignal_cancel slots 3"
 
-/*
- * Databases that can have a worker, a retry that is due, or a worker that
- * died, at one time.  If there are more, the launcher looks into all databases.
- */
+/* When more databases have a worker or wait for one, the launcher looks into all. */
 #define SLOTS_COUNT		128
 
 #define NO_PROC			(-1)
@@ -94,8 +75,11 @@
 /* A registered worker that has not entered by then never will: its fork failed, for example. */
 #define STARTING_FOR	(10 * USECS_PER_SEC)
 
-/* How soon the launcher replaces a worker that died or could not start. */
+/* How soon the launcher replaces a worker that could not start, or ended without leaving. */
 #define RESTART_AFTER	(5 * USECS_PER_SEC)
+
+/* Seconds until the postmaster restarts a launcher that was terminated. */
+#define LAUNCHER_RESTART	5
 
 /* Objects have sub-object 0, and only those of pg_class have columns. */
 #define DELIVERER_SUBOBJECT 1
@@ -103,26 +87,25 @@
 typedef enum SlotState
 {
 	SLOT_FREE,
-	SLOT_STARTING,				/* a worker was registered, and has not looked for rows */
-	SLOT_RUNNING,
-	SLOT_DIED
+	SLOT_STARTING,				/* a worker was registered, and must be there by "due" */
+	SLOT_RUNNING
 } SlotState;
 
 typedef struct Slot
 {
 	Oid			database;		/* InvalidOid: never used */
 	SlotState	state;
-	int			proc;			/* of the worker that entered, or NO_PROC */
-	int			wake;			/* WAKEUP_ bits */
-	TimestampTz due;			/* when the launcher starts a worker, if none has entered; DT_NOEND: never */
+	int			proc;			/* of the RUNNING worker, or NO_PROC */
+	int			wake;			/* WAKEUP_ bits; FREE with some: a worker could not start */
+	TimestampTz due;			/* when the launcher starts a worker, unless it is RUNNING; DT_NOEND: never */
 } Slot;
 
 typedef struct Slots
 {
 	slock_t		lock;
 	int			launcher;
-	TimestampTz sweep_due;
-	TimestampTz doubt;
+	TimestampTz sweep_due;		/* when the launcher looks into all databases; DT_NOEND: never */
+	pg_atomic_uint64 doubt;		/* needs no lock */
 	Slot		slots[SLOTS_COUNT];
 } Slots;
 
@@ -132,29 +115,22 @@ typedef struct Slots
  */
 static Slots *shared = NULL;
 
-/* The calling worker's own slot, from wakeup_enter() until it left or died. */
+/* The calling worker's own slot, from wakeup_enter() until it left or ended. */
 static Slot *mine = NULL;
-
-/*
- * The outermost subtransaction level that a request of this transaction
- * belongs to, 0: none.  A rollback of that level undoes all requests that are
- * not older.
- */
-static int	request_level = 0;
 
 /* ---- the memory ---- */
 
+/* Only the worker itself makes it RUNNING. */
 static void
-clear_slot(Slot *slot, Oid database)
+set_slot(Slot *slot, SlotState state, TimestampTz due)
 {
-	memset(slot, 0, sizeof(Slot));
-	slot->database = database;
-	slot->proc = NO_PROC;
-	slot->due = DT_NOEND;
+	slot->state = state;
+	slot->proc = state == SLOT_RUNNING ? my_proc_number() : NO_PROC;
+	slot->due = due;
 }
 
 static void
-initialize_slots(void *memory)
+initialize_slots(INITIALIZE_PARAMETERS)
 {
 	Slots	   *slots = memory;
 
@@ -164,9 +140,9 @@ initialize_slots(void *memory)
 	slots->sweep_due = DT_NOEND;
 
 	/* The crash that made new memory necessary, if there was one, came before now. */
-	slots->doubt = GetCurrentTimestamp();
+	pg_atomic_init_u64(&slots->doubt, (uint64) GetCurrentTimestamp());
 	for (int i = 0; i < SLOTS_COUNT; i++)
-		clear_slot(&slots->slots[i], InvalidOid);
+		set_slot(&slots->slots[i], SLOT_FREE, DT_NOEND);
 }
 
 void
@@ -184,27 +160,13 @@ wake_proc(int proc)
 		SetLatch(&GetPGProcByNumber(proc)->procLatch);
 }
 
-static void
-wake_launcher(void)
-{
-	wake_proc(shared->launcher);	/* no lock: an int is read in one piece */
-}
-
 /* ---- the slots, with the lock held ---- */
-
-static void
-set_slot(Slot *slot, SlotState state, int proc, TimestampTz due)
-{
-	slot->state = state;
-	slot->proc = proc;
-	slot->due = due;
-}
 
 /* Is a worker there or on its way?  A clock that was set back must not keep a slot starting for an hour. */
 static bool
 has_worker(const Slot *slot, TimestampTz now)
 {
-	return slot->proc != NO_PROC ||
+	return slot->state == SLOT_RUNNING ||
 		(slot->state == SLOT_STARTING && now < slot->due && now >= slot->due - STARTING_FOR);
 }
 
@@ -232,42 +194,50 @@ find_or_take_slot(Oid database)
 	{
 		Slot	   *other = &shared->slots[i];
 
-		if (other->state != SLOT_STARTING && other->state != SLOT_RUNNING &&
-			(slot == NULL || other->due > slot->due))
+		if (other->state == SLOT_FREE && (slot == NULL || other->due > slot->due))
 			slot = other;
 	}
 	if (slot != NULL)
 	{
 		shared->sweep_due = Min(shared->sweep_due, slot->due);
-		clear_slot(slot, database);
+		slot->database = database;
+		slot->wake = 0;
+		set_slot(slot, SLOT_FREE, DT_NOEND);
 	}
 	return slot;
 }
 
 /* ---- starting and waking ---- */
 
+/* A process of ours; role: "launcher" or "worker". */
+static void
+describe_process(BackgroundWorker *process, const char *role)
+{
+	memset(process, 0, sizeof(*process));
+	snprintf(process->bgw_name, BGW_MAXLEN, "onesignal_cancel %s", role);
+	snprintf(process->bgw_type, BGW_MAXLEN, "onesignal_cancel %s", role);
+	process->bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	process->bgw_start_time = BgWorkerStart_RecoveryFinished;
+	strlcpy(process->bgw_library_name, "onesignal_cancel", BGW_MAXLEN);
+	snprintf(process->bgw_function_name, BGW_MAXLEN, "%s_main", role);
+}
+
 /*
- * RegisterDynamicBackgroundWorker() raises an error only for mistakes in the
- * struct, and allocates memory only when it is asked for a handle.
- *
- * The postmaster must not restart the worker: in a dropped database it would
- * do so for ever, and after a crash it would not.  The launcher does.
+ * Throws nothing: PostgreSQL would raise an error only for mistakes in the
+ * struct, and allocate memory only for a handle.  The postmaster must not
+ * restart the worker: in a dropped database it would do so for ever, and after
+ * a crash it would not.  The launcher does.
  */
 static bool
 register_worker(Oid database)
 {
-	BackgroundWorker worker;
+	BackgroundWorker process;
 
-	memset(&worker, 0, sizeof(worker));
-	snprintf(worker.bgw_name, BGW_MAXLEN, "onesignal_cancel worker for database %u", database);
-	strlcpy(worker.bgw_type, "onesignal_cancel worker", BGW_MAXLEN);
-	worker.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	worker.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	worker.bgw_restart_time = BGW_NEVER_RESTART;
-	strlcpy(worker.bgw_library_name, "onesignal_cancel", BGW_MAXLEN);
-	strlcpy(worker.bgw_function_name, "worker_main", BGW_MAXLEN);
-	worker.bgw_main_arg = ObjectIdGetDatum(database);
-	return RegisterDynamicBackgroundWorker(&worker, NULL);
+	describe_process(&process, "worker");
+	snprintf(process.bgw_name, BGW_MAXLEN, "onesignal_cancel worker for database %u", database);
+	process.bgw_restart_time = BGW_NEVER_RESTART;
+	process.bgw_main_arg = ObjectIdGetDatum(database);
+	return RegisterDynamicBackgroundWorker(&process, NULL);
 }
 
 /* At most once a minute: one for each commit would hide all other messages. */
@@ -277,7 +247,7 @@ warn_of_no_worker(void)
 	static TimestampTz warned_at = 0;
 	TimestampTz now = GetCurrentTimestamp();
 
-	if (warned_at != 0 && !TimestampDifferenceExceeds(warned_at, now, 60 * 1000))
+	if (now - warned_at < USECS_PER_MINUTE)
 		return;
 	warned_at = now;
 	ereport(WARNING,
@@ -301,11 +271,12 @@ wake_worker(Oid database, int wake, bool may_start)
 	slot = may_start ? find_or_take_slot(database) : find_slot(database);
 	if (slot != NULL)
 	{
-		slot->wake |= wake;
-		proc = slot->proc;
 		starts = may_start && !has_worker(slot, now);
 		if (starts)
-			set_slot(slot, SLOT_STARTING, NO_PROC, now + STARTING_FOR);
+			set_slot(slot, SLOT_STARTING, now + STARTING_FOR);
+		if (slot->state != SLOT_FREE)
+			slot->wake |= wake;
+		proc = slot->proc;
 	}
 	SpinLockRelease(&shared->lock);
 
@@ -316,11 +287,11 @@ wake_worker(Oid database, int wake, bool may_start)
 		failed = !register_worker(database);
 		SpinLockAcquire(&shared->lock);
 		/* Nobody else takes a slot that is STARTING, but a worker that is very late may have entered it. */
-		if (failed && slot->proc == NO_PROC)
-			set_slot(slot, SLOT_DIED, NO_PROC, now + RESTART_AFTER);
+		if (failed && slot->state == SLOT_STARTING)
+			set_slot(slot, SLOT_FREE, now + RESTART_AFTER);
 		SpinLockRelease(&shared->lock);
 		/* It also has to watch over a worker that was registered: the fork may fail. */
-		wake_launcher();
+		wake_proc(shared->launcher);
 	}
 	if (failed)
 		warn_of_no_worker();
@@ -328,66 +299,47 @@ wake_worker(Oid database, int wake, bool may_start)
 
 /* ---- the end of a transaction ---- */
 
-/* So that the worker finds the prepared transaction. */
-static void
-lock_table_for_prepare(void)
-{
-	Installation installation;
-
-	if (owner_find(&installation))
-		LockRelationOid(installation.message_table, RowExclusiveLock);
-}
+/*
+ * The (sub)transaction that first requested something.  What was requested
+ * after it is undone together with it: that came in the same one, within it, or
+ * after it had become part of its parent.
+ */
+static TransactionId requested_in = InvalidTransactionId;
 
 static void
 on_transaction_end(XactEvent event, void *arg)
 {
-	bool		requested = request_level > 0;
 	bool		may_start = settings_enabled && settings_background_delivery;
+	Installation installation;
 
 	(void) arg;
-	if (event == XACT_EVENT_PRE_PREPARE && requested)
-		lock_table_for_prepare();
-	if (event != XACT_EVENT_COMMIT && event != XACT_EVENT_PREPARE && event != XACT_EVENT_ABORT)
+	/* It was rolled back, or belongs to an earlier transaction. */
+	if (!TransactionIdIsCurrentTransactionId(requested_in))
 		return;
-	request_level = 0;
-	if (requested && event != XACT_EVENT_ABORT)
-		wake_worker(MyDatabaseId, event == XACT_EVENT_PREPARE ? WAKEUP_PREPARE : WAKEUP_COMMIT, may_start);
-}
-
-static void
-on_subtransaction_end(SubXactEvent event, SubTransactionId mySubid,
-					  SubTransactionId parentSubid, void *arg)
-{
-	int			level = GetCurrentTransactionNestLevel();
-
-	(void) mySubid;
-	(void) parentSubid;
-	(void) arg;
-	if (event == SUBXACT_EVENT_ABORT_SUB && request_level >= level)
-		request_level = 0;
-	else if (event == SUBXACT_EVENT_COMMIT_SUB && request_level == level)
-		request_level = level - 1;
+	/* So that the worker finds the prepared transaction. */
+	if (event == XACT_EVENT_PRE_PREPARE && owner_find(&installation))
+		LockRelationOid(installation.message_table, RowExclusiveLock);
+	if (event == XACT_EVENT_PREPARE)
+		wake_worker(MyDatabaseId, WAKEUP_PREPARE, may_start);
+	else if (event == XACT_EVENT_COMMIT)
+		wake_worker(MyDatabaseId, WAKEUP_COMMIT, may_start);
 }
 
 void
 wakeup_poke(void)
 {
 	static bool registered = false;
-	int			level = GetCurrentTransactionNestLevel();
 
 	/* In these processes there is nobody to wake. */
 	if (IsBinaryUpgrade || !IsUnderPostmaster || !OidIsValid(MyDatabaseId))
 		return;
 	wakeup_attach();
+	/* PostgreSQL would keep a second registration beside the first. */
 	if (!registered)
-	{
-		/* PostgreSQL would keep a second registration beside the first. */
 		RegisterXactCallback(on_transaction_end, NULL);
-		RegisterSubXactCallback(on_subtransaction_end, NULL);
-		registered = true;
-	}
-	if (request_level == 0 || request_level > level)
-		request_level = level;
+	registered = true;
+	if (!TransactionIdIsCurrentTransactionId(requested_in))
+		requested_in = GetCurrentTransactionId();
 }
 
 void
@@ -403,35 +355,39 @@ wakeup_request(void)
 
 /* ---- the deliverer's lock ---- */
 
+static int
+lock_holder(const LOCKTAG *tag)
+{
+	LockData   *locks = GetLockStatusData();
+
+	CHECK_FOR_INTERRUPTS();
+	for (int i = 0; i < locks->nelements; i++)
+		if (locks->locks[i].holdMask != 0 && memcmp(&locks->locks[i].locktag, tag, sizeof(*tag)) == 0)
+			return locks->locks[i].pid;
+	return 0;
+}
+
 /*
- * It is on the extension, with a sub-object number that nobody else uses:
+ * The lock is on the extension, with a sub-object number that nobody else uses:
  * neither SQL's advisory lock functions nor DROP EXTENSION meet it.  It belongs
  * to the session, so it outlives the short transactions of a run.
  */
-static LOCKTAG
-lock_tag(Oid extension)
-{
-	LOCKTAG		tag;
-
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, extension, DELIVERER_SUBOBJECT);
-	return tag;
-}
-
-DelivererLock
+int
 deliverer_lock(bool wait)
 {
 	Installation installation;
 	LOCKTAG		tag;
+	int			holder = 0;
 
 	if (!owner_find(&installation))
 		return DELIVERER_NO_EXTENSION;
-	tag = lock_tag(installation.extension);
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, installation.extension, DELIVERER_SUBOBJECT);
 
 	/* A CALL may have the lock for hours, and this wait must not hold back VACUUM. */
 	InvalidateCatalogSnapshot();
-	if (LockAcquire(&tag, ExclusiveLock, true, !wait) == LOCKACQUIRE_NOT_AVAIL)
-		return DELIVERER_BUSY;
-	return DELIVERER_LOCKED;
+	while (holder == 0 && LockAcquire(&tag, ExclusiveLock, true, !wait) == LOCKACQUIRE_NOT_AVAIL)
+		holder = lock_holder(&tag);
+	return holder;
 }
 
 /* However often it was taken.  Neither a worker nor a CALL has other locks that belong to the session. */
@@ -441,36 +397,18 @@ deliverer_unlock(void)
 	LockReleaseSession(DEFAULT_LOCKMETHOD);
 }
 
-int
-deliverer_pid(void)
-{
-	Installation installation;
-	LOCKTAG		tag = lock_tag(owner_find(&installation) ? installation.extension : InvalidOid);
-	LockData   *locks = GetLockStatusData();
-
-	for (int i = 0; i < locks->nelements; i++)
-	{
-		LockInstanceData *lock = &locks->locks[i];
-
-		if (lock->holdMask != 0 && memcmp(&lock->locktag, &tag, sizeof(tag)) == 0)
-			return lock->pid;
-	}
-	return 0;
-}
-
 /* ---- for the worker ---- */
 
 bool
 wakeup_enter(Oid database)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	Slot	   *slot;
 
 	SpinLockAcquire(&shared->lock);
 	slot = find_or_take_slot(database);
-	if (slot != NULL && slot->proc == NO_PROC)
+	if (slot != NULL && slot->state != SLOT_RUNNING)
 	{
-		set_slot(slot, SLOT_STARTING, my_proc_number(), now + STARTING_FOR);
+		set_slot(slot, SLOT_RUNNING, DT_NOEND);
 		mine = slot;
 	}
 	SpinLockRelease(&shared->lock);
@@ -489,25 +427,6 @@ wakeup_take(void)
 	return wake;
 }
 
-void
-wakeup_looked(void)
-{
-	SpinLockAcquire(&shared->lock);
-	mine->state = SLOT_RUNNING;
-	SpinLockRelease(&shared->lock);
-	wake_launcher();
-}
-
-static void
-quit_slot(SlotState state, TimestampTz due)
-{
-	SpinLockAcquire(&shared->lock);
-	set_slot(mine, state, NO_PROC, due);
-	SpinLockRelease(&shared->lock);
-	mine = NULL;
-	wake_launcher();
-}
-
 bool
 wakeup_leave(TimestampTz due)
 {
@@ -516,28 +435,27 @@ wakeup_leave(TimestampTz due)
 	SpinLockAcquire(&shared->lock);
 	may_leave = mine->wake == 0 && (due == DT_NOEND || shared->launcher != NO_PROC);
 	if (may_leave)
-		set_slot(mine, SLOT_FREE, NO_PROC, due);
-	SpinLockRelease(&shared->lock);
-	if (may_leave)
 	{
+		set_slot(mine, SLOT_FREE, due);
 		mine = NULL;
-		wake_launcher();
 	}
+	SpinLockRelease(&shared->lock);
+	wake_proc(shared->launcher);
 	return may_leave;
 }
 
 void
-wakeup_hand_over(void)
+wakeup_end(bool died)
 {
-	quit_slot(SLOT_FREE, DT_NOEND);
-	wake_worker(MyDatabaseId, 0, true);
-}
+	TimestampTz now = GetCurrentTimestamp();
 
-void
-wakeup_died(void)
-{
-	if (mine != NULL)
-		quit_slot(SLOT_DIED, GetCurrentTimestamp() + RESTART_AFTER);
+	if (mine == NULL)
+		return;
+	SpinLockAcquire(&shared->lock);
+	set_slot(mine, SLOT_FREE, died ? now + RESTART_AFTER : DT_NOEND);
+	SpinLockRelease(&shared->lock);
+	mine = NULL;
+	wake_proc(shared->launcher);
 }
 
 /* ---- for all deliverers, and for the status view ---- */
@@ -545,54 +463,81 @@ wakeup_died(void)
 TimestampTz
 wakeup_doubt(void)
 {
-	TimestampTz doubt;
-
-	SpinLockAcquire(&shared->lock);
-	doubt = shared->doubt;
-	SpinLockRelease(&shared->lock);
-	return doubt;
+	return (TimestampTz) pg_atomic_read_u64(&shared->doubt);
 }
 
 void
 wakeup_raise_doubt(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
+	uint64		now = (uint64) GetCurrentTimestamp();
+	uint64		doubt = pg_atomic_read_u64(&shared->doubt);
+
+	while (doubt < now && !pg_atomic_compare_exchange_u64(&shared->doubt, &doubt, now))
+		;
+}
+
+/* A copy of the database's slot; a FREE one when it has none. */
+static Slot
+read_slot(Oid database)
+{
+	Slot		copy = {.state = SLOT_FREE, .due = DT_NOEND};
+	Slot	   *slot;
 
 	SpinLockAcquire(&shared->lock);
-	shared->doubt = Max(shared->doubt, now);
+	slot = find_slot(database);
+	if (slot != NULL)
+		copy = *slot;
 	SpinLockRelease(&shared->lock);
+	return copy;
+}
+
+bool
+wakeup_has_worker(Oid database)
+{
+	Slot		slot = read_slot(database);
+
+	return has_worker(&slot, GetCurrentTimestamp());
 }
 
 const char *
 wakeup_status(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	const char *status = "waits for a request";
-	Slot	   *slot;
+	Slot		slot;
 
-	SpinLockAcquire(&shared->lock);
-	slot = find_slot(MyDatabaseId);
-	if (slot != NULL && (has_worker(slot, now) ||
-						 (slot->state == SLOT_FREE && slot->due != DT_NOEND && shared->launcher != NO_PROC)))
-		status = "working";
-	else if (slot != NULL && slot->state != SLOT_FREE)
-		status = "no free worker";
-	SpinLockRelease(&shared->lock);
-	return status;
+	if (!settings_enabled)
+		return "switched off";
+	if (!settings_background_delivery)
+		return "by CALL only";
+	if (RecoveryInProgress())
+		return "standby";
+	wakeup_attach();
+	slot = read_slot(MyDatabaseId);
+	if (has_worker(&slot, GetCurrentTimestamp()))
+		return "working";
+	if (slot.wake != 0)
+		return "no free worker";
+	/* The launcher starts a worker for the next retry, or in place of one that died. */
+	return slot.due != DT_NOEND && shared->launcher != NO_PROC ? "working" : "waits for a request";
 }
 
 /* ---- for the launcher ---- */
 
 void
+wakeup_register_launcher(void)
+{
+	BackgroundWorker process;
+
+	describe_process(&process, "launcher");
+	process.bgw_restart_time = LAUNCHER_RESTART;
+	RegisterBackgroundWorker(&process);
+}
+
+void
 wakeup_begin_launcher(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
-
-	SpinLockAcquire(&shared->lock);
 	/* It stays so: the postmaster restarts a launcher that ends. */
 	shared->launcher = my_proc_number();
-	shared->sweep_due = now;
-	SpinLockRelease(&shared->lock);
+	wakeup_sweep_at(0);
 
 	/* After a promotion, what the old primary recorded may not have been replicated. */
 	wakeup_raise_doubt();
@@ -610,7 +555,7 @@ wakeup_due(Oid *database)
 	{
 		Slot	   *slot = &shared->slots[i];
 
-		if (slot->proc == NO_PROC && slot->due < due)
+		if (slot->due < due)
 		{
 			due = slot->due;
 			*database = slot->database;
@@ -631,21 +576,7 @@ wakeup_sweep_at(TimestampTz due)
 void
 wakeup_launch(Oid database)
 {
-	wake_worker(database, 0, true);
-}
-
-TimestampTz
-wakeup_looks_until(Oid database)
-{
-	TimestampTz until = 0;
-	Slot	   *slot;
-
-	SpinLockAcquire(&shared->lock);
-	slot = find_slot(database);
-	if (slot != NULL && slot->state == SLOT_STARTING)
-		until = slot->due;
-	SpinLockRelease(&shared->lock);
-	return until;
+	wake_worker(database, WAKEUP_COMMIT, true);
 }
 
 void
@@ -655,8 +586,8 @@ wakeup_forget(Oid database)
 
 	SpinLockAcquire(&shared->lock);
 	slot = find_slot(database);
-	if (slot != NULL && slot->proc == NO_PROC)
-		clear_slot(slot, InvalidOid);
+	if (slot != NULL && slot->state != SLOT_RUNNING)
+		set_slot(slot, SLOT_FREE, DT_NOEND);
 	SpinLockRelease(&shared->lock);
 }
 
@@ -674,13 +605,14 @@ wakeup_serve_signals(void)
 }
 
 void
-wakeup_wait(TimestampTz until, uint32 wait_event)
+wakeup_wait(TimestampTz until, const char *wait_event)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	/* WaitLatch() takes no more than 24 days. */
 	long		timeout = TimestampDifferenceMilliseconds(now, Min(until, now + USECS_PER_DAY));
 
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout, wait_event);
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout,
+					 wait_event_named(wait_event));
 	ResetLatch(MyLatch);
 	wakeup_serve_signals();
 }

@@ -33,33 +33,24 @@ extern const char *wakeup_status(void);
 
 /* ---- the deliverer's lock ---- */
 
-typedef enum DelivererLock
-{
-	DELIVERER_LOCKED,
-	DELIVERER_BUSY,				/* another session has it, and wait was false */
-	DELIVERER_NO_EXTENSION
-} DelivererLock;
+#define DELIVERER_NO_EXTENSION	(-1)
 
 /*
- * Needs a transaction; the session may have the lock already.  The lock
- * survives commits, but an abort releases it: call this before each run.
+ * Returns 0 when this session has the lock, or has it already; without wait
+ * also the pid of the session that has it.  It survives commits, but an abort
+ * releases it: call this before each run.  Needs a transaction.
  */
-extern DelivererLock deliverer_lock(bool wait);
+extern int	deliverer_lock(bool wait);
 extern void deliverer_unlock(void);
-
-/* The pid of the session that has the lock; 0: none has.  Needs a transaction. */
-extern int	deliverer_pid(void);
 
 /* ---- for the worker: its own slot; none of these throws ---- */
 
-#define WAKEUP_COMMIT	1		/* something was requested or changed */
-#define WAKEUP_PREPARE	2		/* the same, in a transaction that is only prepared */
+/* Something was requested or changed; the same, in a transaction that is only prepared. */
+#define WAKEUP_COMMIT	1
+#define WAKEUP_PREPARE	2
 
 extern bool wakeup_enter(Oid database); /* false: another worker is there */
 extern int	wakeup_take(void);	/* who woke the worker since it last asked: bits, or 0 */
-extern void wakeup_looked(void);	/* the worker knows whether something is pending */
-extern void wakeup_hand_over(void); /* a successor starts, and this worker must end */
-extern void wakeup_died(void);
 
 /*
  * due: when a worker has to be back; DT_NOEND: not before the next commit.  False
@@ -67,15 +58,19 @@ extern void wakeup_died(void);
  */
 extern bool wakeup_leave(TimestampTz due);
 
+/* The worker ends, if it has not left.  died: the launcher replaces it. */
+extern void wakeup_end(bool died);
+
 /* ---- for the launcher ---- */
 
+extern void wakeup_register_launcher(void);
 extern void wakeup_begin_launcher(void);
 
 /* When to start a worker, and for which database (InvalidOid: look into all); DT_NOEND: never. */
 extern TimestampTz wakeup_due(Oid *database);
 extern void wakeup_sweep_at(TimestampTz due);	/* when to look into all databases; DT_NOEND: never */
 extern void wakeup_launch(Oid database);
-extern TimestampTz wakeup_looks_until(Oid database);	/* how long to wait for its worker's look; 0: no longer */
+extern bool wakeup_has_worker(Oid database);	/* or one on its way */
 extern void wakeup_forget(Oid database);	/* it is gone, or takes no connections */
 
 /* ---- waiting ---- */
@@ -84,6 +79,6 @@ extern void wakeup_forget(Oid database);	/* it is gone, or takes no connections 
 extern void wakeup_serve_signals(void);
 
 /* Until then or until the latch is set, which it resets; then serves signals. */
-extern void wakeup_wait(TimestampTz until, uint32 wait_event);
+extern void wakeup_wait(TimestampTz until, const char *wait_event);
 
 #endif

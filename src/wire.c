@@ -261,7 +261,6 @@ rebuild_set(void)
 int
 wire_wait(long timeout_ms, uint32 *ready, bool *latched)
 {
-	static uint32 wait_event = 0;
 	WaitEvent	occurred;
 
 	for (;;)
@@ -270,7 +269,7 @@ wire_wait(long timeout_ms, uint32 *ready, bool *latched)
 
 		if (set_is_stale)
 			rebuild_set();
-		if (WaitEventSetWait(set, timeout_ms, &occurred, 1, wait_event_named(&wait_event, "OnesignalCancelHttp")) == 0)
+		if (WaitEventSetWait(set, timeout_ms, &occurred, 1, wait_event_named("OnesignalCancelHttp")) == 0)
 			return -1;
 		watched = find_socket(occurred.fd);
 		if (occurred.events & WL_LATCH_SET)

@@ -1,28 +1,23 @@
 /*
  * worker.c
- *		The database's worker: when it delivers, waits and leaves.
+ *		The database's worker: when it delivers, waits, makes way and leaves.
  *
- * The protocol of starting, waking and leaving is in wakeup.c; the steps that
- * are named below are those of its header.
+ * The protocol of starting, waking and leaving, with its steps, is in wakeup.c.
  *
  * COMMIT PREPARED wakes nobody.  So while a prepared transaction holds a lock
- * on onesignal_message, the worker looks for rows again and again: each time
- * after a sixtieth of the time that has passed since the PREPARE, but after
- * 10 ms at least and a minute at most.  It asks about the lock before it looks
- * for rows, and locks are released after rows are visible: when there is no
- * lock any more, the look sees all rows.  Shared memory forgets in a crash, so
- * a worker also asks when it starts.
+ * on onesignal_message, the worker stays and looks for rows again and again:
+ * each time after a sixtieth of the time that has passed since the PREPARE.  It
+ * asks about the lock before it looks for rows, and locks are released after
+ * rows are visible: when there is no lock any more, the look sees all rows.
+ * Shared memory forgets in a crash, so a worker also asks when it starts.
  *
- * A session that drops, renames or copies the database waits up to five
- * seconds for all others to leave.  The worker regularly looks whether
- * somebody has locked the database.  If so, it hands over to a successor,
- * which waits for that lock before it connects, when it is not yet a session
- * of the database.
+ * A session that drops, renames or copies the database locks it, and waits up
+ * to five seconds for all others to leave.  The worker then hands over to a
+ * successor, which waits for that lock before it connects.
  *
  * SIGTERM ends the worker at once, except while it delivers: answers to
  * requests on the wire would be lost.  Then delivery is told to stop, which
- * takes it about a second.  Another SIGTERM, half a second later or more, does
- * not wait for that.
+ * takes it about a second.
  */
 #include "postgres.h"
 
@@ -34,6 +29,7 @@
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
 #include "storage/ipc.h"
+#include "storage/latch.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
 #include "tcop/tcopprot.h"
@@ -42,18 +38,14 @@
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
-#include "compat.h"
 #include "delivery.h"
 #include "queue.h"
 #include "settings.h"
 #include "wakeup.h"
-#include "worker.h"
 
-/* How often it looks at the database's lock; of the five seconds, delivery needs one to stop. */
-#define LOOK_MS			1000
-
-/* How often a new worker looks whether that lock is gone. */
-#define LOOK_NEW_MS		100
+/* How often an idle worker looks at the database's lock, and a new one. */
+#define LOOK			USECS_PER_SEC
+#define LOOK_NEW		INT64CONST(100000)
 
 /* How soon it looks for what a prepared transaction requested; see above. */
 #define PREPARED_SHARE	60
@@ -61,16 +53,16 @@
 #define PREPARED_MAX	(60 * USECS_PER_SEC)
 
 /* Between two runs: should the first be wrong about a row that is due, they must not take all of a CPU. */
-#define TURN_MS			10
+#define TURN			INT64CONST(10000)
 
 /* Seconds to wait after a failed run: they double up to this. */
 #define PAUSE_MAX		60
 
-/* SIGTERM: a second one that comes later ends delivery at once, and a statement that goes on longer is ended. */
-#define IMPATIENT_AFTER	INT64CONST(500000)
-#define STOP_WITHIN		(4 * USECS_PER_SEC)
+/* Seconds after SIGTERM: a statement that goes on longer, in a trigger, say, is ended. */
+#define STOP_WITHIN		4
 
-static bool preloaded = false;
+extern PGDLLEXPORT void worker_main(Datum arg);
+
 static emit_log_hook_type previous_log_hook = NULL;
 
 /* After a failed run: its error message, the pause in seconds, and when that ends. */
@@ -81,34 +73,14 @@ static TimestampTz pause_end = 0;
 /* Does it know that something is pending? */
 static bool looked = false;
 
-/* When a transaction with requests was last prepared; 0: none is prepared. */
+/* When a transaction with requests was last prepared, and when to ask next; 0, DT_NOEND: none is prepared. */
 static TimestampTz prepared_at = 0;
-
-/* When the worker last asked whether one is; 0: never. */
-static TimestampTz asked_at = 0;
+static TimestampTz ask_at = 0;
 
 /* Is delivery_run() at work, and did SIGTERM come? */
 static volatile sig_atomic_t delivering = false;
 static volatile sig_atomic_t told_to_stop = false;
-static volatile TimestampTz told_at;
 static TimeoutId stop_look;
-
-/* ---- loading the library ---- */
-
-void
-worker_init(void)
-{
-	if (!process_shared_preload_libraries_in_progress || IsBinaryUpgrade)
-		return;
-	preloaded = true;
-	launcher_register();
-}
-
-bool
-worker_preloaded(void)
-{
-	return preloaded;
-}
 
 /* ---- stopping ---- */
 
@@ -119,11 +91,11 @@ worker_exit(int code, Datum arg)
 	(void) arg;
 	if (delivering)
 		wakeup_raise_doubt();
-	wakeup_died();
+	wakeup_end(true);
 	deliverer_unlock();
 }
 
-/* As die() does: the next CHECK_FOR_INTERRUPTS() ends the process. */
+/* As die() does. */
 static void
 die_soon(void)
 {
@@ -132,33 +104,26 @@ die_soon(void)
 	SetLatch(MyLatch);
 }
 
-/* A second SIGTERM is an impatient one, unless it is the postmaster's, which sends each one twice. */
-static bool
-is_impatient(void)
-{
-	return told_to_stop && GetCurrentTimestamp() - told_at > IMPATIENT_AFTER;
-}
-
 /* SIGTERM.  The wait for a lock may take hours, so it ends at once. */
 static void
 on_sigterm(SIGNAL_ARGS)
 {
 	int			save_errno = errno;
 
-	if (!delivering || is_impatient() || MyProc->waitStatus == PROC_WAIT_STATUS_WAITING)
-		die_soon();
-	if (!told_to_stop)
-		told_at = GetCurrentTimestamp();
 	told_to_stop = true;
+	if (!delivering || MyProc->waitStatus == PROC_WAIT_STATUS_WAITING)
+		die_soon();
 	SetLatch(MyLatch);
 	errno = save_errno;
 }
 
-/* A statement may hang where no lock is waited for, in a trigger, say. */
+/* Each second, while it delivers. */
 static void
 on_stop_look(void)
 {
-	if (told_to_stop && GetCurrentTimestamp() - told_at > STOP_WITHIN)
+	static int	seconds = 0;
+
+	if (told_to_stop && ++seconds > STOP_WITHIN)
 		die_soon();
 }
 
@@ -180,7 +145,7 @@ is_wanted(void)
 
 /* ---- making way ---- */
 
-/* Is somebody about to drop, rename, move or copy the database?  Needs no transaction. */
+/* Does somebody have a lock against which connecting would wait?  Needs no transaction. */
 static bool
 is_locked(Oid database)
 {
@@ -188,34 +153,14 @@ is_locked(Oid database)
 	int			count;
 
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, database, 0);
-	/* The lock that connecting takes. */
 	pfree(GetLockConflicts(&tag, RowExclusiveLock, &count));
 	return count > 0;
-}
-
-/* The same for the worker's database, looked up at most every LOOK_MS. */
-static bool
-must_make_way(void)
-{
-	static TimestampTz looked_at = 0;
-	static bool locked = false;
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (now < looked_at || TimestampDifferenceExceeds(looked_at, now, LOOK_MS))
-	{
-		looked_at = now;
-		locked = is_locked(MyDatabaseId);
-	}
-	return locked;
 }
 
 static void
 worker_idle(TimestampTz until)
 {
-	static uint32 wait_event = 0;
-
-	until = Min(until, TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_MS));
-	wakeup_wait(until, wait_event_named(&wait_event, "OnesignalCancelWorkerIdle"));
+	wakeup_wait(Min(until, GetCurrentTimestamp() + LOOK), "OnesignalCancelWorker");
 }
 
 /* ---- being woken, and prepared transactions ---- */
@@ -227,7 +172,7 @@ take_wake(void)
 	int			wake = wakeup_take();
 
 	if ((wake & WAKEUP_PREPARE) != 0)
-		prepared_at = GetCurrentTimestamp();
+		prepared_at = ask_at = GetCurrentTimestamp();
 	return wake != 0;
 }
 
@@ -251,15 +196,6 @@ is_prepared(Oid table)
 	return false;
 }
 
-/* When it has to look again for what a prepared transaction requested; DT_NOEND: there is none. */
-static TimestampTz
-prepared_due(void)
-{
-	if (prepared_at == 0)
-		return DT_NOEND;
-	return asked_at + Min(Max((asked_at - prepared_at) / PREPARED_SHARE, PREPARED_MIN), PREPARED_MAX);
-}
-
 /* Call it before looking for rows.  True: the worker must look. */
 static bool
 ask_about_prepared(void)
@@ -268,14 +204,19 @@ ask_about_prepared(void)
 	TimestampTz now = GetCurrentTimestamp();
 	Installation installation;
 
-	if (max_prepared_xacts == 0 || (asked_at != 0 && now < prepared_due()))
+	if (now < ask_at)
 		return false;
-	asked_at = now;
+	ask_at = DT_NOEND;
+	if (max_prepared_xacts == 0)
+		return false;
 	StartTransactionCommand();
-	if (!owner_find(&installation) || !is_prepared(installation.message_table))
+	if (owner_find(&installation) && is_prepared(installation.message_table))
+	{
+		prepared_at = prepared_at != 0 ? prepared_at : now;
+		ask_at = now + Min(Max((now - prepared_at) / PREPARED_SHARE, PREPARED_MIN), PREPARED_MAX);
+	}
+	else
 		prepared_at = 0;
-	else if (prepared_at == 0)
-		prepared_at = now;
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 	return true;
@@ -288,16 +229,15 @@ static bool
 wait_for_work(TimestampTz due)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz idle_end = TimestampTzPlusMilliseconds(now, settings_worker_idle_timeout);
+	TimestampTz idle_end = now + settings_worker_idle_timeout * INT64CONST(1000);
 
-	due = Max(due, TimestampTzPlusMilliseconds(now, TURN_MS));
-	due = Min(due, prepared_due());
+	due = Max(due, now + TURN);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	while (!must_make_way() && !take_wake() && now < due && is_wanted())
+	while (!is_locked(MyDatabaseId) && !take_wake() && now < Min(due, ask_at) && is_wanted())
 	{
-		if (now >= idle_end && wakeup_leave(due))
+		if (now >= idle_end && ask_at == DT_NOEND && wakeup_leave(due))
 			return false;
-		worker_idle(now >= idle_end ? due : Min(due, idle_end));
+		worker_idle(Min(ask_at, now >= idle_end ? due : Min(due, idle_end)));
 		now = GetCurrentTimestamp();
 	}
 	return true;
@@ -306,12 +246,13 @@ wait_for_work(TimestampTz due)
 static bool
 something_is_pending(void)
 {
-	bool		pending;
+	bool		pending = false;
 
-	if (!queue_begin(false))
-		return false;
-	pending = queue_has_pending();
-	queue_commit();
+	if (queue_begin(false))
+	{
+		pending = queue_has_pending();
+		queue_commit();
+	}
 	return pending;
 }
 
@@ -332,14 +273,14 @@ must_stop(void)
 	/* Delivery may still have to wait for a lock. */
 	if (told_to_stop)
 		SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
-	return told_to_stop || !is_wanted() || must_make_way();
+	return told_to_stop || !is_wanted() || is_locked(MyDatabaseId);
 }
 
 static TimestampTz
 worker_deliver(void)
 {
 	const DeliveryOptions options = {.in_procedure = false, .woken = was_woken, .must_stop = must_stop};
-	DelivererLock lock;
+	int			lock;
 	TimestampTz due;
 
 	StartTransactionCommand();
@@ -364,11 +305,12 @@ take_turn(void)
 
 	wakeup_serve_signals();
 	/* Commits must not shorten the pause, so the worker is not asked whether it was woken. */
-	while (GetCurrentTimestamp() < pause_end && is_wanted() && !must_make_way())
+	while (GetCurrentTimestamp() < pause_end && is_wanted() && !is_locked(MyDatabaseId))
 		worker_idle(pause_end);
-	if (must_make_way())
+	if (is_locked(MyDatabaseId))
 	{
-		wakeup_hand_over();
+		wakeup_end(false);
+		wakeup_launch(MyDatabaseId);
 		return false;
 	}
 	take_wake();
@@ -378,11 +320,8 @@ take_turn(void)
 	ask_about_prepared();
 	if (!looked)
 	{
-		bool		pending = something_is_pending();
-
 		looked = true;
-		wakeup_looked();
-		if (!pending && prepared_at == 0)
+		if (!something_is_pending() && ask_at == DT_NOEND)
 			return !wakeup_leave(DT_NOEND);
 	}
 	due = worker_deliver();
@@ -438,7 +377,6 @@ work(void)
 			recover(context);
 		}
 		PG_END_TRY();
-		MemoryContextSwitchTo(TopMemoryContext);
 		MemoryContextReset(context);
 	}
 }
@@ -451,24 +389,6 @@ hide_missing_database(ErrorData *error)
 		error->output_to_server = false;
 	else if (previous_log_hook)
 		previous_log_hook(error);
-}
-
-/*
- * Waits until the database is not locked: PostgreSQL 15 looks its name up
- * before it waits for that lock, and gives up when the name has changed.
- */
-static void
-connect_to(Oid database)
-{
-	static uint32 wait_event = 0;
-
-	while (is_locked(database))
-		wakeup_wait(TimestampTzPlusMilliseconds(GetCurrentTimestamp(), LOOK_NEW_MS),
-					wait_event_named(&wait_event, "OnesignalCancelWorkerStart"));
-	previous_log_hook = emit_log_hook;
-	emit_log_hook = hide_missing_database;
-	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
-	emit_log_hook = previous_log_hook;
 }
 
 void
@@ -485,7 +405,14 @@ worker_main(Datum arg)
 	wakeup_attach();
 	if (!wakeup_enter(database))
 		proc_exit(0);
-	connect_to(database);
+	/* PostgreSQL 15 looks the name up before it waits for this lock, and gives up when the name has changed. */
+	while (is_locked(database))
+		wakeup_wait(GetCurrentTimestamp() + LOOK_NEW, "OnesignalCancelWorker");
+	previous_log_hook = emit_log_hook;
+	emit_log_hook = hide_missing_database;
+	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
+	emit_log_hook = previous_log_hook;
+
 	pgstat_report_appname(MyBgworkerEntry->bgw_name);
 	owner_settle();
 	/* An outcome that a crash undoes is delivered again: no need to wait for standbys. */
