@@ -325,27 +325,16 @@ describe_status(const HttpAnswer *answer)
 	return text;
 }
 
-/*
- * Is it the message that OneSignal rejects?  It did so before, and has
- * accepted the same key for another message since.
- */
-static bool
-is_denied(const DeliveryItem *item)
-{
-	const DeliveryLane *lane = item->lane;
-	TimestampTz last_at = item->row.last_attempt_at;
-
-	return apps_was_rejected(item->row.http_status) &&
-		last_at >= lane->adopted_at && lane->accepted_at > last_at;
-}
-
 /* OneSignal has judged the key. */
 static void
 learn_key(DeliveryItem *item, bool accepted, const char *reason, TimestampTz now)
 {
 	DeliveryLane *lane = item->lane;
+	TimestampTz last_at = item->row.last_attempt_at;
 
-	item->denied = !accepted && is_denied(item);
+	/* It rejects the message if it did so before, and has accepted the same key for another one since. */
+	item->denied = !accepted && apps_was_rejected(item->row.http_status) &&
+		last_at >= lane->adopted_at && lane->accepted_at > last_at;
 	if (item->denied)
 		circuit_abandon(&lane->circuit, item->begun);
 	else if (accepted)

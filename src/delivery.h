@@ -106,8 +106,7 @@ typedef struct DeliveryApp
 	dlist_head	lanes;			/* all of them */
 	pairingheap queue;			/* lanes that have rows */
 	dlist_head	hungry;			/* lanes that need rows */
-	Place		fetching;		/* in the list of apps that may send and have such lanes */
-	Place		turn;			/* in the ready or the crowded ones */
+	Place		turn;			/* in the list of apps that fetch, are ready, or crowded */
 	Timer		timer;
 } DeliveryApp;
 

@@ -12,13 +12,13 @@
  *		lane	queue of its app: it has rows
  *				hungry, a list of its app: rows are to be fetched for it
  *				timer: it waits for a row to fall due, a probe, its key, or for ever
- *		app		ready: its next row may begin; such apps take turns
+ *		app		fetching: it may send, and has hungry lanes
+ *				ready: its next row may begin; such apps take turns
  *				crowded: others have too many requests on the wire, or
  *				libcurl has yet to send some of its own
  *				timer: it waits for its pace or for a pause to end
  *				none: its own answers, or their recording, bring it back
  *
- * An app that may send is also in the list "fetching" if it has hungry lanes.
  * After a wake-up a scan finds from the index, some at a time, which lanes
  * there are.
  */
@@ -224,16 +224,15 @@ app_place(DeliveryApp *app, TimestampTz now)
 	if (opens_at > now)
 	{
 		/* It may not send: its lanes give up their rows and keys. */
-		place_move(&app->fetching, NULL);
 		while ((timer = timer_take(&app->queue, DT_NOEND)) != NULL)
 			lane_starve(pairingheap_container(DeliveryLane, timer.node, &timer->node));
 		if (!dlist_is_empty(&app->hungry))
 			timer_set(&app->timer, &app_timers, opens_at);
-		return;
 	}
 	/* One lane will do for a probe. */
-	place_move(&app->fetching, !dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows) ? &fetching : NULL);
-	if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
+	else if (!dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows))
+		place_move(&app->turn, &fetching);
+	else if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
 	{
 		bool		has_room = app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire);
 
@@ -450,16 +449,14 @@ lanes_fill(TimestampTz now)
 	problem = dlist_is_empty(&fetching) ? NULL : queue_problem();
 	for (int i = 0; i < FETCH_LANES && rows < FETCH_ROWS && !dlist_is_empty(&fetching); i++)
 	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, fetching.node, &fetching);
+		DeliveryApp *app = dlist_head_element(DeliveryApp, turn.node, &fetching);
 		DeliveryLane *lane = dlist_head_element(DeliveryLane, hungry.node, &app->hungry);
 
 		apps_check_key(lane, problem, now);
 		expire_rows(lane, now);
 		if (!lane->key_missing && circuit_next(&lane->circuit, now) <= now)
 			rows += fetch_rows(lane, now);
-		lane_place(lane, now);
-		place_move(&app->fetching, NULL);	/* behind the others */
-		app_place(app, now);
+		place(lane, now);		/* behind the others */
 	}
 }
 
