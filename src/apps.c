@@ -119,8 +119,7 @@ static void
 app_begin(DeliveryApp *app, const QueueAppState *state, TimestampTz now)
 {
 	app->resumed_at = state->resumed_at;
-	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
-	pace_init(&app->pace, app->rate_limit);
+	pace_init(&app->pace, CREDENTIALS_RATE_ADAPTS);
 	if (state->pace > 0)
 		app->pace.rate = state->pace;
 	app->allowance.limit = ALLOWANCE_FIRST;
@@ -209,10 +208,8 @@ adopt_rate(DeliveryApp *app, const Credentials *credentials)
 		return;
 	app->rate_server = credentials->server;
 	strlcpy(app->server, credentials->server_name, NAMEDATALEN);
-	if (app->rate_limit == credentials->rate_limit)
-		return;
-	app->rate_limit = credentials->rate_limit;
-	pace_init(&app->pace, app->rate_limit);
+	if (app->pace.limit != credentials->rate_limit)
+		pace_init(&app->pace, credentials->rate_limit);
 }
 
 static uint64
@@ -230,7 +227,6 @@ adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 	uint64		fingerprint = add_to_hash(server, credentials->api_key) | 1;
 	bool		changed = lane->fingerprint != fingerprint;
 
-	MemoryContextSetParent(key->context, apps_context);
 	key->refs = 1;
 	lane->credentials = key;
 	lane->checked_at = now;
@@ -257,7 +253,7 @@ wipe_key(void *arg)
 static LaneKey *
 make_key(void)
 {
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "onesignal key", ALLOCSET_SMALL_SIZES);
+	MemoryContext context = AllocSetContextCreate(apps_context, "onesignal key", ALLOCSET_SMALL_SIZES);
 	LaneKey    *key = MemoryContextAllocZero(context, sizeof(LaneKey));
 
 	key->context = context;

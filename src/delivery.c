@@ -25,7 +25,6 @@
 #include "postgres.h"
 
 #include "common/pg_prng.h"
-#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -384,6 +383,9 @@ settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
 	}
 	if (outcome->state == QUEUE_FAILED)
 		log_given_up(item, outcome);
+	/* It may have been requested again, by another role, too. */
+	if (recorded == QUEUE_DROPPED)
+		lanes_look(true, GetCurrentTimestamp());
 	lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
 }
 

@@ -82,7 +82,6 @@ typedef struct DeliveryApp
 	char		server[NAMEDATALEN];	/* for messages; "": not known */
 
 	Pace		pace;
-	double		rate_limit;
 	Oid			rate_server;	/* the server that states it */
 	Circuit		circuit;
 	char	   *reason;			/* why the circuit opened last, or NULL */
@@ -159,7 +158,6 @@ typedef struct DeliveryItem
 	DeliveryLane *lane;
 	LaneKey    *key;			/* that it is sent with */
 	QueueRow	row;
-	bool		renewed;		/* it was taken back and requested again meanwhile */
 	TimestampTz begun;
 	dlist_node	node;			/* in the answered ones (delivery.c) */
 	Timer		timer;			/* until it is judged, or recorded, once more */

@@ -95,8 +95,6 @@ static struct LaneScan
 	QueueLane	last;			/* that it has come to */
 } scan;
 
-/* ---- times ---- */
-
 int
 timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
@@ -137,7 +135,7 @@ timer_take(pairingheap *heap, TimestampTz until)
 	return timer;
 }
 
-/* ---- where a lane stands ---- */
+/* ---- where lanes and apps stand ---- */
 
 /* They and their key are not needed now.  What was not begun is fetched again. */
 static void
@@ -203,8 +201,6 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 	}
 }
 
-/* ---- where an app stands ---- */
-
 /* When the app may send, as far as pauses go; <= now: at once. */
 static TimestampTz
 app_opens_at(DeliveryApp *app, TimestampTz now)
@@ -260,8 +256,6 @@ lanes_tick(TimestampTz now)
 	while ((timer = timer_take(&app_timers, now)) != NULL)
 		app_place(pairingheap_container(DeliveryApp, timer.node, &timer->node), now);
 }
-
-/* ---- opening ---- */
 
 void
 lanes_open(MemoryContext context, bool cautious)
@@ -355,13 +349,9 @@ static bool
 is_due(DeliveryLane *lane, const QueueRow *row, TimestampTz now)
 {
 	MessageId	id = {row->message_id, lane->key.app_id};
-	DeliveryItem *item = hash_search(items, &id, HASH_FIND, NULL);
 
-	if (item != NULL)
-	{
-		item->renewed |= item->row.requested_at != row->requested_at;
+	if (hash_search(items, &id, HASH_FIND, NULL) != NULL)
 		return false;
-	}
 	/* The key was rejected: a process that knows no better begins with a probe. */
 	if (apps_was_rejected(row->http_status) && lane->circuit.changed_at == 0 && lane->circuit.success_at == 0)
 		(void) circuit_open(&lane->circuit, now, now, now);
@@ -537,9 +527,6 @@ lanes_settle(DeliveryItem *item, TimestampTz next_due)
 	TimestampTz now = GetCurrentTimestamp();
 	DeliveryLane *lane = item->lane;
 
-	/* It may have been requested by another role, and so be in another lane. */
-	if (item->renewed)
-		lanes_look(true, now);
 	apps_release_key(item->key);
 	pfree(unconstify(char *, item->answer.body));
 	if (item->view.body != NULL)

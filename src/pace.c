@@ -91,7 +91,7 @@ pace_init(Pace *pace, double rate_limit)
 {
 	memset(pace, 0, sizeof(*pace));
 	pace->rate = rate_limit < 0 ? PACE_START : rate_limit;
-	pace->limit = Max(rate_limit, 0);
+	pace->limit = rate_limit;
 	pace->tokens = 1.0;
 }
 
