@@ -122,13 +122,14 @@ push_answered(DeliveryItem *item)
 	dlist_push_tail(&answered, &item->node);
 }
 
-static void
-copy_answer(HttpAnswer *copy, const HttpAnswer *answer)
+static HttpAnswer *
+copy_answer(const HttpAnswer *answer)
 {
-	char	   *body = MemoryContextAlloc(delivery_context, answer->body_length + 1);
+	HttpAnswer *copy = MemoryContextAlloc(delivery_context, sizeof(HttpAnswer) + answer->body_length + 1);
 
 	*copy = *answer;
-	copy->body = memcpy(body, answer->body, answer->body_length + 1);
+	copy->body = memcpy(copy + 1, answer->body, answer->body_length + 1);
+	return copy;
 }
 
 /* What the exchange brought waits to be recorded. */
@@ -139,10 +140,10 @@ take_answer(const HttpAnswer *answer)
 	bool		has_status = answer->status != 0;
 
 	if (item->view_until != 0)
-		copy_answer(&item->view, answer);
+		item->view = copy_answer(answer);
 	else
 	{
-		copy_answer(&item->answer, answer);
+		item->answer = copy_answer(answer);
 		/* That we do not wait for an answer tells nothing of OneSignal. */
 		if (has_status || stopping_since == 0)
 			apps_learn(item, answer);
@@ -224,7 +225,7 @@ decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz 
 static bool
 is_in_doubt(const DeliveryItem *item)
 {
-	return item->row.unanswered || item->answer.sent_before || item->row.requested_at < wakeup_doubt();
+	return item->row.unanswered || item->answer->sent_before || item->row.requested_at < wakeup_doubt();
 }
 
 /* False: it is not the app's turn, or nothing may be sent. */
@@ -242,21 +243,6 @@ ask_view(DeliveryItem *item, TimestampTz now)
 	return true;
 }
 
-/* What View message has said so far.  What is of no use is forgotten. */
-static CancelVerdict
-judge_view(DeliveryItem *item, TimestampTz now)
-{
-	DeliveryApp *app = item->lane->app;
-	CancelVerdict verdict = item->view.body != NULL ? onesignal_judge_view(&item->view) : CANCEL_UNAVAILABLE;
-
-	if (item->view.body == NULL || verdict != CANCEL_UNAVAILABLE)
-		return verdict;
-	app->view_at = Max(app->view_at, now + item->view.retry_after * USECS_PER_SEC);
-	pfree(unconstify(char *, item->view.body));
-	item->view.body = NULL;
-	return verdict;
-}
-
 /*
  * A refusal may be the echo of an attempt that canceled the message, so View
  * message is asked.  False: its answer is to come.  When it cannot be asked now,
@@ -266,11 +252,17 @@ static bool
 check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, TimestampTz now)
 {
 	DeliveryApp *app = item->lane->app;
-	CancelVerdict verdict = judge_view(item, now);
+	CancelVerdict verdict = item->view != NULL ? onesignal_judge_view(item->view) : CANCEL_UNAVAILABLE;
 	bool		was_asked = item->view_until != 0;
 	bool		is_open = verdict == CANCEL_UNAVAILABLE && (!was_asked || now < item->view_until);
 	TimestampTz again_at = 0;
 
+	if (is_open && item->view != NULL)
+	{
+		app->view_at = Max(app->view_at, now + item->view->retry_after * USECS_PER_SEC);
+		pfree(item->view);
+		item->view = NULL;
+	}
 	if (is_open && ask_view(item, now))
 		return false;
 	if (is_open && was_asked && may_send && app->paused_until <= now)
@@ -288,7 +280,7 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, 
 		judged->error_count = 0;
 	}
 	else if (verdict != CANCEL_REFUSED)
-		onesignal_hint_doubt(judged, item->row.unanswered || item->answer.sent_before);
+		onesignal_hint_doubt(judged, item->row.unanswered || item->answer->sent_before);
 	if (again_at != 0)
 	{
 		outcome->state = QUEUE_PENDING;
@@ -305,7 +297,7 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	CancelOutcome judged;
 	TimestampTz now = GetCurrentTimestamp();
 
-	onesignal_judge(&judged, &item->answer, item->key->credentials.api_key);
+	onesignal_judge(&judged, item->answer, item->key->credentials.api_key);
 	*outcome = (QueueOutcome) {.app_id = item->id.app_id, .message_id = item->id.message_id};
 	outcome->requested_at = item->row.requested_at;
 	outcome->http_status = judged.status;
@@ -314,7 +306,7 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	outcome->state = decide_state(item, &judged, now);
 	/* When the message is canceled, nobody needs to know. */
 	outcome->unanswered = outcome->state != QUEUE_CANCELED &&
-		(item->answer.sent_before || onesignal_may_have_worked(&judged, &item->answer));
+		(item->answer->sent_before || onesignal_may_have_worked(&judged, item->answer));
 	if (outcome->state == QUEUE_PENDING)
 		outcome->next_attempt_at = next_attempt(item, &judged, now);
 	if (outcome->state == QUEUE_REFUSED && !item->denied && is_in_doubt(item) &&
@@ -357,7 +349,7 @@ record_answers(Recording *recording)
 		if (!decide(item, &recording->outcomes[recording->count]))
 			continue;
 		recording->items[recording->count++] = item;
-		bytes += item->answer.body_length;
+		bytes += item->answer->body_length;
 	}
 	answered_since = GetCurrentTimestamp();
 	queue_record(recording->outcomes, recording->count, recording->recorded, &recording->error);
@@ -368,40 +360,43 @@ record_answers(Recording *recording)
 
 /* After the commit: what could not be written is tried again. */
 static void
-settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
+settle(const Recording *recording)
 {
-	bool		again = outcome->state == QUEUE_PENDING && recorded == QUEUE_RECORDED;
+	TimestampTz now = GetCurrentTimestamp();
 
-	/* A locked row makes room for another; one that cannot be written has taken it. */
-	if (recorded != QUEUE_UNRECORDABLE && (recorded != QUEUE_LOCKED || item->keep_us == 0))
-		lanes_trust(item->lane->app, true);
-	if (recorded == QUEUE_LOCKED || recorded == QUEUE_UNRECORDABLE)
-	{
-		item->keep_us = Min(KEEP_MAX_US, Max(KEEP_MIN_US, 2 * item->keep_us));
-		timer_set(&item->timer, &waiting, GetCurrentTimestamp() + item->keep_us);
-		return;
-	}
-	if (outcome->state == QUEUE_FAILED)
-		log_given_up(item, outcome);
-	/* It may have been requested again, by another role, too. */
-	if (recorded == QUEUE_DROPPED)
-		lanes_look(true, GetCurrentTimestamp());
-	lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
-}
-
-static void
-settle_all(const Recording *recording)
-{
 	/* First, so that what was recorded beside it ends the pause. */
 	for (int i = 0; i < recording->count; i++)
+	{
+		DeliveryItem *item = recording->items[i];
+
 		if (recording->recorded[i] == QUEUE_UNRECORDABLE)
-		{
-			apps_note_unrecordable(recording->items[i]->lane->app, recording->error);
-			if (recording->items[i]->keep_us == 0)
-				lanes_trust(recording->items[i]->lane->app, false);
-		}
+			apps_note_unrecordable(item->lane->app, recording->error);
+		if (recording->recorded[i] == QUEUE_UNRECORDABLE && item->keep_us == 0)
+			lanes_trust(item->lane->app, false);
+	}
 	for (int i = 0; i < recording->count; i++)
-		settle(recording->items[i], &recording->outcomes[i], recording->recorded[i]);
+	{
+		DeliveryItem *item = recording->items[i];
+		const QueueOutcome *outcome = &recording->outcomes[i];
+		QueueRecorded recorded = recording->recorded[i];
+		bool		again = outcome->state == QUEUE_PENDING && recorded == QUEUE_RECORDED;
+
+		/* A locked row makes room for another; one that cannot be written has taken it. */
+		if (recorded != QUEUE_UNRECORDABLE && (recorded != QUEUE_LOCKED || item->keep_us == 0))
+			lanes_trust(item->lane->app, true);
+		if (recorded == QUEUE_LOCKED || recorded == QUEUE_UNRECORDABLE)
+		{
+			item->keep_us = Min(KEEP_MAX_US, Max(KEEP_MIN_US, 2 * item->keep_us));
+			timer_set(&item->timer, &waiting, now + item->keep_us);
+			continue;
+		}
+		if (outcome->state == QUEUE_FAILED)
+			log_given_up(item, outcome);
+		/* It may have been requested again, by another role, too. */
+		if (recorded == QUEUE_DROPPED)
+			lanes_look(true, now);
+		lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
+	}
 }
 
 /* One short transaction: records and fetches.  False: the extension is gone. */
@@ -417,7 +412,7 @@ visit_tables(const DeliveryOptions *options)
 		lanes_fill(GetCurrentTimestamp());
 	apps_save();
 	queue_commit();
-	settle_all(recording);
+	settle(recording);
 	return true;
 }
 

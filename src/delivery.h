@@ -161,8 +161,8 @@ typedef struct DeliveryItem
 	TimestampTz begun;
 	dlist_node	node;			/* in the answered ones (delivery.c) */
 	Timer		timer;			/* until it is judged, or recorded, once more */
-	HttpAnswer	answer;			/* to the DELETE */
-	HttpAnswer	view;			/* to View message; body NULL: none */
+	HttpAnswer *answer;			/* to the DELETE, or NULL */
+	HttpAnswer *view;			/* to View message, or NULL */
 	TimestampTz view_until;		/* how long View message is asked again; 0: it has not been asked */
 	bool		denied;			/* OneSignal rejected this message, and not the key */
 	int64		keep_us;		/* how long its outcome, which could not be written, waited last; 0: it could */

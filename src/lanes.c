@@ -46,9 +46,6 @@
 /* Nobody tells us that a key file has changed: a lane that waits looks again, less and less often. */
 #define KEY_CHECK_US		INT64CONST(2000000)
 
-/* How soon a pause is seen where no wake-up tells of it. */
-#define PAUSE_LOOK_US		USECS_PER_SEC
-
 /* Lanes that a scan finds in one transaction. */
 #define SCAN_LANES			200
 
@@ -280,7 +277,7 @@ lanes_open(MemoryContext context, bool cautious)
 void
 lanes_look(bool for_rows, TimestampTz now)
 {
-	scan.wanted |= for_rows || now - scan.began_at > PAUSE_LOOK_US;
+	scan.wanted |= for_rows || now - scan.began_at > USECS_PER_SEC;
 	scan.rows_wanted |= for_rows;
 }
 
@@ -528,9 +525,9 @@ lanes_settle(DeliveryItem *item, TimestampTz next_due)
 	DeliveryLane *lane = item->lane;
 
 	apps_release_key(item->key);
-	pfree(unconstify(char *, item->answer.body));
-	if (item->view.body != NULL)
-		pfree(unconstify(char *, item->view.body));
+	pfree(item->answer);
+	if (item->view != NULL)
+		pfree(item->view);
 	hash_search(items, &item->id, HASH_REMOVE, NULL);
 	lane->app->trust.unrecorded--;
 	run_trust.unrecorded--;
