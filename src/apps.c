@@ -20,6 +20,7 @@
 #include "utils/uuid.h"
 
 #include "delivery.h"
+#include "settings.h"
 
 /* A transaction that only saves apps comes this long after the last one. */
 #define SAVE_US			USECS_PER_SEC
@@ -115,28 +116,6 @@ open_lane(DeliveryLane *lane, TimestampTz begun_at, TimestampTz until, const cha
 	return is_news;
 }
 
-static void
-app_begin(DeliveryApp *app, const QueueAppState *state, TimestampTz now)
-{
-	app->resumed_at = state->resumed_at;
-	pace_init(&app->pace, CREDENTIALS_RATE_ADAPTS);
-	if (state->pace > 0)
-		app->pace.rate = state->pace;
-	app->allowance.limit = ALLOWANCE_FIRST;
-	app->trust = (Trust) {.limit = APP_TRUST_FIRST, .max = APP_TRUST_MAX};
-	dlist_init(&app->lanes);
-	dlist_init(&app->hungry);
-	app->queue.ph_compare = timer_compare;
-	if (state->circuit_until != 0)
-	{
-		(void) circuit_open(&app->circuit, now, state->circuit_until, now);
-		app->circuit.probes = PROBES_BEFORE;
-		set_text(&app->reason, "delivery was paused when it was last stopped");
-	}
-	else if (state->has_circuit)
-		place_move(&app->unsaved, &unsaved);	/* what stands there is not true any more */
-}
-
 /* onesignal_cancel_resume() was called. */
 static void
 app_resumed(DeliveryApp *app, TimestampTz now)
@@ -164,7 +143,23 @@ apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now)
 	if (!found)
 	{
 		*app = (DeliveryApp) {.app_id = *app_id};
-		app_begin(app, state, now);
+		app->resumed_at = state->resumed_at;
+		pace_init(&app->pace, CREDENTIALS_RATE_ADAPTS);
+		if (state->pace > 0)
+			app->pace.rate = state->pace;
+		app->allowance.limit = ALLOWANCE_FIRST;
+		app->trust = (Trust) {.limit = APP_TRUST_FIRST, .max = APP_TRUST_MAX};
+		dlist_init(&app->lanes);
+		dlist_init(&app->hungry);
+		app->queue.ph_compare = timer_compare;
+		if (state->circuit_until != 0)
+		{
+			(void) circuit_open(&app->circuit, now, state->circuit_until, now);
+			app->circuit.probes = PROBES_BEFORE;
+			set_text(&app->reason, "delivery was paused when it was last stopped");
+		}
+		else if (state->has_circuit)
+			place_move(&app->unsaved, &unsaved);	/* what stands there is not true any more */
 	}
 	app->paused_until = state->paused_until;
 	if (state->resumed_at > app->resumed_at)
@@ -281,6 +276,8 @@ apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 	{
 		onesignal_request_begin(&key->request, app_id, &key->credentials);
 		key->request.http.group = &lane->app->group;
+		key->request.http.timeout_ms = settings_delivery_timeout;
+		key->request.http.connect_timeout_ms = settings_delivery_connect_timeout;
 	}
 	MemoryContextSwitchTo(old);
 	if (problem == NULL)

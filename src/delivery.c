@@ -12,15 +12,6 @@
  * crash, or an error in here, it is sent again.  OneSignal may then refuse what
  * it has already canceled, so View message is asked before such a refusal is
  * believed.
- *
- * An answer is used twice: at once, by its status alone, for pace and circuits
- * (apps.c); and in the next transaction, which its text needs, for the row.
- *
- *		begin_requests           take_answer            record_answers
- *		    -> on the wire ------> answered ----------------> recorded
- *		           ^                 ^   |
- *		  ask_view |                 |   | locked, unrecordable, or to be checked later
- *		           +-----------------+---+
  */
 #include "postgres.h"
 
@@ -90,29 +81,7 @@ static TimestampTz stopping_since;	/* 0: it need not stop */
 static TimestampTz turn_at = 0; /* when the last turn began */
 static bool cautious = false;	/* the last run ended in an error */
 
-/* ---- sending, and taking answers ---- */
-
-static void
-submit(DeliveryItem *item, HttpRequest *request)
-{
-	request->timeout_ms = settings_delivery_timeout;
-	request->connect_timeout_ms = settings_delivery_connect_timeout;
-	http_submit(request, item);
-}
-
-static int
-begin_requests(TimestampTz now)
-{
-	DeliveryItem *item;
-	int			count = 0;
-
-	while (may_send && (item = lanes_take(now)) != NULL)
-	{
-		submit(item, onesignal_request(&item->key->request, "DELETE", &item->row.message_id));
-		count++;
-	}
-	return count;
-}
+/* ---- taking answers ---- */
 
 static void
 push_answered(DeliveryItem *item)
@@ -173,17 +142,11 @@ take_waiting(TimestampTz until)
 
 /* ---- deciding what becomes of the row ---- */
 
-static TimestampTz
-first_attempt(const DeliveryItem *item)
-{
-	return item->row.first_attempt_at != 0 ? item->row.first_attempt_at : item->begun;
-}
-
 /* Its time is over: retry_window after its first attempt or send_after, whichever is later. */
 static bool
 is_over(const DeliveryItem *item, TimestampTz now)
 {
-	TimestampTz from = first_attempt(item);
+	TimestampTz from = item->row.first_attempt_at;
 
 	if (item->row.send_after != DT_NOEND)
 		from = Max(from, item->row.send_after);
@@ -213,19 +176,12 @@ decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz 
 		case CANCEL_REFUSED:
 			return QUEUE_REFUSED;
 		case CANCEL_NOT_FOUND:
-			return may_appear && now - first_attempt(item) < NOT_FOUND_WINDOW ? QUEUE_PENDING : QUEUE_REFUSED;
+			return may_appear && now - item->row.first_attempt_at < NOT_FOUND_WINDOW ? QUEUE_PENDING : QUEUE_REFUSED;
 		default:
 			if (item->denied)
 				return QUEUE_REFUSED;
 			return is_over(item, now) ? QUEUE_FAILED : QUEUE_PENDING;
 	}
-}
-
-/* May an earlier attempt have canceled the message? */
-static bool
-is_in_doubt(const DeliveryItem *item)
-{
-	return item->row.unanswered || item->answer->sent_before || item->row.requested_at < wakeup_doubt();
 }
 
 /* False: it is not the app's turn, or nothing may be sent. */
@@ -239,14 +195,14 @@ ask_view(DeliveryItem *item, TimestampTz now)
 	app->view_at = now + VIEW_INTERVAL_US;
 	if (item->view_until == 0)
 		item->view_until = now + VIEW_WINDOW_US;
-	submit(item, onesignal_request(&item->key->request, "GET", &item->row.message_id));
+	http_submit(onesignal_request(&item->key->request, "GET", &item->row.message_id), item);
 	return true;
 }
 
 /*
- * A refusal may be the echo of an attempt that canceled the message, so View
- * message is asked.  False: its answer is to come.  When it cannot be asked now,
- * the row stays pending, and the cancel is sent again in its turn.
+ * A refusal may be the echo of an earlier attempt that canceled the message;
+ * then View message is asked.  False: its answer is to come.  When it cannot be
+ * asked now, the row stays pending, and the cancel is sent again in its turn.
  */
 static bool
 check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, TimestampTz now)
@@ -257,6 +213,8 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, 
 	bool		is_open = verdict == CANCEL_UNAVAILABLE && (!was_asked || now < item->view_until);
 	TimestampTz again_at = 0;
 
+	if (!item->row.unanswered && !item->answer->sent_before && item->row.requested_at >= wakeup_doubt())
+		return true;
 	if (is_open && item->view != NULL)
 	{
 		app->view_at = Max(app->view_at, now + item->view->retry_after * USECS_PER_SEC);
@@ -309,8 +267,7 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 		(item->answer->sent_before || onesignal_may_have_worked(&judged, item->answer));
 	if (outcome->state == QUEUE_PENDING)
 		outcome->next_attempt_at = next_attempt(item, &judged, now);
-	if (outcome->state == QUEUE_REFUSED && !item->denied && is_in_doubt(item) &&
-		!check_refusal(item, outcome, &judged, now))
+	if (outcome->state == QUEUE_REFUSED && !item->denied && !check_refusal(item, outcome, &judged, now))
 		return false;
 	outcome->errors = judged.errors;
 	outcome->error_count = judged.error_count;
@@ -328,7 +285,7 @@ log_given_up(const DeliveryItem *item, const QueueOutcome *outcome)
 	ereport(LOG,
 			(errmsg("onesignal_cancel: giving up on message %s of %s after %d attempts in %d s: %s",
 					message_id, apps_label(item->lane->app), item->row.attempts + 1,
-					(int) ((GetCurrentTimestamp() - first_attempt(item)) / USECS_PER_SEC),
+					(int) ((GetCurrentTimestamp() - item->row.first_attempt_at) / USECS_PER_SEC),
 					outcome->http_status != 0 ? psprintf("HTTP %d (%s)", outcome->http_status, error) : error),
 			 errhidecontext(true)));
 }
@@ -512,13 +469,14 @@ run(const DeliveryOptions *options)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 		TimestampTz next_due;
+		DeliveryItem *item;
 		int			begun;
-		bool		woken;
 
 		MemoryContextReset(turn_context);
-		woken = options->woken();
-		if (woken || options->in_procedure)
-			lanes_look(woken, now);
+		if (options->woken())
+			lanes_look(true, now);
+		else if (options->in_procedure)
+			lanes_look(false, now);
 		may_send = may_begin(options, now);
 		if (stopping_since != 0 && (http_in_flight() == 0 || now - stopping_since >= STOP_US))
 		{
@@ -533,7 +491,8 @@ run(const DeliveryOptions *options)
 				return DT_NOBEGIN;
 			now = GetCurrentTimestamp();
 		}
-		begun = begin_requests(now);
+		for (begun = 0; may_send && (item = lanes_take(now)) != NULL; begun++)
+			http_submit(onesignal_request(&item->key->request, "DELETE", &item->row.message_id), item);
 		next_due = may_send ? lanes_next_due(now) : DT_NOEND;
 		if (is_done(options, now, next_due))
 			return next_due;

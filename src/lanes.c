@@ -162,16 +162,6 @@ lane_starve(DeliveryLane *lane)
 	place_move(&lane->hungry, &lane->app->hungry);
 }
 
-static void
-rewind_lane(DeliveryLane *lane)
-{
-	drop_rows(lane);
-	lane->position = (QueuePosition) {.send_after = DT_NOBEGIN};
-	lane->exhausted = lane->found_due = false;
-	lane->rewind_at = DT_NOEND;
-	lane->read_us = 0;
-}
-
 /* Puts the lane where it belongs now.  app_place() has to follow. */
 static void
 lane_place(DeliveryLane *lane, TimestampTz now)
@@ -185,7 +175,13 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 	if (lane->rows != NULL && now - lane->fetched_at > BUFFER_AGE_US)
 		drop_rows(lane);
 	if (!is_paused && lane->rewind_at <= now && lane->rested_at <= now)
-		rewind_lane(lane);
+	{
+		drop_rows(lane);
+		lane->position = (QueuePosition) {.send_after = DT_NOBEGIN};
+		lane->exhausted = lane->found_due = false;
+		lane->rewind_at = DT_NOEND;
+		lane->read_us = 0;
+	}
 	if (probe_at <= now && lane->row_next < lane->row_count)
 		timer_set(&lane->timer, &lane->app->queue, lane->rows[lane->row_next].send_after);
 	else if (!is_paused && (probe_at > now || !lane->exhausted))
@@ -283,19 +279,6 @@ lanes_look(bool for_rows, TimestampTz now)
 
 /* ---- which lanes there are ---- */
 
-static DeliveryLane *
-get_lane(const QueueLane *key, DeliveryApp *app)
-{
-	bool		found;
-	DeliveryLane *lane = hash_search(lanes, key, HASH_ENTER, &found);
-
-	if (found)
-		return lane;
-	*lane = (DeliveryLane) {.key = *key, .app = app};
-	dlist_push_tail(&app->lanes, &lane->node);
-	return lane;
-}
-
 /* When the next slice of a scan is due; DT_NOEND: never. */
 static TimestampTz
 scan_at(void)
@@ -320,8 +303,14 @@ scan_lanes(TimestampTz now)
 
 		if (scan.finds_rows)
 		{
-			DeliveryLane *lane = get_lane(&entry->lane, app);
+			bool		found;
+			DeliveryLane *lane = hash_search(lanes, &entry->lane, HASH_ENTER, &found);
 
+			if (!found)
+			{
+				*lane = (DeliveryLane) {.key = entry->lane, .app = app};
+				dlist_push_tail(&app->lanes, &lane->node);
+			}
 			lane->rewind_at = 0;
 			lane->told |= entry->app.is_of_lane;
 			/* There may be another key, or one at last. */
@@ -458,6 +447,8 @@ take_row(DeliveryLane *lane, TimestampTz now)
 
 	*item = (DeliveryItem) {.id = id, .lane = lane, .key = lane->credentials, .begun = now};
 	item->row = lane->rows[lane->row_next];
+	if (item->row.first_attempt_at == 0)
+		item->row.first_attempt_at = now;
 	item->key->refs++;
 	if (++lane->row_next == lane->row_count)
 		drop_rows(lane);
