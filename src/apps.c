@@ -456,7 +456,9 @@ apps_save(void)
 	rows = palloc0(sizeof(QueueApp) * count);
 	count = 0;
 	dlist_foreach_modify(iter, &unsaved)
+	{
 		describe_app(dlist_container(DeliveryApp, unsaved.node, iter.cur), &rows[count++]);
+	}
 	queue_save_apps(rows, count);
 	dlist_foreach_modify(iter, &unsaved)
 	{
