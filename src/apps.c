@@ -20,6 +20,7 @@
 #include "utils/uuid.h"
 
 #include "delivery.h"
+#include "settings.h"
 
 /* A transaction that only saves apps comes this long after the last one. */
 #define SAVE_US			USECS_PER_SEC
@@ -115,29 +116,6 @@ open_lane(DeliveryLane *lane, TimestampTz begun_at, TimestampTz until, const cha
 	return is_news;
 }
 
-static void
-app_begin(DeliveryApp *app, const QueueAppState *state, TimestampTz now)
-{
-	app->resumed_at = state->resumed_at;
-	app->rate_limit = CREDENTIALS_RATE_ADAPTS;
-	pace_init(&app->pace, app->rate_limit);
-	if (state->pace > 0)
-		app->pace.rate = state->pace;
-	app->allowance.limit = ALLOWANCE_FIRST;
-	app->trust = (Trust) {.limit = APP_TRUST_FIRST, .max = APP_TRUST_MAX};
-	dlist_init(&app->lanes);
-	dlist_init(&app->hungry);
-	app->queue.ph_compare = timer_compare;
-	if (state->circuit_until != 0)
-	{
-		(void) circuit_open(&app->circuit, now, state->circuit_until, now);
-		app->circuit.probes = PROBES_BEFORE;
-		set_text(&app->reason, "delivery was paused when it was last stopped");
-	}
-	else if (state->has_circuit)
-		place_move(&app->unsaved, &unsaved);	/* what stands there is not true any more */
-}
-
 /* onesignal_cancel_resume() was called. */
 static void
 app_resumed(DeliveryApp *app, TimestampTz now)
@@ -165,7 +143,23 @@ apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now)
 	if (!found)
 	{
 		*app = (DeliveryApp) {.app_id = *app_id};
-		app_begin(app, state, now);
+		app->resumed_at = state->resumed_at;
+		pace_init(&app->pace, CREDENTIALS_RATE_ADAPTS);
+		if (state->pace > 0)
+			app->pace.rate = state->pace;
+		app->allowance.limit = ALLOWANCE_FIRST;
+		app->trust = (Trust) {.limit = APP_TRUST_FIRST, .max = APP_TRUST_MAX};
+		dlist_init(&app->lanes);
+		dlist_init(&app->hungry);
+		app->queue.ph_compare = timer_compare;
+		if (state->circuit_until != 0)
+		{
+			(void) circuit_open(&app->circuit, now, state->circuit_until, now);
+			app->circuit.probes = PROBES_BEFORE;
+			set_text(&app->reason, "delivery was paused when it was last stopped");
+		}
+		else if (state->has_circuit)
+			place_move(&app->unsaved, &unsaved);	/* what stands there is not true any more */
 	}
 	app->paused_until = state->paused_until;
 	if (state->resumed_at > app->resumed_at)
@@ -209,10 +203,8 @@ adopt_rate(DeliveryApp *app, const Credentials *credentials)
 		return;
 	app->rate_server = credentials->server;
 	strlcpy(app->server, credentials->server_name, NAMEDATALEN);
-	if (app->rate_limit == credentials->rate_limit)
-		return;
-	app->rate_limit = credentials->rate_limit;
-	pace_init(&app->pace, app->rate_limit);
+	if (app->pace.limit != credentials->rate_limit)
+		pace_init(&app->pace, credentials->rate_limit);
 }
 
 static uint64
@@ -230,7 +222,6 @@ adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 	uint64		fingerprint = add_to_hash(server, credentials->api_key) | 1;
 	bool		changed = lane->fingerprint != fingerprint;
 
-	MemoryContextSetParent(key->context, apps_context);
 	key->refs = 1;
 	lane->credentials = key;
 	lane->checked_at = now;
@@ -257,7 +248,7 @@ wipe_key(void *arg)
 static LaneKey *
 make_key(void)
 {
-	MemoryContext context = AllocSetContextCreate(CurrentMemoryContext, "onesignal key", ALLOCSET_SMALL_SIZES);
+	MemoryContext context = AllocSetContextCreate(apps_context, "onesignal key", ALLOCSET_SMALL_SIZES);
 	LaneKey    *key = MemoryContextAllocZero(context, sizeof(LaneKey));
 
 	key->context = context;
@@ -285,6 +276,8 @@ apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 	{
 		onesignal_request_begin(&key->request, app_id, &key->credentials);
 		key->request.http.group = &lane->app->group;
+		key->request.http.timeout_ms = settings_delivery_timeout;
+		key->request.http.connect_timeout_ms = settings_delivery_connect_timeout;
 	}
 	MemoryContextSwitchTo(old);
 	if (problem == NULL)
@@ -325,27 +318,16 @@ describe_status(const HttpAnswer *answer)
 	return text;
 }
 
-/*
- * Is it the message that OneSignal rejects?  It did so before, and has
- * accepted the same key for another message since.
- */
-static bool
-is_denied(const DeliveryItem *item)
-{
-	const DeliveryLane *lane = item->lane;
-	TimestampTz last_at = item->row.last_attempt_at;
-
-	return apps_was_rejected(item->row.http_status) &&
-		last_at >= lane->adopted_at && lane->accepted_at > last_at;
-}
-
 /* OneSignal has judged the key. */
 static void
 learn_key(DeliveryItem *item, bool accepted, const char *reason, TimestampTz now)
 {
 	DeliveryLane *lane = item->lane;
+	TimestampTz last_at = item->row.last_attempt_at;
 
-	item->denied = !accepted && is_denied(item);
+	/* It rejects the message if it did so before, and has accepted the same key for another one since. */
+	item->denied = !accepted && apps_was_rejected(item->row.http_status) &&
+		last_at >= lane->adopted_at && lane->accepted_at > last_at;
 	if (item->denied)
 		circuit_abandon(&lane->circuit, item->begun);
 	else if (accepted)
@@ -474,7 +456,9 @@ apps_save(void)
 	rows = palloc0(sizeof(QueueApp) * count);
 	count = 0;
 	dlist_foreach_modify(iter, &unsaved)
+	{
 		describe_app(dlist_container(DeliveryApp, unsaved.node, iter.cur), &rows[count++]);
+	}
 	queue_save_apps(rows, count);
 	dlist_foreach_modify(iter, &unsaved)
 	{

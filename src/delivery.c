@@ -12,20 +12,10 @@
  * crash, or an error in here, it is sent again.  OneSignal may then refuse what
  * it has already canceled, so View message is asked before such a refusal is
  * believed.
- *
- * An answer is used twice: at once, by its status alone, for pace and circuits
- * (apps.c); and in the next transaction, which its text needs, for the row.
- *
- *		begin_requests           take_answer            record_answers
- *		    -> on the wire ------> answered ----------------> recorded
- *		           ^                 ^   |
- *		  ask_view |                 |   | locked, unrecordable, or to be checked later
- *		           +-----------------+---+
  */
 #include "postgres.h"
 
 #include "common/pg_prng.h"
-#include "miscadmin.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -91,29 +81,7 @@ static TimestampTz stopping_since;	/* 0: it need not stop */
 static TimestampTz turn_at = 0; /* when the last turn began */
 static bool cautious = false;	/* the last run ended in an error */
 
-/* ---- sending, and taking answers ---- */
-
-static void
-submit(DeliveryItem *item, HttpRequest *request)
-{
-	request->timeout_ms = settings_delivery_timeout;
-	request->connect_timeout_ms = settings_delivery_connect_timeout;
-	http_submit(request, item);
-}
-
-static int
-begin_requests(TimestampTz now)
-{
-	DeliveryItem *item;
-	int			count = 0;
-
-	while (may_send && (item = lanes_take(now)) != NULL)
-	{
-		submit(item, onesignal_request(&item->key->request, "DELETE", &item->row.message_id));
-		count++;
-	}
-	return count;
-}
+/* ---- taking answers ---- */
 
 static void
 push_answered(DeliveryItem *item)
@@ -123,13 +91,14 @@ push_answered(DeliveryItem *item)
 	dlist_push_tail(&answered, &item->node);
 }
 
-static void
-copy_answer(HttpAnswer *copy, const HttpAnswer *answer)
+static HttpAnswer *
+copy_answer(const HttpAnswer *answer)
 {
-	char	   *body = MemoryContextAlloc(delivery_context, answer->body_length + 1);
+	HttpAnswer *copy = MemoryContextAlloc(delivery_context, sizeof(HttpAnswer) + answer->body_length + 1);
 
 	*copy = *answer;
-	copy->body = memcpy(body, answer->body, answer->body_length + 1);
+	copy->body = memcpy(copy + 1, answer->body, answer->body_length + 1);
+	return copy;
 }
 
 /* What the exchange brought waits to be recorded. */
@@ -140,10 +109,10 @@ take_answer(const HttpAnswer *answer)
 	bool		has_status = answer->status != 0;
 
 	if (item->view_until != 0)
-		copy_answer(&item->view, answer);
+		item->view = copy_answer(answer);
 	else
 	{
-		copy_answer(&item->answer, answer);
+		item->answer = copy_answer(answer);
 		/* That we do not wait for an answer tells nothing of OneSignal. */
 		if (has_status || stopping_since == 0)
 			apps_learn(item, answer);
@@ -173,17 +142,11 @@ take_waiting(TimestampTz until)
 
 /* ---- deciding what becomes of the row ---- */
 
-static TimestampTz
-first_attempt(const DeliveryItem *item)
-{
-	return item->row.first_attempt_at != 0 ? item->row.first_attempt_at : item->begun;
-}
-
 /* Its time is over: retry_window after its first attempt or send_after, whichever is later. */
 static bool
 is_over(const DeliveryItem *item, TimestampTz now)
 {
-	TimestampTz from = first_attempt(item);
+	TimestampTz from = item->row.first_attempt_at;
 
 	if (item->row.send_after != DT_NOEND)
 		from = Max(from, item->row.send_after);
@@ -213,19 +176,12 @@ decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz 
 		case CANCEL_REFUSED:
 			return QUEUE_REFUSED;
 		case CANCEL_NOT_FOUND:
-			return may_appear && now - first_attempt(item) < NOT_FOUND_WINDOW ? QUEUE_PENDING : QUEUE_REFUSED;
+			return may_appear && now - item->row.first_attempt_at < NOT_FOUND_WINDOW ? QUEUE_PENDING : QUEUE_REFUSED;
 		default:
 			if (item->denied)
 				return QUEUE_REFUSED;
 			return is_over(item, now) ? QUEUE_FAILED : QUEUE_PENDING;
 	}
-}
-
-/* May an earlier attempt have canceled the message? */
-static bool
-is_in_doubt(const DeliveryItem *item)
-{
-	return item->row.unanswered || item->answer.sent_before || item->row.requested_at < wakeup_doubt();
 }
 
 /* False: it is not the app's turn, or nothing may be sent. */
@@ -239,39 +195,32 @@ ask_view(DeliveryItem *item, TimestampTz now)
 	app->view_at = now + VIEW_INTERVAL_US;
 	if (item->view_until == 0)
 		item->view_until = now + VIEW_WINDOW_US;
-	submit(item, onesignal_request(&item->key->request, "GET", &item->row.message_id));
+	http_submit(onesignal_request(&item->key->request, "GET", &item->row.message_id), item);
 	return true;
 }
 
-/* What View message has said so far.  What is of no use is forgotten. */
-static CancelVerdict
-judge_view(DeliveryItem *item, TimestampTz now)
-{
-	DeliveryApp *app = item->lane->app;
-	CancelVerdict verdict = item->view.body != NULL ? onesignal_judge_view(&item->view) : CANCEL_UNAVAILABLE;
-
-	if (item->view.body == NULL || verdict != CANCEL_UNAVAILABLE)
-		return verdict;
-	app->view_at = Max(app->view_at, now + item->view.retry_after * USECS_PER_SEC);
-	pfree(unconstify(char *, item->view.body));
-	item->view.body = NULL;
-	return verdict;
-}
-
 /*
- * A refusal may be the echo of an attempt that canceled the message, so View
- * message is asked.  False: its answer is to come.  When it cannot be asked now,
- * the row stays pending, and the cancel is sent again in its turn.
+ * A refusal may be the echo of an earlier attempt that canceled the message;
+ * then View message is asked.  False: its answer is to come.  When it cannot be
+ * asked now, the row stays pending, and the cancel is sent again in its turn.
  */
 static bool
 check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, TimestampTz now)
 {
 	DeliveryApp *app = item->lane->app;
-	CancelVerdict verdict = judge_view(item, now);
+	CancelVerdict verdict = item->view != NULL ? onesignal_judge_view(item->view) : CANCEL_UNAVAILABLE;
 	bool		was_asked = item->view_until != 0;
 	bool		is_open = verdict == CANCEL_UNAVAILABLE && (!was_asked || now < item->view_until);
 	TimestampTz again_at = 0;
 
+	if (!item->row.unanswered && !item->answer->sent_before && item->row.requested_at >= wakeup_doubt())
+		return true;
+	if (is_open && item->view != NULL)
+	{
+		app->view_at = Max(app->view_at, now + item->view->retry_after * USECS_PER_SEC);
+		pfree(item->view);
+		item->view = NULL;
+	}
 	if (is_open && ask_view(item, now))
 		return false;
 	if (is_open && was_asked && may_send && app->paused_until <= now)
@@ -289,7 +238,7 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, 
 		judged->error_count = 0;
 	}
 	else if (verdict != CANCEL_REFUSED)
-		onesignal_hint_doubt(judged, item->row.unanswered || item->answer.sent_before);
+		onesignal_hint_doubt(judged, item->row.unanswered || item->answer->sent_before);
 	if (again_at != 0)
 	{
 		outcome->state = QUEUE_PENDING;
@@ -306,7 +255,7 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	CancelOutcome judged;
 	TimestampTz now = GetCurrentTimestamp();
 
-	onesignal_judge(&judged, &item->answer, item->key->credentials.api_key);
+	onesignal_judge(&judged, item->answer, item->key->credentials.api_key);
 	*outcome = (QueueOutcome) {.app_id = item->id.app_id, .message_id = item->id.message_id};
 	outcome->requested_at = item->row.requested_at;
 	outcome->http_status = judged.status;
@@ -315,11 +264,10 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	outcome->state = decide_state(item, &judged, now);
 	/* When the message is canceled, nobody needs to know. */
 	outcome->unanswered = outcome->state != QUEUE_CANCELED &&
-		(item->answer.sent_before || onesignal_may_have_worked(&judged, &item->answer));
+		(item->answer->sent_before || onesignal_may_have_worked(&judged, item->answer));
 	if (outcome->state == QUEUE_PENDING)
 		outcome->next_attempt_at = next_attempt(item, &judged, now);
-	if (outcome->state == QUEUE_REFUSED && !item->denied && is_in_doubt(item) &&
-		!check_refusal(item, outcome, &judged, now))
+	if (outcome->state == QUEUE_REFUSED && !item->denied && !check_refusal(item, outcome, &judged, now))
 		return false;
 	outcome->errors = judged.errors;
 	outcome->error_count = judged.error_count;
@@ -337,7 +285,7 @@ log_given_up(const DeliveryItem *item, const QueueOutcome *outcome)
 	ereport(LOG,
 			(errmsg("onesignal_cancel: giving up on message %s of %s after %d attempts in %d s: %s",
 					message_id, apps_label(item->lane->app), item->row.attempts + 1,
-					(int) ((GetCurrentTimestamp() - first_attempt(item)) / USECS_PER_SEC),
+					(int) ((GetCurrentTimestamp() - item->row.first_attempt_at) / USECS_PER_SEC),
 					outcome->http_status != 0 ? psprintf("HTTP %d (%s)", outcome->http_status, error) : error),
 			 errhidecontext(true)));
 }
@@ -358,7 +306,7 @@ record_answers(Recording *recording)
 		if (!decide(item, &recording->outcomes[recording->count]))
 			continue;
 		recording->items[recording->count++] = item;
-		bytes += item->answer.body_length;
+		bytes += item->answer->body_length;
 	}
 	answered_since = GetCurrentTimestamp();
 	queue_record(recording->outcomes, recording->count, recording->recorded, &recording->error);
@@ -369,37 +317,43 @@ record_answers(Recording *recording)
 
 /* After the commit: what could not be written is tried again. */
 static void
-settle(DeliveryItem *item, const QueueOutcome *outcome, QueueRecorded recorded)
+settle(const Recording *recording)
 {
-	bool		again = outcome->state == QUEUE_PENDING && recorded == QUEUE_RECORDED;
+	TimestampTz now = GetCurrentTimestamp();
 
-	/* A locked row makes room for another; one that cannot be written has taken it. */
-	if (recorded != QUEUE_UNRECORDABLE && (recorded != QUEUE_LOCKED || item->keep_us == 0))
-		lanes_trust(item->lane->app, true);
-	if (recorded == QUEUE_LOCKED || recorded == QUEUE_UNRECORDABLE)
-	{
-		item->keep_us = Min(KEEP_MAX_US, Max(KEEP_MIN_US, 2 * item->keep_us));
-		timer_set(&item->timer, &waiting, GetCurrentTimestamp() + item->keep_us);
-		return;
-	}
-	if (outcome->state == QUEUE_FAILED)
-		log_given_up(item, outcome);
-	lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
-}
-
-static void
-settle_all(const Recording *recording)
-{
 	/* First, so that what was recorded beside it ends the pause. */
 	for (int i = 0; i < recording->count; i++)
+	{
+		DeliveryItem *item = recording->items[i];
+
 		if (recording->recorded[i] == QUEUE_UNRECORDABLE)
-		{
-			apps_note_unrecordable(recording->items[i]->lane->app, recording->error);
-			if (recording->items[i]->keep_us == 0)
-				lanes_trust(recording->items[i]->lane->app, false);
-		}
+			apps_note_unrecordable(item->lane->app, recording->error);
+		if (recording->recorded[i] == QUEUE_UNRECORDABLE && item->keep_us == 0)
+			lanes_trust(item->lane->app, false);
+	}
 	for (int i = 0; i < recording->count; i++)
-		settle(recording->items[i], &recording->outcomes[i], recording->recorded[i]);
+	{
+		DeliveryItem *item = recording->items[i];
+		const QueueOutcome *outcome = &recording->outcomes[i];
+		QueueRecorded recorded = recording->recorded[i];
+		bool		again = outcome->state == QUEUE_PENDING && recorded == QUEUE_RECORDED;
+
+		/* A locked row makes room for another; one that cannot be written has taken it. */
+		if (recorded != QUEUE_UNRECORDABLE && (recorded != QUEUE_LOCKED || item->keep_us == 0))
+			lanes_trust(item->lane->app, true);
+		if (recorded == QUEUE_LOCKED || recorded == QUEUE_UNRECORDABLE)
+		{
+			item->keep_us = Min(KEEP_MAX_US, Max(KEEP_MIN_US, 2 * item->keep_us));
+			timer_set(&item->timer, &waiting, now + item->keep_us);
+			continue;
+		}
+		if (outcome->state == QUEUE_FAILED)
+			log_given_up(item, outcome);
+		/* It may have been requested again, by another role, too. */
+		if (recorded == QUEUE_DROPPED)
+			lanes_look(true, now);
+		lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
+	}
 }
 
 /* One short transaction: records and fetches.  False: the extension is gone. */
@@ -415,7 +369,7 @@ visit_tables(const DeliveryOptions *options)
 		lanes_fill(GetCurrentTimestamp());
 	apps_save();
 	queue_commit();
-	settle_all(recording);
+	settle(recording);
 	return true;
 }
 
@@ -515,13 +469,14 @@ run(const DeliveryOptions *options)
 	{
 		TimestampTz now = GetCurrentTimestamp();
 		TimestampTz next_due;
+		DeliveryItem *item;
 		int			begun;
-		bool		woken;
 
 		MemoryContextReset(turn_context);
-		woken = options->woken();
-		if (woken || options->in_procedure)
-			lanes_look(woken, now);
+		if (options->woken())
+			lanes_look(true, now);
+		else if (options->in_procedure)
+			lanes_look(false, now);
 		may_send = may_begin(options, now);
 		if (stopping_since != 0 && (http_in_flight() == 0 || now - stopping_since >= STOP_US))
 		{
@@ -536,7 +491,8 @@ run(const DeliveryOptions *options)
 				return DT_NOBEGIN;
 			now = GetCurrentTimestamp();
 		}
-		begun = begin_requests(now);
+		for (begun = 0; may_send && (item = lanes_take(now)) != NULL; begun++)
+			http_submit(onesignal_request(&item->key->request, "DELETE", &item->row.message_id), item);
 		next_due = may_send ? lanes_next_due(now) : DT_NOEND;
 		if (is_done(options, now, next_due))
 			return next_due;

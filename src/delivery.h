@@ -82,7 +82,6 @@ typedef struct DeliveryApp
 	char		server[NAMEDATALEN];	/* for messages; "": not known */
 
 	Pace		pace;
-	double		rate_limit;
 	Oid			rate_server;	/* the server that states it */
 	Circuit		circuit;
 	char	   *reason;			/* why the circuit opened last, or NULL */
@@ -106,8 +105,7 @@ typedef struct DeliveryApp
 	dlist_head	lanes;			/* all of them */
 	pairingheap queue;			/* lanes that have rows */
 	dlist_head	hungry;			/* lanes that need rows */
-	Place		fetching;		/* in the list of apps that may send and have such lanes */
-	Place		turn;			/* in the ready or the crowded ones */
+	Place		turn;			/* in the list of apps that fetch, are ready, or crowded */
 	Timer		timer;
 } DeliveryApp;
 
@@ -160,12 +158,11 @@ typedef struct DeliveryItem
 	DeliveryLane *lane;
 	LaneKey    *key;			/* that it is sent with */
 	QueueRow	row;
-	bool		renewed;		/* it was taken back and requested again meanwhile */
 	TimestampTz begun;
 	dlist_node	node;			/* in the answered ones (delivery.c) */
 	Timer		timer;			/* until it is judged, or recorded, once more */
-	HttpAnswer	answer;			/* to the DELETE */
-	HttpAnswer	view;			/* to View message; body NULL: none */
+	HttpAnswer *answer;			/* to the DELETE, or NULL */
+	HttpAnswer *view;			/* to View message, or NULL */
 	TimestampTz view_until;		/* how long View message is asked again; 0: it has not been asked */
 	bool		denied;			/* OneSignal rejected this message, and not the key */
 	int64		keep_us;		/* how long its outcome, which could not be written, waited last; 0: it could */

@@ -12,13 +12,13 @@
  *		lane	queue of its app: it has rows
  *				hungry, a list of its app: rows are to be fetched for it
  *				timer: it waits for a row to fall due, a probe, its key, or for ever
- *		app		ready: its next row may begin; such apps take turns
+ *		app		fetching: it may send, and has hungry lanes
+ *				ready: its next row may begin; such apps take turns
  *				crowded: others have too many requests on the wire, or
  *				libcurl has yet to send some of its own
  *				timer: it waits for its pace or for a pause to end
  *				none: its own answers, or their recording, bring it back
  *
- * An app that may send is also in the list "fetching" if it has hungry lanes.
  * After a wake-up a scan finds from the index, some at a time, which lanes
  * there are.
  */
@@ -44,9 +44,6 @@
 
 /* Nobody tells us that a key file has changed: a lane that waits looks again, less and less often. */
 #define KEY_CHECK_US		INT64CONST(2000000)
-
-/* How soon a pause is seen where no wake-up tells of it. */
-#define PAUSE_LOOK_US		USECS_PER_SEC
 
 /* Lanes that a scan finds in one transaction. */
 #define SCAN_LANES			200
@@ -94,8 +91,6 @@ static struct LaneScan
 	QueueLane	last;			/* that it has come to */
 } scan;
 
-/* ---- times ---- */
-
 int
 timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
@@ -136,7 +131,7 @@ timer_take(pairingheap *heap, TimestampTz until)
 	return timer;
 }
 
-/* ---- where a lane stands ---- */
+/* ---- where lanes and apps stand ---- */
 
 /* They and their key are not needed now.  What was not begun is fetched again. */
 static void
@@ -166,16 +161,6 @@ lane_starve(DeliveryLane *lane)
 	place_move(&lane->hungry, &lane->app->hungry);
 }
 
-static void
-rewind_lane(DeliveryLane *lane)
-{
-	drop_rows(lane);
-	lane->position = (QueuePosition) {.send_after = DT_NOBEGIN};
-	lane->exhausted = lane->found_due = false;
-	lane->rewind_at = DT_NOEND;
-	lane->read_us = 0;
-}
-
 /* Puts the lane where it belongs now.  app_place() has to follow. */
 static void
 lane_place(DeliveryLane *lane, TimestampTz now)
@@ -189,7 +174,13 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 	if (lane->rows != NULL && now - lane->fetched_at > BUFFER_AGE_US)
 		drop_rows(lane);
 	if (!is_paused && lane->rewind_at <= now && lane->rested_at <= now)
-		rewind_lane(lane);
+	{
+		drop_rows(lane);
+		lane->position = (QueuePosition) {.send_after = DT_NOBEGIN};
+		lane->exhausted = lane->found_due = false;
+		lane->rewind_at = DT_NOEND;
+		lane->read_us = 0;
+	}
 	if (probe_at <= now && lane->row_next < lane->row_count)
 		timer_set(&lane->timer, &lane->app->queue, lane->rows[lane->row_next].send_after);
 	else if (!is_paused && (probe_at > now || !lane->exhausted))
@@ -201,8 +192,6 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 				  is_paused ? Min(probe_at, check_at) : Max(lane->rewind_at, lane->rested_at));
 	}
 }
-
-/* ---- where an app stands ---- */
 
 /* When the app may send, as far as pauses go; <= now: at once. */
 static TimestampTz
@@ -223,16 +212,15 @@ app_place(DeliveryApp *app, TimestampTz now)
 	if (opens_at > now)
 	{
 		/* It may not send: its lanes give up their rows and keys. */
-		place_move(&app->fetching, NULL);
 		while ((timer = timer_take(&app->queue, DT_NOEND)) != NULL)
 			lane_starve(pairingheap_container(DeliveryLane, timer.node, &timer->node));
 		if (!dlist_is_empty(&app->hungry))
 			timer_set(&app->timer, &app_timers, opens_at);
-		return;
 	}
 	/* One lane will do for a probe. */
-	place_move(&app->fetching, !dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows) ? &fetching : NULL);
-	if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
+	else if (!dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows))
+		place_move(&app->turn, &fetching);
+	else if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
 	{
 		bool		has_room = app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire);
 
@@ -261,8 +249,6 @@ lanes_tick(TimestampTz now)
 		app_place(pairingheap_container(DeliveryApp, timer.node, &timer->node), now);
 }
 
-/* ---- opening ---- */
-
 void
 lanes_open(MemoryContext context, bool cautious)
 {
@@ -286,24 +272,11 @@ lanes_open(MemoryContext context, bool cautious)
 void
 lanes_look(bool for_rows, TimestampTz now)
 {
-	scan.wanted |= for_rows || now - scan.began_at > PAUSE_LOOK_US;
+	scan.wanted |= for_rows || now - scan.began_at > USECS_PER_SEC;
 	scan.rows_wanted |= for_rows;
 }
 
 /* ---- which lanes there are ---- */
-
-static DeliveryLane *
-get_lane(const QueueLane *key, DeliveryApp *app)
-{
-	bool		found;
-	DeliveryLane *lane = hash_search(lanes, key, HASH_ENTER, &found);
-
-	if (found)
-		return lane;
-	*lane = (DeliveryLane) {.key = *key, .app = app};
-	dlist_push_tail(&app->lanes, &lane->node);
-	return lane;
-}
 
 /* When the next slice of a scan is due; DT_NOEND: never. */
 static TimestampTz
@@ -329,8 +302,14 @@ scan_lanes(TimestampTz now)
 
 		if (scan.finds_rows)
 		{
-			DeliveryLane *lane = get_lane(&entry->lane, app);
+			bool		found;
+			DeliveryLane *lane = hash_search(lanes, &entry->lane, HASH_ENTER, &found);
 
+			if (!found)
+			{
+				*lane = (DeliveryLane) {.key = entry->lane, .app = app};
+				dlist_push_tail(&app->lanes, &lane->node);
+			}
 			lane->rewind_at = 0;
 			lane->told |= entry->app.is_of_lane;
 			/* There may be another key, or one at last. */
@@ -355,13 +334,9 @@ static bool
 is_due(DeliveryLane *lane, const QueueRow *row, TimestampTz now)
 {
 	MessageId	id = {row->message_id, lane->key.app_id};
-	DeliveryItem *item = hash_search(items, &id, HASH_FIND, NULL);
 
-	if (item != NULL)
-	{
-		item->renewed |= item->row.requested_at != row->requested_at;
+	if (hash_search(items, &id, HASH_FIND, NULL) != NULL)
 		return false;
-	}
 	/* The key was rejected: a process that knows no better begins with a probe. */
 	if (apps_was_rejected(row->http_status) && lane->circuit.changed_at == 0 && lane->circuit.success_at == 0)
 		(void) circuit_open(&lane->circuit, now, now, now);
@@ -449,16 +424,14 @@ lanes_fill(TimestampTz now)
 	problem = dlist_is_empty(&fetching) ? NULL : queue_problem();
 	for (int i = 0; i < FETCH_LANES && rows < FETCH_ROWS && !dlist_is_empty(&fetching); i++)
 	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, fetching.node, &fetching);
+		DeliveryApp *app = dlist_head_element(DeliveryApp, turn.node, &fetching);
 		DeliveryLane *lane = dlist_head_element(DeliveryLane, hungry.node, &app->hungry);
 
 		apps_check_key(lane, problem, now);
 		expire_rows(lane, now);
 		if (!lane->key_missing && circuit_next(&lane->circuit, now) <= now)
 			rows += fetch_rows(lane, now);
-		lane_place(lane, now);
-		place_move(&app->fetching, NULL);	/* behind the others */
-		app_place(app, now);
+		place(lane, now);		/* behind the others */
 	}
 }
 
@@ -473,6 +446,8 @@ take_row(DeliveryLane *lane, TimestampTz now)
 
 	*item = (DeliveryItem) {.id = id, .lane = lane, .key = lane->credentials, .begun = now};
 	item->row = lane->rows[lane->row_next];
+	if (item->row.first_attempt_at == 0)
+		item->row.first_attempt_at = now;
 	item->key->refs++;
 	if (++lane->row_next == lane->row_count)
 		drop_rows(lane);
@@ -539,13 +514,10 @@ lanes_settle(DeliveryItem *item, TimestampTz next_due)
 	TimestampTz now = GetCurrentTimestamp();
 	DeliveryLane *lane = item->lane;
 
-	/* It may have been requested by another role, and so be in another lane. */
-	if (item->renewed)
-		lanes_look(true, now);
 	apps_release_key(item->key);
-	pfree(unconstify(char *, item->answer.body));
-	if (item->view.body != NULL)
-		pfree(unconstify(char *, item->view.body));
+	pfree(item->answer);
+	if (item->view != NULL)
+		pfree(item->view);
 	hash_search(items, &item->id, HASH_REMOVE, NULL);
 	lane->app->trust.unrecorded--;
 	run_trust.unrecorded--;

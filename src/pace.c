@@ -86,21 +86,12 @@ pace_advance(Pace *pace, int64 now)
 	pace->answered = 0;
 }
 
-/* The answers of the last second: of the second before, the part counts that is less than a second ago. */
-static double
-pace_answered_lately(const Pace *pace, int64 now)
-{
-	double		part = (double) (now - pace->second_began) / USECS_PER_SEC;
-
-	return pace->answered + pace->answered_before * (1.0 - part);
-}
-
 void
 pace_init(Pace *pace, double rate_limit)
 {
 	memset(pace, 0, sizeof(*pace));
 	pace->rate = rate_limit < 0 ? PACE_START : rate_limit;
-	pace->limit = Max(rate_limit, 0);
+	pace->limit = rate_limit;
 	pace->tokens = 1.0;
 }
 
@@ -152,6 +143,7 @@ pace_answered(Pace *pace, int64 now)
 void
 pace_throttled(Pace *pace, int64 begun_at, int64 now)
 {
+	double		lately;
 	double		share;
 	double		half;
 
@@ -163,8 +155,10 @@ pace_throttled(Pace *pace, int64 begun_at, int64 now)
 		return;
 	pace->cut_at = now;
 
+	/* In the last second: of the second before, the part counts that is less than a second ago. */
+	lately = pace->answered + pace->answered_before * (1.0 - (double) (now - pace->second_began) / USECS_PER_SEC);
 	/* Answers that a slow network held up may come faster than we ever sent. */
-	share = PACE_KEPT * Min(pace_answered_lately(pace, now), pace->rate);
+	share = PACE_KEPT * Min(lately, pace->rate);
 	half = PACE_KEPT_AT_LEAST * pace->rate;
 	pace->rate = Max(Max(share, half), PACE_MIN);
 	if (pace->limit > 0)

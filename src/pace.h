@@ -21,7 +21,7 @@
 typedef struct Pace
 {
 	double		rate;			/* requests a second now; 0: unlimited */
-	double		limit;			/* the user's rate_limit; 0: none set */
+	double		limit;			/* the rate_limit that it was made with */
 	double		ceiling;		/* after a 429, until ceiling_until; 0: none */
 	int64		ceiling_until;
 	double		tokens;			/* requests that may start at once */
