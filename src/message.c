@@ -161,11 +161,14 @@ message_init(void)
 static bool
 statement_merges(Oid table)
 {
-	const PlannedStmt *statement = running != NULL ? running->plannedstmt :
-		ActivePortal != NULL && ActivePortal->stmts != NIL ? linitial(ActivePortal->stmts) : NULL;
+	const PlannedStmt *statement;
 	ListCell   *cell;
 
-	if (statement == NULL)
+	if (running != NULL)
+		statement = running->plannedstmt;
+	else if (ActivePortal != NULL && ActivePortal->stmts != NIL)
+		statement = linitial(ActivePortal->stmts);
+	else
 		return false;
 	foreach(cell, lcons(statement->planTree, list_copy(statement->subplans)))
 	{

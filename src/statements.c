@@ -171,9 +171,10 @@ set_all(const Setting *settings, int count, GucSource source, GucAction action)
 void
 owner_enter(Installation *installation)
 {
+	int			restrictions = SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS;
+
 	GetUserIdAndSecContext(&installation->user, &installation->sec_context);
-	SetUserIdAndSecContext(installation->owner, installation->sec_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS);
+	SetUserIdAndSecContext(installation->owner, installation->sec_context | restrictions);
 	installation->guc_level = settled ? 0 : NewGUCNestLevel();
 	if (!settled)
 		set_all(statement_settings, lengthof(statement_settings), PGC_S_SESSION, GUC_ACTION_SAVE);
