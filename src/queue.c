@@ -35,10 +35,12 @@
 #include "queue.h"
 
 /*
- * How long to wait for a session that has an app's row locked.  Most do so in a
- * transaction of a millisecond; what cannot be saved is saved later.
+ * How long to wait for a session that has an app's row locked, and how often in
+ * one transaction.  Most sessions lock it for a millisecond; what cannot be saved
+ * is saved later.
  */
 #define APP_LOCK_TIMEOUT "10ms"
+#define APP_LOCKS_MAX 10
 
 #define EQ " OPERATOR(pg_catalog.=) "
 #define NE " OPERATOR(pg_catalog.<>) "
@@ -501,12 +503,13 @@ queue_save_apps(QueueApp *apps, int count)
 	static char logged[256] = "";
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	ErrorData  *error = try_to_save(apps, count);
+	int			locked = 0;
 
 	if (error != NULL && error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
 	{
 		error = NULL;
-		for (int i = 0; i < count && count > 1; i++)
-			(void) try_to_save(&apps[i], 1);
+		for (int i = 0; i < count && locked < APP_LOCKS_MAX; i++)
+			locked += try_to_save(&apps[i], 1) != NULL;
 	}
 	/* Logged once, although it is tried again each time. */
 	if (error != NULL && strncmp(logged, error->message, sizeof(logged) - 1) != 0)
