@@ -357,9 +357,11 @@ warn_of_added_column(const MessageRow *row)
 			ereport(WARNING,
 					(errmsg("a dump of this database cannot restore table \"%s\"",
 							RelationGetRelationName(row->trigger->tg_relation)),
-					 errdetail("Column \"%s\" was added to it: pg_dump writes the column's values, but CREATE EXTENSION does not make the column.",
+					 errdetail("Column \"%s\" was added to it: pg_dump writes the column's values, "
+							   "but CREATE EXTENSION does not make the column.",
 							   NameStr(attribute->attname)),
-					 errhint("Keep the column in a table of your own that refers to message_id and app_id, and drop it here.")));
+					 errhint("Keep the column in a table of your own that refers to message_id and app_id, "
+							 "and drop it here.")));
 	}
 }
 

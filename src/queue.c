@@ -154,7 +154,8 @@ queue_call_begin(FunctionCallInfo fcinfo)
 				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
 				 errmsg("%s commits as it goes and cannot run in a transaction block",
 						get_func_name(fcinfo->flinfo->fn_oid)),
-				 errhint("Use CALL by itself: not between BEGIN and COMMIT, not beside another statement in one string, and not from a function or a block with EXCEPTION.")));
+				 errhint("Use CALL by itself: not between BEGIN and COMMIT, not beside another statement "
+						 "in one string, and not from a function or a block with EXCEPTION.")));
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 	SPI_commit();
@@ -445,7 +446,8 @@ static Statement save_apps = {
 	.sql = "INSERT INTO @onesignal_app AS a (app_id, circuit_until, circuit_role, circuit_reason, pace, pace_at,"
 		   " last_error, last_error_at, canceled_total, refused_total, failed_total)"
 		   " SELECT o.app_id, o.circuit_until, o.circuit_role, o.circuit_reason, o.pace, pg_catalog.now(),"
-		   " o.last_error, CASE WHEN o.last_error IS NOT NULL THEN pg_catalog.now() END, o.canceled, o.refused, o.failed"
+		   " o.last_error, CASE WHEN o.last_error IS NOT NULL THEN pg_catalog.now() END,"
+		   " o.canceled, o.refused, o.failed"
 		   " FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9) AS o (app_id, circuit_until, circuit_role,"
 		   " circuit_reason, pace, last_error, canceled, refused, failed)"
 		   " ON CONFLICT (app_id) DO UPDATE SET circuit_until = excluded.circuit_until,"

@@ -153,7 +153,8 @@ owner_require_trigger(const Installation *installation, bool allow_off)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg_internal("%s", OWNER_TRIGGER_PROBLEM),
 				 errdetail("Nothing is requested or delivered until it is, since requests could be forged without it."),
-				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s(), and enable it with ALTER TABLE ... ENABLE TRIGGER.",
+				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE "
+						 "ON %s FOR EACH ROW EXECUTE FUNCTION %s(), and enable it with ALTER TABLE ... ENABLE TRIGGER.",
 						 MESSAGE_TRIGGER, quote_qualified_identifier(schema, "onesignal_message"),
 						 quote_qualified_identifier(schema, "onesignal_message_change"))));
 }
