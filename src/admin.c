@@ -171,7 +171,7 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 		delivery_end();
 	}
 	PG_END_TRY();
-	queue_call_end();
+	SPI_finish();
 	PG_RETURN_VOID();
 }
 
@@ -198,14 +198,12 @@ static uint64
 purge_all(TimestampTz before)
 {
 	BlockNumber block = 0;
-	BlockNumber blocks = 1;
+	bool		more = true;
 	uint64		purged = 0;
 
-	/* The size is asked for each time: the table may be truncated meanwhile. */
-	while (block < blocks && queue_begin(true))
+	while (more && queue_begin(true))
 	{
-		blocks = queue_purge_size();
-		purged += queue_purge(before, block, PURGE_BLOCKS);
+		more = queue_purge(before, block, PURGE_BLOCKS, &purged);
 		queue_commit();
 		block += PURGE_BLOCKS;
 		CHECK_FOR_INTERRUPTS();
@@ -226,7 +224,7 @@ onesignal_cancel_purge(PG_FUNCTION_ARGS)
 	before = purge_before(fcinfo);
 	queue_call_begin(fcinfo);
 	purged = Int64GetDatum((int64) purge_all(before));
-	queue_call_end();
+	SPI_finish();
 
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");

@@ -157,17 +157,6 @@ servers_of(const pg_uuid_t *app_id)
 
 /* ---- which of them a role's cancels use ---- */
 
-static ErrorData *
-no_mapping(const Lookup *lookup, const ForeignServer *server)
-{
-	return problem(ERRCODE_UNDEFINED_OBJECT,
-				   psprintf("no user mapping for role \"%s\" or PUBLIC on server \"%s\"",
-							lookup->role_name, server->servername),
-				   psprintf("Create one with CREATE USER MAPPING FOR PUBLIC SERVER %s "
-							"OPTIONS (api_key_file '/path/to/key').",
-							quote_identifier(server->servername)));
-}
-
 /* any: a server of the app, or NULL if it has none. */
 static ErrorData *
 no_usage(const Lookup *lookup, const ForeignServer *any)
@@ -246,7 +235,12 @@ choose_server(Lookup *lookup)
 	lookup->is_own = own != NIL;
 	candidates = lookup->is_own ? own : shared;
 	if (candidates == NIL)
-		return no_mapping(lookup, usable);
+		return problem(ERRCODE_UNDEFINED_OBJECT,
+					   psprintf("no user mapping for role \"%s\" or PUBLIC on server \"%s\"",
+								lookup->role_name, usable->servername),
+					   psprintf("Create one with CREATE USER MAPPING FOR PUBLIC SERVER %s "
+								"OPTIONS (api_key_file '/path/to/key').",
+								quote_identifier(usable->servername)));
 	if (list_length(candidates) > 1)
 		return ambiguous(lookup, candidates);
 	lookup->server = linitial(candidates);

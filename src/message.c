@@ -161,11 +161,14 @@ message_init(void)
 static bool
 statement_merges(Oid table)
 {
-	const PlannedStmt *statement = running != NULL ? running->plannedstmt :
-		ActivePortal != NULL && ActivePortal->stmts != NIL ? linitial(ActivePortal->stmts) : NULL;
+	const PlannedStmt *statement;
 	ListCell   *cell;
 
-	if (statement == NULL)
+	if (running != NULL)
+		statement = running->plannedstmt;
+	else if (ActivePortal != NULL && ActivePortal->stmts != NIL)
+		statement = linitial(ActivePortal->stmts);
+	else
 		return false;
 	foreach(cell, lcons(statement->planTree, list_copy(statement->subplans)))
 	{
@@ -354,9 +357,11 @@ warn_of_added_column(const MessageRow *row)
 			ereport(WARNING,
 					(errmsg("a dump of this database cannot restore table \"%s\"",
 							RelationGetRelationName(row->trigger->tg_relation)),
-					 errdetail("Column \"%s\" was added to it: pg_dump writes the column's values, but CREATE EXTENSION does not make the column.",
+					 errdetail("Column \"%s\" was added to it: pg_dump writes the column's values, "
+							   "but CREATE EXTENSION does not make the column.",
 							   NameStr(attribute->attname)),
-					 errhint("Keep the column in a table of your own that refers to message_id and app_id, and drop it here.")));
+					 errhint("Keep the column in a table of your own that refers to message_id and app_id, "
+							 "and drop it here.")));
 	}
 }
 

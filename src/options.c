@@ -332,7 +332,9 @@ onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
 			   "It holds apps (servers) and their keys (user mappings).", NULL);
 
 	foreach(cell, options)
+	{
 		check_option(options, lfirst_node(DefElem, cell), catalog);
+	}
 	check_together(options, catalog);
 
 	/* Requested cancels may wait for a new key or address. */

@@ -35,10 +35,12 @@
 #include "queue.h"
 
 /*
- * How long to wait for a session that has an app's row locked.  Most do so in a
- * transaction of a millisecond; what cannot be saved is saved later.
+ * How long to wait for a session that has an app's row locked, and how often in
+ * one transaction.  Most sessions lock it for a millisecond; what cannot be saved
+ * is saved later.
  */
 #define APP_LOCK_TIMEOUT "10ms"
+#define APP_LOCKS_MAX 10
 
 #define EQ " OPERATOR(pg_catalog.=) "
 #define NE " OPERATOR(pg_catalog.<>) "
@@ -152,16 +154,11 @@ queue_call_begin(FunctionCallInfo fcinfo)
 				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
 				 errmsg("%s commits as it goes and cannot run in a transaction block",
 						get_func_name(fcinfo->flinfo->fn_oid)),
-				 errhint("Use CALL by itself: not between BEGIN and COMMIT, not beside another statement in one string, and not from a function or a block with EXCEPTION.")));
+				 errhint("Use CALL by itself: not between BEGIN and COMMIT, not beside another statement "
+						 "in one string, and not from a function or a block with EXCEPTION.")));
 	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
 		elog(ERROR, "could not connect to SPI");
 	SPI_commit();
-}
-
-void
-queue_call_end(void)
-{
-	SPI_finish();
 }
 
 static uint64
@@ -344,7 +341,8 @@ static Statement record_outcomes = {
 		   " CROSS JOIN LATERAL (SELECT m.ctid AS address" ROW_OF_OUTCOME " FOR NO KEY UPDATE SKIP LOCKED) AS m),"
 		   " written AS (UPDATE @onesignal_message AS m SET state = o.state::@onesignal_message_state,"
 		   " http_status = o.http_status, errors = o.errors::pg_catalog.text[],"
-		   " response = o.response::pg_catalog.jsonb, attempts = m.attempts" PLUS "1, unanswered = m.unanswered OR o.unanswered,"
+		   " response = o.response::pg_catalog.jsonb, attempts = m.attempts" PLUS "1,"
+		   " unanswered = m.unanswered OR o.unanswered,"
 		   " first_attempt_at = COALESCE(m.first_attempt_at, o.last_attempt_at),"
 		   " last_attempt_at = o.last_attempt_at, next_attempt_at = o.next_attempt_at,"
 		   " finished_at = CASE WHEN o.state" NE "'pending' THEN pg_catalog.clock_timestamp() END"
@@ -447,13 +445,15 @@ queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 static Statement save_apps = {
 	.sql = "INSERT INTO @onesignal_app AS a (app_id, circuit_until, circuit_role, circuit_reason, pace, pace_at,"
 		   " last_error, last_error_at, canceled_total, refused_total, failed_total)"
-		   " SELECT o.app_id, o.circuit_until, o.circuit_role, o.circuit_reason, o.pace, pg_catalog.now(), o.last_error,"
-		   " CASE WHEN o.last_error IS NOT NULL THEN pg_catalog.now() END, o.canceled, o.refused, o.failed"
+		   " SELECT o.app_id, o.circuit_until, o.circuit_role, o.circuit_reason, o.pace, pg_catalog.now(),"
+		   " o.last_error, CASE WHEN o.last_error IS NOT NULL THEN pg_catalog.now() END,"
+		   " o.canceled, o.refused, o.failed"
 		   " FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9) AS o (app_id, circuit_until, circuit_role,"
 		   " circuit_reason, pace, last_error, canceled, refused, failed)"
 		   " ON CONFLICT (app_id) DO UPDATE SET circuit_until = excluded.circuit_until,"
 		   " circuit_role = excluded.circuit_role, circuit_reason = excluded.circuit_reason,"
-		   " pace = excluded.pace, pace_at = excluded.pace_at, last_error = COALESCE(excluded.last_error, a.last_error),"
+		   " pace = excluded.pace, pace_at = excluded.pace_at,"
+		   " last_error = COALESCE(excluded.last_error, a.last_error),"
 		   " last_error_at = COALESCE(excluded.last_error_at, a.last_error_at),"
 		   " canceled_total = a.canceled_total" PLUS "excluded.canceled_total,"
 		   " refused_total = a.refused_total" PLUS "excluded.refused_total,"
@@ -505,12 +505,13 @@ queue_save_apps(QueueApp *apps, int count)
 	static char logged[256] = "";
 	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	ErrorData  *error = try_to_save(apps, count);
+	int			locked = 0;
 
 	if (error != NULL && error->sqlerrcode == ERRCODE_LOCK_NOT_AVAILABLE)
 	{
 		error = NULL;
-		for (int i = 0; i < count && count > 1; i++)
-			(void) try_to_save(&apps[i], 1);
+		for (int i = 0; i < count && locked < APP_LOCKS_MAX; i++)
+			locked += try_to_save(&apps[i], 1) != NULL;
 	}
 	/* Logged once, although it is tried again each time. */
 	if (error != NULL && strncmp(logged, error->message, sizeof(logged) - 1) != 0)
@@ -523,28 +524,8 @@ queue_save_apps(QueueApp *apps, int count)
 
 /* ---- purging ---- */
 
-BlockNumber
-queue_purge_size(void)
-{
-	Relation	relation = relation_open(transaction.installation.message_table, AccessShareLock);
-	TriggerDesc *triggers = relation->trigdesc;
-	BlockNumber blocks = RelationGetNumberOfBlocks(relation);
-
-	/* They do not fire for us: the rows that reference ours would be left dangling. */
-	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
-		if (RI_FKey_trigger_type(triggers->triggers[i].tgfoid) == RI_TRIGGER_PK)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("cannot purge onesignal_message while a foreign key references it"),
-					 errdetail("Table \"%s\" has such a foreign key.",
-							   get_rel_name(triggers->triggers[i].tgconstrrelid)),
-					 errhint("Drop the foreign key, or delete the rows with DELETE.")));
-	relation_close(relation, AccessShareLock);
-	return blocks;
-}
-
-uint64
-queue_purge(TimestampTz before, BlockNumber block, BlockNumber count)
+bool
+queue_purge(TimestampTz before, BlockNumber block, BlockNumber count, uint64 *purged)
 {
 	static Statement purge = {
 		.sql = "DELETE FROM @onesignal_message WHERE ctid" EQ "ANY (ARRAY("
@@ -558,10 +539,24 @@ queue_purge(TimestampTz before, BlockNumber block, BlockNumber count)
 	ItemPointerData from;
 	ItemPointerData to;
 	Datum		values[] = {TimestampTzGetDatum(before), PointerGetDatum(&from), PointerGetDatum(&to)};
+	Relation	relation = relation_open(transaction.installation.message_table, NoLock);
+	TriggerDesc *triggers = relation->trigdesc;
+	BlockNumber blocks = RelationGetNumberOfBlocks(relation);
 
+	/* They do not fire for us: the rows that reference ours would be left dangling. */
+	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+		if (RI_FKey_trigger_type(triggers->triggers[i].tgfoid) == RI_TRIGGER_PK)
+			ereport(ERROR,
+					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+					 errmsg("cannot purge onesignal_message while a foreign key references it"),
+					 errdetail("Table \"%s\" has such a foreign key.",
+							   get_rel_name(triggers->triggers[i].tgconstrrelid)),
+					 errhint("Drop the foreign key, or delete the rows with DELETE.")));
+	relation_close(relation, NoLock);
 	ItemPointerSet(&from, block, 0);
 	ItemPointerSet(&to, block + Min(count, MaxBlockNumber - block), 0);
-	return run_in_transaction(&purge, values);
+	*purged += run_in_transaction(&purge, values);
+	return block < blocks && blocks - block > count;
 }
 
 /* ---- in anybody's transaction ---- */

@@ -6,7 +6,9 @@
 #ifndef ONESIGNAL_CANCEL_QUEUE_H
 #define ONESIGNAL_CANCEL_QUEUE_H
 
+#include "datatype/timestamp.h"
 #include "executor/spi.h"
+#include "fmgr.h"
 #include "storage/block.h"
 #include "utils/uuid.h"
 
@@ -190,9 +192,9 @@ typedef struct QueueApp
 
 /*
  * Begins a short transaction of the deliverer, as the table's owner with fixed
- * settings.  in_procedure: one of SPI's non-atomic ones in a CALL, between
- * queue_call_begin() and queue_call_end(); else the worker's own.  Returns
- * false, with nothing open, if the extension does not exist (any more).
+ * settings.  in_procedure: one of SPI's non-atomic ones in a CALL, after
+ * queue_call_begin(); else the worker's own.  Returns false, with nothing open,
+ * if the extension does not exist (any more).
  *
  * All of these leave CurrentMemoryContext as it was, which must outlive the
  * transaction: what is returned is palloc'd there.
@@ -203,9 +205,11 @@ extern void queue_commit(void);
 /* After an error: restores the user; the caller aborts the transaction, which does the rest. */
 extern void queue_abandon(void);
 
-/* For a procedure that commits: raises 2D000 where it cannot, and ends the transaction that CALL began. */
+/*
+ * For a procedure that commits: raises 2D000 where it cannot, connects to SPI,
+ * and ends the transaction that CALL began.
+ */
 extern void queue_call_begin(FunctionCallInfo fcinfo);
-extern void queue_call_end(void);
 
 /* ---- queue.c, between queue_begin() and queue_commit() ---- */
 
@@ -236,11 +240,12 @@ extern int	queue_expire(const QueueLane *lane, TimestampTz before, const char *r
 /* Saves what is known of apps, and sets saved of each. */
 extern void queue_save_apps(QueueApp *apps, int count);
 
-/* Deletes finished rows in the blocks [block, block + count); returns how many. */
-extern uint64 queue_purge(TimestampTz before, BlockNumber block, BlockNumber count);
-
-/* The table's size in blocks. Raises 0A000 when a foreign key references it. */
-extern BlockNumber queue_purge_size(void);
+/*
+ * Deletes finished rows in the blocks [block, block + count), and adds how many.
+ * Returns whether the table has more blocks: it may be truncated meanwhile.
+ * Raises 0A000 if a foreign key references the table.
+ */
+extern bool queue_purge(TimestampTz before, BlockNumber block, BlockNumber count, uint64 *purged);
 
 /* ---- queue.c, in anybody's transaction, as the table's owner ---- */
 

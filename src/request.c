@@ -162,7 +162,8 @@ server_hint(const Row *row, const char *name)
 
 	if (strcmp(name, row->app) != 0 || !server_app(name, &app_id))
 		return 0;
-	return errhint("There is also a server \"%s\", but a column is tried first: rename the server, or give the app's id.",
+	return errhint("There is also a server \"%s\", but a column is tried first: "
+				   "rename the server, or give the app's id.",
 				   name);
 }
 
@@ -263,7 +264,8 @@ resolve_app(const Row *row, pg_uuid_t *app_id)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("could not find OneSignal app \"%s\"", row->app),
-				 errdetail("It is neither a uuid, nor a column of table \"%s\", nor a server of foreign-data wrapper \"%s\".",
+				 errdetail("It is neither a uuid, nor a column of table \"%s\", "
+						   "nor a server of foreign-data wrapper \"%s\".",
 						   RelationGetRelationName(row->relation), CREDENTIALS_WRAPPER),
 				 errhint("Give the app's id, the name of a column that holds it, or the name of a server.")));
 }

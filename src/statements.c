@@ -153,7 +153,8 @@ owner_require_trigger(const Installation *installation, bool allow_off)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg_internal("%s", OWNER_TRIGGER_PROBLEM),
 				 errdetail("Nothing is requested or delivered until it is, since requests could be forged without it."),
-				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s(), and enable it with ALTER TABLE ... ENABLE TRIGGER.",
+				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE "
+						 "ON %s FOR EACH ROW EXECUTE FUNCTION %s(), and enable it with ALTER TABLE ... ENABLE TRIGGER.",
 						 MESSAGE_TRIGGER, quote_qualified_identifier(schema, "onesignal_message"),
 						 quote_qualified_identifier(schema, "onesignal_message_change"))));
 }
@@ -171,9 +172,10 @@ set_all(const Setting *settings, int count, GucSource source, GucAction action)
 void
 owner_enter(Installation *installation)
 {
+	int			restrictions = SECURITY_LOCAL_USERID_CHANGE | SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS;
+
 	GetUserIdAndSecContext(&installation->user, &installation->sec_context);
-	SetUserIdAndSecContext(installation->owner, installation->sec_context | SECURITY_LOCAL_USERID_CHANGE |
-						   SECURITY_RESTRICTED_OPERATION | SECURITY_NOFORCE_RLS);
+	SetUserIdAndSecContext(installation->owner, installation->sec_context | restrictions);
 	installation->guc_level = settled ? 0 : NewGUCNestLevel();
 	if (!settled)
 		set_all(statement_settings, lengthof(statement_settings), PGC_S_SESSION, GUC_ACTION_SAVE);
