@@ -3,6 +3,7 @@
 #   make && sudo make install    build and install, for the PostgreSQL that pg_config names
 #   make installcheck            the SQL tests, on a running server, without any network
 #   make tap                     the tests against servers of their own and the stand-in
+#   make dist                    PGXN's archive, of what is committed
 #   make WERROR=1                warnings are errors
 #   test/check, test/demo        install what is missing, then test or show everything
 
@@ -86,3 +87,9 @@ tap: installed
 	PATH="$(bindir):$$PATH" PGPORT='6$(DEF_PGPORT)' \
 	PG_REGRESS='$(top_builddir)/src/test/regress/pg_regress' \
 	$(PROVE) $(PG_PROVE_FLAGS) -I test/t $(PROVE_FLAGS) $(or $(PROVE_TESTS),test/t/*.pl)
+
+# PGXN wants the version in the archive's name, and its files in a folder of that name.
+DISTNAME = onesignal_cancel-$(shell sed -n 's/^    "version": "\(.*\)",/\1/p' META.json)
+.PHONY: dist
+dist:
+	git archive --format=zip --prefix='$(DISTNAME)/' -o '$(DISTNAME).zip' HEAD

@@ -176,6 +176,7 @@ find_mirror() {
             # 22 is an answer: this repository does not have it.
             [ "$status" -eq 22 ] || unanswered=$release
         elif grep -qx 'Origin: Debian' <<<"$release"; then
+            # shellcheck disable=SC2034  # for the caller
             MIRROR=${uri%/}
             return 0
         fi

@@ -9,7 +9,8 @@
 #	<!-- not run: why -->	on the line before a block: it is left out
 #
 # What the README cannot know is put in: where the stand-in and the server are, and a folder for the key file. The
-# reference must name what the extension has, and the messages in "Troubleshooting" must be the ones of the sources.
+# reference must name what the extension has, the messages in "Troubleshooting" must be the ones of the sources, and links
+# must lead somewhere.
 
 use strict;
 use warnings;
@@ -175,6 +176,17 @@ my ($messages) = $readme =~ /^### Messages of the extension\n(.*?)^### /ms;
 my @messages = $messages =~ /^\| `([^`]*)` \|/mg;
 cmp_ok(scalar(@messages), '>', 15, 'README.md has messages');
 is(join("\n", grep { index($sources, $_) < 0 } @messages), '', 'its messages are those of the sources');
+
+# GitHub's names for headings.
+my %heading;
+(my $prose = $readme) =~ s/^```.*?^```//msg;
+for my $heading ($prose =~ /^#+ (.*)$/mg)
+{
+    (my $slug = lc $heading) =~ s/[^-\w ]//g;
+    $heading{ $slug =~ tr/ /-/r } = 1;
+}
+is(join(' ', grep { !$heading{$_} } $prose =~ /\]\(#([^)]*)\)/g), '', 'every link within README.md leads to a heading');
+is(join(' ', grep { !-e "$root/$_" } $prose =~ /\]\(([^#):]+)\)/g), '', 'every link to a file leads to one');
 
 $node->stop;
 done_testing();
