@@ -93,29 +93,10 @@ call_looks_again(void)
 	return true;
 }
 
-/* True: another run may find something before the duration is over. */
-static bool
-deliver_once(void)
-{
-	const DeliveryOptions options = {.in_procedure = true, .until = call_until, .woken = call_looks_again};
-	TimestampTz now;
-	TimestampTz due;
-
-	/* Where no outcome could be recorded, nothing must be sent. */
-	PreventCommandIfReadOnly("CALL onesignal_cancel_deliver()");
-	due = delivery_run(&options);
-	settings_require_enabled();
-	now = GetCurrentTimestamp();
-	if (due == DT_NOBEGIN || now >= call_until)
-		return false;
-	wakeup_wait(Min(Min(due, now + CALL_LOOK), call_until), "OnesignalCancelDeliver");
-	settings_require_enabled();
-	return true;
-}
-
 static void
 deliver_all(void)
 {
+	const DeliveryOptions options = {.in_procedure = true, .until = call_until, .woken = call_looks_again};
 	int			other = deliverer_lock(false);
 
 	/* So that no lock on a catalog is held while it waits for answers. */
@@ -123,8 +104,21 @@ deliver_all(void)
 	if (other > 0)
 		ereport(NOTICE,
 				(errmsg("nothing to do: session %d is already delivering in this database", other)));
-	while (other == 0 && deliver_once())
-		;
+	while (other == 0)
+	{
+		TimestampTz due;
+		TimestampTz now;
+
+		/* Where no outcome could be recorded, nothing must be sent. */
+		PreventCommandIfReadOnly("CALL onesignal_cancel_deliver()");
+		due = delivery_run(&options);
+		settings_require_enabled();
+		now = GetCurrentTimestamp();
+		if (due == DT_NOBEGIN || now >= call_until)
+			break;
+		wakeup_wait(Min(Min(due, now + CALL_LOOK), call_until), "OnesignalCancelDeliver");
+		settings_require_enabled();
+	}
 }
 
 /* PG_FINALLY() does not see that a session is terminated. */

@@ -95,7 +95,7 @@ worker_exit(int code, Datum arg)
 	deliverer_unlock();
 }
 
-/* As die() does. */
+/* As PostgreSQL's own handler does. */
 static void
 die_soon(void)
 {

@@ -90,7 +90,6 @@ try_answer(const uint8_t *bytes, size_t size)
 	for (int i = 0; i < outcome.error_count; i++)
 		check_line(outcome.errors[i]);
 	must(outcome.verdict != CANCEL_DONE || answer.status == 200, "success has status 200");
-	must(outcome.verdict == CANCEL_DONE || outcome.error_count > 0, "whatever fails says why");
 	if (outcome.response != NULL)
 	{
 		must(strstr(outcome.response, API_KEY) == NULL, "no response holds the key");

@@ -11,7 +11,7 @@ use Test::More;
 use Workers;
 
 my $api = StandIn->new(accept_any => 1);
-my $node = Workers::start('main', conf => "onesignal_cancel.timeout = '10s'\n");
+my $node = Workers::start('main', conf => "onesignal_cancel.timeout = '25s'\n");
 Workers::add_app($node, 'postgres', $api);
 my $app = $api->app_id;
 $node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '0')");

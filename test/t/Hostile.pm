@@ -643,14 +643,14 @@ sub _stop
 {
     my ($self) = @_;
     my $node = $self->_node;
+    # Without preload nobody but a request replaces a worker that was ended.
+    Workers::request($node, 'postgres', $self->_api, $self->_api->schedule);
     Workers::wait_for_worker($node, 'postgres') or return 9999;
     my $begun = time;
     $node->stop('fast');
     my $took = time - $begun;
     $node->start;
     $self->{started} = $self->_start_time;
-    # Without preload it needs a request.
-    Workers::request($node, 'postgres', $self->_api, $self->_api->schedule);
     return $took;
 }
 
