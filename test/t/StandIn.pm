@@ -92,6 +92,7 @@ use IPC::Run ();
 use JSON::PP ();
 use MIME::Base64 qw(encode_base64);
 use Scalar::Util qw(weaken);
+BEGIN { require Servers if $INC{'PostgreSQL/Test/Cluster.pm'} }
 use Time::HiRes ();
 
 my $PROGRAMS = File::Spec->catdir(dirname(File::Spec->rel2abs(__FILE__)), '..', 'onesignal');
