@@ -334,7 +334,10 @@ answer_json(const char *body, size_t length, char **text)
 	if (strlen(body) != length || pg_encoding_verifymbstr(PG_UTF8, body, length) != (int) length)
 		return NULL;
 	initStringInfo(&utf8);
-	unescape(&utf8, body);
+	if (strstr(body, "\\u") != NULL)
+		unescape(&utf8, body);
+	else
+		appendBinaryStringInfo(&utf8, body, length);
 	initStringInfo(&converted);
 	append_converted(&converted, utf8.data, utf8.len, true);
 	if (!fits_jsonb(converted.data))

@@ -240,7 +240,14 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 	if (gone != NULL)
 		curl_multi_remove_handle(engine.multi, gone->easy);
 	else
+	{
+		/* New requests begin with the timer.  libcurl writes each by itself, which as a segment of its own costs much. */
+		if (fd == CURL_SOCKET_TIMEOUT)
+			wire_cork(true);
 		curl_multi_socket_action(engine.multi, fd, what, &running);
+		if (fd == CURL_SOCKET_TIMEOUT)
+			wire_cork(false);
+	}
 	disable_timeout(look_timeout, false);
 	restore_signals();
 }

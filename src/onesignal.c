@@ -61,6 +61,8 @@ flag_field(Jsonb *json, const char *name)
 
 	if (json == NULL || !JB_ROOT_IS_OBJECT(json) || answer_field(&json->root, name, &value) == NULL)
 		return -1;
+	if (value.type == jbvBool)
+		return value.val.boolean;
 	text = answer_error_text(&value);
 	if (strcmp(text, "true") == 0)
 		return 1;

@@ -10,6 +10,7 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -33,6 +34,7 @@ typedef struct WatchedSocket
 	ino_t		inode;			/* the file that had this number when we last looked */
 	uint32		wanted;			/* WL_SOCKET_*; 0: not watched now */
 	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
+	int			port;			/* local; 0: not known yet */
 	bool		ours;			/* its end is told by wire_closed() */
 } WatchedSocket;
 
@@ -130,15 +132,16 @@ wire_watch(int fd, bool readable, bool writable)
 
 /* ---- what a peer says or does unasked ---- */
 
-/* Of the local address.  IPv4 and IPv6 addresses have the port in the same place. */
+/* IPv4 and IPv6 addresses have the port in the same place. */
 static bool
-has_port(const WatchedSocket *watched, int port)
+has_port(WatchedSocket *watched, int port)
 {
 	struct sockaddr_in6 address = {0};
 	socklen_t	length = sizeof(address);
 
-	return watched->ours && port != 0 &&
-		getsockname(watched->fd, (struct sockaddr *) &address, &length) == 0 && pg_ntoh16(address.sin6_port) == port;
+	if (watched->port == 0 && watched->ours && getsockname(watched->fd, (struct sockaddr *) &address, &length) == 0)
+		watched->port = pg_ntoh16(address.sin6_port);
+	return port != 0 && watched->port == port;
 }
 
 /* 1: something can be read, 0: the connection has ended, -1: nothing. */
@@ -231,6 +234,22 @@ wire_cut_off(bool all)
 	if (worst != NULL)
 		cut_off(worst);
 	return worst != NULL;
+}
+
+void
+wire_cork(bool corked)
+{
+#ifdef TCP_CORK
+	int			value = corked;
+
+	for (int i = 0; i < socket_count; i++)
+	{
+		if (sockets[i].ours)
+			(void) setsockopt(sockets[i].fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value));
+	}
+#else
+	(void) corked;
+#endif
 }
 
 /* ---- waiting ---- */

@@ -30,6 +30,9 @@ extern bool wire_has_ended(int port);
 /* Ends our side of each connection that its peer has closed while it was idle. */
 extern void wire_tidy(void);
 
+/* What is written to each connection waits for company, until it is uncorked. */
+extern void wire_cork(bool corked);
+
 /*
  * For a signal handler: cuts off all that is watched, or the connection with the
  * most unread input, which a flooding peer has.  True: one had unread input.
