@@ -333,13 +333,15 @@ answer_json(const char *body, size_t length, char **text)
 	/* A NUL byte would end the text early and make JSON of what is none. */
 	if (strlen(body) != length || pg_encoding_verifymbstr(PG_UTF8, body, length) != (int) length)
 		return NULL;
-	initStringInfo(&utf8);
-	if (strstr(body, "\\u") != NULL)
-		unescape(&utf8, body);
-	else
-		appendBinaryStringInfo(&utf8, body, length);
 	initStringInfo(&converted);
-	append_converted(&converted, utf8.data, utf8.len, true);
+	if (strstr(body, "\\u") == NULL)
+		append_converted(&converted, body, length, true);
+	else
+	{
+		initStringInfo(&utf8);
+		unescape(&utf8, body);
+		append_converted(&converted, utf8.data, utf8.len, true);
+	}
 	if (!fits_jsonb(converted.data))
 		return NULL;
 	*text = converted.data;

@@ -59,6 +59,9 @@
 /* Shorter waits are spent here, longer ones by the caller. */
 #define SHORT_WAIT_US		USECS_PER_SEC
 
+/* What judging RECORD_MAX answers takes.  Memory that went back to the system would have to be cleared for each turn. */
+#define TURN_SIZE			(4 * 1024 * 1024)
+
 /* A batch of outcomes on its way into the table. */
 typedef struct Recording
 {
@@ -512,7 +515,8 @@ begin_run(void)
 	if (delivery_context == NULL)
 	{
 		delivery_context = AllocSetContextCreate(TopMemoryContext, "onesignal delivery", ALLOCSET_DEFAULT_SIZES);
-		turn_context = AllocSetContextCreate(delivery_context, "onesignal turn", ALLOCSET_DEFAULT_SIZES);
+		turn_context = AllocSetContextCreate(delivery_context, "onesignal turn", TURN_SIZE,
+											 ALLOCSET_DEFAULT_INITSIZE, ALLOCSET_DEFAULT_MAXSIZE);
 		lanes_open(delivery_context, cautious);
 		cautious = false;
 	}

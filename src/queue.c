@@ -395,8 +395,6 @@ try_to_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded)
 void
 queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded, char **error)
 {
-	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
-
 	*error = NULL;
 	if (count > 0 && try_to_record(outcomes, count, recorded) != NULL)
 		for (int i = 0; i < count; i++)
@@ -405,9 +403,8 @@ queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded, c
 
 			/* Not its detail, which may hold the whole row. */
 			if (failure != NULL && *error == NULL)
-				*error = MemoryContextStrdup(old, failure->message);
+				*error = failure->message;
 		}
-	MemoryContextSwitchTo(old);
 }
 
 int
@@ -503,7 +500,6 @@ void
 queue_save_apps(QueueApp *apps, int count)
 {
 	static char logged[256] = "";
-	MemoryContext old = MemoryContextSwitchTo(TopTransactionContext);
 	ErrorData  *error = try_to_save(apps, count);
 	int			locked = 0;
 
@@ -519,7 +515,6 @@ queue_save_apps(QueueApp *apps, int count)
 				(errcode(error->sqlerrcode),
 				 errmsg("onesignal_cancel: could not save the state of apps: %s", error->message)));
 	strlcpy(logged, error != NULL ? error->message : "", sizeof(logged));
-	MemoryContextSwitchTo(old);
 }
 
 /* ---- purging ---- */
