@@ -258,13 +258,48 @@ ends_transaction(const ErrorData *error, Oid schema)
 		XactReadOnly || !owner_find(&installation) || installation.schema != schema;
 }
 
-/* It rolls back before it copies the error: copying may fail, which would leave the subtransaction open for ever. */
+/*
+ * The error that was caught; NULL: there was no memory to copy it.  It is
+ * copied before the rollback: a trigger may have raised it again, and then some
+ * of its fields are in memory that the rollback frees.
+ */
+static ErrorData *
+take_error(void)
+{
+	ErrorData *volatile error = NULL;
+
+	PG_TRY();
+	{
+		error = CopyErrorData();
+	}
+	PG_CATCH();
+	{
+		/* The rollback has to come all the same. */
+	}
+	PG_END_TRY();
+	FlushErrorState();
+	return error;
+}
+
+/* ReThrowError() does not copy these fields, and the caller's memory may be gone before the error is reported. */
+static void
+throw_again(ErrorData *error)
+{
+	error->filename = __FILE__;
+	error->lineno = __LINE__;
+	error->funcname = __func__;
+	error->domain = error->context_domain = TEXTDOMAIN;
+	error->message_id = "";
+	ReThrowError(error);
+}
+
 ErrorData *
 statement_try(Statement *statement, Oid schema, Datum *values, const char *nulls)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner resources = CurrentResourceOwner;
 	ErrorData *volatile error = NULL;
+	volatile bool failed = false;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
@@ -275,16 +310,20 @@ statement_try(Statement *statement, Oid schema, Datum *values, const char *nulls
 	}
 	PG_CATCH();
 	{
-		RollbackAndReleaseCurrentSubTransaction();
+		failed = true;
 		MemoryContextSwitchTo(context);
-		error = CopyErrorData();
-		FlushErrorState();
+		error = take_error();
+		RollbackAndReleaseCurrentSubTransaction();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = resources;
 
-	if (error != NULL && ends_transaction(error, schema))
-		ReThrowError(error);
+	if (failed && error == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory")));
+	if (failed && ends_transaction(error, schema))
+		throw_again(error);
 	return error;
 }
