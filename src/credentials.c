@@ -260,6 +260,7 @@ read_key_file(const char *path, char *buffer)
 {
 	struct stat status;
 	ssize_t		length = 0;
+	ssize_t		got;
 	const char *reason = NULL;
 	int			fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 
@@ -269,16 +270,22 @@ read_key_file(const char *path, char *buffer)
 		reason = psprintf("%m");
 	else if (!S_ISREG(status.st_mode))
 		reason = "not a regular file";
-	else if ((length = read(fd, buffer, OPTIONS_KEY_MAX + 1)) < 0)
-		reason = psprintf("%m");
-	else if (length > OPTIONS_KEY_MAX)
-		reason = "larger than 4 kB";
+	else
+	{
+		/* A signal, or a file system far away, may end a read early: half a key must not pass for one. */
+		while ((got = read(fd, buffer + length, OPTIONS_KEY_MAX + 1 - length)) > 0 || (got < 0 && errno == EINTR))
+			length += Max(got, 0);
+		if (got < 0)
+			reason = psprintf("%m");
+		else if (length > OPTIONS_KEY_MAX)
+			reason = "larger than 4 kB";
+	}
 	CloseTransientFile(fd);
 	if (reason != NULL)
 		return reason;
 	while (length > 0 && (buffer[length - 1] == '\n' || buffer[length - 1] == '\r'))
 		length--;
-	buffer[Max(length, 0)] = '\0';
+	buffer[length] = '\0';
 	return strlen(buffer) == (size_t) length && options_key_problem(buffer) == NULL ? NULL :
 		"it must contain exactly one line of printable ASCII without spaces";
 }

@@ -59,7 +59,10 @@
 /* Shorter waits are spent here, longer ones by the caller. */
 #define SHORT_WAIT_US		USECS_PER_SEC
 
-/* What judging RECORD_MAX answers takes.  Memory that went back to the system would have to be cleared for each turn. */
+/*
+ * What judging RECORD_MAX answers takes.  Memory that went back to the system
+ * would have to be cleared for each turn.
+ */
 #define TURN_SIZE			(4 * 1024 * 1024)
 
 /* A batch of outcomes on its way into the table. */

@@ -70,6 +70,7 @@ typedef struct HttpEngine
 	dlist_head	finished;
 	HttpExchange *returned;		/* the caller reads its answer */
 	int			in_flight;
+	int			handed_over;	/* to libcurl since its last call: likely to be sent in the next one */
 	long		connections_max;
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
@@ -240,14 +241,7 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 	if (gone != NULL)
 		curl_multi_remove_handle(engine.multi, gone->easy);
 	else
-	{
-		/* New requests begin with the timer.  libcurl writes each by itself, which as a segment of its own costs much. */
-		if (fd == CURL_SOCKET_TIMEOUT)
-			wire_cork(true);
 		curl_multi_socket_action(engine.multi, fd, what, &running);
-		if (fd == CURL_SOCKET_TIMEOUT)
-			wire_cork(false);
-	}
 	disable_timeout(look_timeout, false);
 	restore_signals();
 }
@@ -312,6 +306,7 @@ hand_to_libcurl(HttpExchange *exchange)
 	if (curl_multi_add_handle(engine.multi, exchange->easy) != CURLM_OK)
 		return false;
 	set_port(exchange, 0);
+	engine.handed_over++;
 	return true;
 }
 
@@ -412,11 +407,18 @@ run_libcurl(curl_socket_t fd, int what)
 	CURLMsg    *message;
 	int			left;
 	bool		was_flooded;
+	bool		many = engine.handed_over > 1;
 	long		share = (engine.connections_max - wire_count()) / HOST_CONNECTIONS_MAX;
 
 	/* A host may have an eighth of the connections that are left: hosts that hang leave some for the next. */
 	curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
+	engine.handed_over = 0;
+	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */
+	if (many)
+		wire_cork(true);
 	call_libcurl(NULL, fd, what);
+	if (many)
+		wire_cork(false);
 	was_flooded = flooded;
 	while ((message = curl_multi_info_read(engine.multi, &left)) != NULL)
 	{

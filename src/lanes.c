@@ -388,12 +388,14 @@ static void
 expire_rows(DeliveryLane *lane, TimestampTz now)
 {
 	const DeliveryApp *app = lane->app;
-	const char *reason = lane->key_missing || lane->circuit.open ? lane->reason :
-		app->circuit.open && app->circuit.probes > 0			 ? app->reason :
-		NULL;
+	const char *reason = NULL;
 	bool		for_long = lane->key_missing || (lane->failing_since != 0 && now - lane->failing_since > EXPIRE_AFTER);
 	int			count;
 
+	if (lane->key_missing || lane->circuit.open)
+		reason = lane->reason;
+	else if (app->circuit.open && app->circuit.probes > 0)
+		reason = app->reason;
 	if (reason == NULL || !for_long || now - lane->expired_at < EXPIRE_US)
 		return;
 	lane->expired_at = now;

@@ -452,6 +452,7 @@ wakeup_end(bool died)
 	if (mine == NULL)
 		return;
 	SpinLockAcquire(&shared->lock);
+	mine->wake = 0;				/* another worker looks anyway, and could start */
 	set_slot(mine, SLOT_FREE, died ? now + RESTART_AFTER : DT_NOEND);
 	SpinLockRelease(&shared->lock);
 	mine = NULL;

@@ -254,6 +254,14 @@ build() {
     fi
 }
 
+# make_waker FILE: makes a library that asks for memory before any other does. It is to be the last in LD_PRELOAD:
+# where AddressSanitizer is woken by a library that holds gettext's lock, it waits for that lock forever.
+make_waker() {
+    echo '#include <stdlib.h>
+        static void __attribute__((constructor)) wake(void) { free(malloc(1)); }' \
+        | as_user gcc -x c -shared -fPIC -O0 -Wl,-z,initfirst -o "$1" -
+}
+
 pg_ctl() { as_user "$("$PG_CONFIG" --bindir)/pg_ctl" -D "$WORK/pg" -s -w "$@"; }
 
 # A cluster that listens only on a socket in $WORK, which is ours alone.

@@ -2,6 +2,7 @@
 'use strict';
 
 const { DataTypes, Sequelize } = require('sequelize');
+const { tell } = require('./story.js');
 const [host, port, role, appId, ...ids] = process.argv.slice(2);
 
 const sequelize = new Sequelize('postgres', role, '', { host, port: Number(port), dialect: 'postgres', logging: false });
@@ -28,43 +29,21 @@ const Message = sequelize.define('message', {
 
 const keys = ['message_id', 'app_id'];
 const fields = Object.keys(Message.getAttributes()).filter((name) => !keys.includes(name));
-const read = () => Message.findAll({ where: { message_id: ids }, order: ['message_id'] });
+const row = (copy, reason) => ({ ...copy.get({ plain: true }), reason });
 
-// Each way to save a whole row.
-async function saveAll(copies, reason) {
-  for (const [number, copy] of copies.entries()) {
-    const row = { ...copy.get({ plain: true }), reason };
-    if (number % 4 === 0) {
-      const message = Message.build(row, { isNewRecord: false });
+tell({
+  insert: async () => { for (const id of ids) await Message.create({ message_id: id, app_id: appId }); },
+  read: () => Message.findAll({ where: { message_id: ids }, order: ['message_id'] }),
+  request: async (copies) => { for (const copy of copies) await copy.set('cancel', true).save(); },
+  isRequested: (copy) => copy.state === 'pending' && copy.requested_by === role,
+  ways: [
+    (copy, reason) => {
+      const message = Message.build(row(copy, reason), { isNewRecord: false });
       fields.forEach((name) => message.changed(name, true));
-      await message.save({ fields });
-    } else if (number % 4 === 1) {
-      await Message.upsert(row);
-    } else if (number % 4 === 2) {
-      await Message.bulkCreate([row], { updateOnDuplicate: fields });
-    } else {
-      await Message.update(row, { where: { message_id: row.message_id }, fields });
-    }
-  }
-}
-
-const line = () => new Promise((resolve) => process.stdin.once('data', resolve));
-
-async function main() {
-  for (const id of ids) await Message.create({ message_id: id, app_id: appId });
-  const scheduled = await read();
-  for (const message of await read()) await message.set('cancel', true).save();
-  const pending = await read();
-  if (!pending.every((m) => m.state === 'pending' && m.requested_by === role)) throw new Error('not all are pending');
-  await saveAll(pending, 'read while pending');
-  await saveAll(scheduled, 'read before');
-  console.log('pending');
-
-  await line();
-  for (const copies of [scheduled, pending, await read()])
-    // once with each way
-    for (let turn = 0; turn < 4; turn++) await saveAll([...copies.slice(turn), ...copies.slice(0, turn)], 'saved');
-  process.exit(0);
-}
-
-main().catch((error) => { console.error(error); process.exit(1); });
+      return message.save({ fields });
+    },
+    (copy, reason) => Message.upsert(row(copy, reason)),
+    (copy, reason) => Message.bulkCreate([row(copy, reason)], { updateOnDuplicate: fields }),
+    (copy, reason) => Message.update(row(copy, reason), { where: { message_id: copy.message_id }, fields }),
+  ],
+});

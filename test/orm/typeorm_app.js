@@ -2,6 +2,7 @@
 'use strict';
 
 const { DataSource, EntitySchema, In } = require('typeorm');
+const { tell } = require('./story.js');
 const [host, port, role, appId, ...ids] = process.argv.slice(2);
 
 const nullable = (type, more) => ({ type, nullable: true, ...more });
@@ -31,37 +32,20 @@ const Message = new EntitySchema({
   },
 });
 const source = new DataSource({ type: 'postgres', host, port: Number(port), username: role, database: 'postgres', entities: [Message], installExtensions: false });
-const line = () => new Promise((resolve) => process.stdin.once('data', resolve));
+let messages;
 
-async function main() {
-  const messages = (await source.initialize()).getRepository('Message');
-  const read = () => messages.find({ where: { message_id: In(ids) }, order: { message_id: 'ASC' } });
-
-  // Each way to save a whole row: save() writes what differs from the row as it is now.
-  async function saveAll(copies, reason) {
-    for (const [number, copy] of copies.entries()) {
-      const row = { ...copy, reason };
-      const { message_id, app_id, ...values } = row;
-      if (number % 3 === 0) await messages.save(messages.create(row));
-      else if (number % 3 === 1) await messages.upsert(row, ['message_id', 'app_id']);
-      else await messages.update({ message_id, app_id }, values);
-    }
-  }
-
-  await messages.save(ids.map((id) => messages.create({ message_id: id, app_id: appId })));
-  const scheduled = await read();
-  await messages.save((await read()).map((message) => Object.assign(message, { cancel: true })));
-  const pending = await read();
-  if (!pending.every((m) => m.state === 'pending' && m.requested_by === role)) throw new Error('not all are pending');
-  await saveAll(pending, 'read while pending');
-  await saveAll(scheduled, 'read before');
-  console.log('pending');
-
-  await line();
-  for (const copies of [scheduled, pending, await read()])
-    // once with each way
-    for (let turn = 0; turn < 3; turn++) await saveAll([...copies.slice(turn), ...copies.slice(0, turn)], 'saved');
-  process.exit(0);
-}
-
-main().catch((error) => { console.error(error); process.exit(1); });
+tell({
+  insert: async () => {
+    messages = (await source.initialize()).getRepository('Message');
+    await messages.save(ids.map((id) => messages.create({ message_id: id, app_id: appId })));
+  },
+  read: () => messages.find({ where: { message_id: In(ids) }, order: { message_id: 'ASC' } }),
+  request: (copies) => messages.save(copies.map((copy) => Object.assign(copy, { cancel: true }))),
+  isRequested: (copy) => copy.state === 'pending' && copy.requested_by === role,
+  // save() writes what differs from the row as it is now.
+  ways: [
+    (copy, reason) => messages.save(messages.create({ ...copy, reason })),
+    (copy, reason) => messages.upsert({ ...copy, reason }, ['message_id', 'app_id']),
+    ({ message_id, app_id, ...values }, reason) => messages.update({ message_id, app_id }, { ...values, reason }),
+  ],
+});

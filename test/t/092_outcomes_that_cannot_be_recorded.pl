@@ -21,7 +21,8 @@ $node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (ADD rate_limit '0');"
 # From now on no outcome of $app can be recorded. The rest is SQL to run after that.
 sub fail_recording
 {
-    my ($message, $sqlstate, $rest) = @_;
+    my ($message, $sqlstate, $rest, $again) = @_;
+    my $catch = $again ? 'EXCEPTION WHEN OTHERS THEN RAISE;' : '';
     $node->safe_psql('postgres', <<SQL);
 CREATE OR REPLACE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS \$\$
 BEGIN
@@ -29,6 +30,7 @@ BEGIN
         RAISE EXCEPTION '$message' USING ERRCODE = '$sqlstate';
     END IF;
     RETURN NEW;
+    $catch
 END \$\$;
 CREATE TRIGGER aa_full_disk BEFORE UPDATE ON onesignal_message FOR EACH ROW EXECUTE FUNCTION full_disk();
 ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER aa_full_disk;
@@ -59,10 +61,12 @@ ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message W
 is($node->safe_psql('postgres', 'SELECT max(attempts) FROM onesignal_message'), '1', 'nothing was sent twice for it');
 
 # A trigger that fails for one app's rows with the SQLSTATE of a missing table, a cancel or a shutdown stops no other.
-for my $sqlstate ('42P01', '3F000', '57014', '57P01', '25006')
+# One that a trigger has caught and raised again has parts of it in the trigger's memory.
+for ('42P01', '3F000', '57014', '57P01', '25006', '22012 again')
 {
+    my ($sqlstate, $again) = split / /;
     my ($bad, $good) = map { $node->safe_psql('postgres', 'SELECT gen_random_uuid()') } 1 .. 2;
-    fail_recording("raised with $sqlstate", $sqlstate, <<SQL);
+    fail_recording("raised with $sqlstate", $sqlstate, <<SQL, $again);
 INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES ('$bad', '$app', true), ('$good', '$other->{app_id}', true);
 SQL
     ok(Workers::wait_for($node, 'postgres', $good, 'canceled'), "$sqlstate: another app is not held up");

@@ -620,14 +620,24 @@ sub worker_with_floods
     $node->safe_psql('postgres', 'DELETE FROM onesignal_message');
 }
 
-# (seconds). The rows that are flooded let another worker come.
+# Without preload nobody but a request replaces a worker that was ended. It begins with the rows that are flooded.
+sub _wait_for_worker
+{
+    my ($self) = @_;
+    Workers::request($self->_node, 'postgres', $self->_api, $self->_api->schedule);
+    return Workers::wait_for_worker($self->_node, 'postgres');
+}
+
+# (seconds)
 sub _end_worker
 {
     my ($self) = @_;
     for (1 .. 20)
     {
-        Workers::wait_for_worker($self->_node, 'postgres') or last;
+        $self->_wait_for_worker or last;
         my ($ended, $took) = split /\|/, $self->_node->safe_psql('postgres', <<'SQL');
+UPDATE onesignal_message SET send_after = send_after + interval '1 s' WHERE state = 'pending';
+SELECT pg_sleep(0.3) AS floods_are_there \gset
 SELECT clock_timestamp() AS begun, coalesce(pg_terminate_backend((SELECT pid FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel worker' AND datname = 'postgres'), 60000)::text, '') AS ended \gset
 SELECT :'ended', extract(epoch FROM clock_timestamp() - :'begun'::timestamptz);
 SQL
@@ -643,9 +653,7 @@ sub _stop
 {
     my ($self) = @_;
     my $node = $self->_node;
-    # Without preload nobody but a request replaces a worker that was ended.
-    Workers::request($node, 'postgres', $self->_api, $self->_api->schedule);
-    Workers::wait_for_worker($node, 'postgres') or return 9999;
+    $self->_wait_for_worker or return 9999;
     my $begun = time;
     $node->stop('fast');
     my $took = time - $begun;

@@ -165,7 +165,7 @@ test_pace_start(void)
 
 	pace_init(&pace, -1);
 	check_number(pace.rate, 100, 100, "an unset pace starts at 100 a second");
-	check(pace.limit <= 0, "and has no limit");
+	check(pace.limit == -1, "and has no limit");
 	pace_init(&pace, 30);
 	check_number(pace.rate, 30, 30, "a set pace starts at the limit");
 
