@@ -83,6 +83,7 @@ static HttpEngine engine = {.timer_us = PG_INT64_MAX, .next_deadline_us = PG_INT
 /* For the handler of SIGALRM */
 static TimeoutId look_timeout = MAX_TIMEOUTS;	/* until it is registered */
 static int64 cpu_before_us;		/* of this thread, at the first look at a call; 0: none yet */
+static bool letting_go;			/* the call ends an exchange: nothing that it reads is of use */
 static volatile sig_atomic_t flooded;	/* this call was cut short */
 
 int64
@@ -211,6 +212,7 @@ prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int
 static void
 look_at_call(void)
 {
+	bool		is_late = letting_go || http_clock_us() >= engine.next_deadline_us;
 	struct timespec cpu;
 	int64		cpu_us;
 
@@ -220,8 +222,7 @@ look_at_call(void)
 		cpu_before_us = cpu_us;
 	if (ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending)))
 		(void) wire_cut_off(true);
-	if (cpu_us - cpu_before_us >= (http_clock_us() < engine.next_deadline_us ? FLOOD_CPU_US : LATE_CPU_US) &&
-		wire_cut_off(false))
+	if (cpu_us - cpu_before_us >= (is_late ? LATE_CPU_US : FLOOD_CPU_US) && wire_cut_off(false))
 		flooded = true;
 }
 
@@ -237,6 +238,7 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 
 	cpu_before_us = 0;
 	flooded = false;
+	letting_go = gone != NULL;
 	enable_timeout_every(look_timeout, GetCurrentTimestamp() + LOOK_MS * INT64CONST(1000), LOOK_MS);
 	if (gone != NULL)
 		curl_multi_remove_handle(engine.multi, gone->easy);
@@ -603,8 +605,6 @@ http_give_up(const char *words)
 void
 http_abandon(void)
 {
-	/* All of them are late now, so that a peer that floods is cut off soon. */
-	engine.next_deadline_us = 0;
 	while (!dlist_is_empty(&engine.active))
 		move_to_finished(dlist_head_element(HttpExchange, node, &engine.active));
 	engine.next_deadline_us = PG_INT64_MAX;
