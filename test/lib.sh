@@ -254,6 +254,23 @@ build() {
     fi
 }
 
+# Copies PostgreSQL into $WORK/prefix, where it finds its files by their place
+# relative to each other, and points PG_CONFIG there.
+copy_postgresql() {
+    local what dir dirs=()
+
+    for what in bindir pkglibdir sharedir includedir includedir-server; do
+        dir=$("$PG_CONFIG" "--$what")
+        [ ! -d "$dir" ] || dirs+=("${dir#/}")
+    done
+    as_user mkdir "$WORK/prefix"
+    tar -cf - -C / "${dirs[@]}" | as_user tar -xf - -C "$WORK/prefix"
+    PG_CONFIG=$WORK/prefix$("$PG_CONFIG" --bindir)/pg_config
+    # A test that has ended lets its server die at once, before its processes have told what they saw.
+    as_user sed -i "/^sub teardown_node/,/^}/s/'immediate'/'fast'/" \
+        "$(dirname "$("$PG_CONFIG" --pgxs)")/../test/perl/PostgreSQL/Test/Cluster.pm"
+}
+
 # make_waker FILE: makes a library that asks for memory before any other does. It is to be the last in LD_PRELOAD:
 # where AddressSanitizer is woken by a library that holds gettext's lock, it waits for that lock forever.
 make_waker() {

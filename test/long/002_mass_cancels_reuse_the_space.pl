@@ -1,5 +1,5 @@
-# Ten times 100,000 messages are scheduled, canceled and purged. Autovacuum keeps up, with the settings that it
-# comes with but for how often it looks: the table and its indexes stop growing.
+# Ten times 100,000 messages are scheduled, canceled and purged. Autovacuum has the settings that
+# it comes with, but looks more often: the table and its indexes do not grow from round to round.
 
 use strict;
 use warnings;
@@ -27,23 +27,24 @@ INSERT INTO onesignal_message (message_id, app_id, send_after)
 UPDATE onesignal_message SET cancel = true WHERE state = 'scheduled';
 SQL
     $node->poll_query_until('postgres', "SELECT canceled_total = $round * $COUNT FROM onesignal_app") or die 'not drained';
+    my $size = $node->safe_psql('postgres', "SELECT pg_total_relation_size('onesignal_message') / 1048576");
     $node->safe_psql('postgres', "DELETE FROM onesignal_message");
-    # All that was deleted is known to the statistics, and most of it has been vacuumed.
+    # All that was deleted is known to the statistics, and has been vacuumed.
     $node->poll_query_until('postgres', <<"SQL") or die 'not vacuumed';
-SELECT n_tup_del = $round * $COUNT AND n_dead_tup < $COUNT / 2
+SELECT n_tup_del = $round * $COUNT AND n_dead_tup < $COUNT / 20
     FROM pg_stat_user_tables WHERE relname = 'onesignal_message'
 SQL
-    return $node->safe_psql('postgres', "SELECT pg_total_relation_size('onesignal_message') / 1048576");
+    return $size;
 }
 
 sub median { return (sort { $a <=> $b } @_)[ @_ / 2 ] }
 
-# A round that began before autovacuum was through with the one before needs room of its own, once.
+# Autovacuum may come in the middle of a round, or not: the room of a round differs, but does not grow.
 my @size = map { drain($_) } 1 .. 10;
-note("MB after each: @size");
+note("MB at the end of each: @size");
 my ($early, $late) = (median(@size[ 0 .. 4 ]), median(@size[ 5 .. 9 ]));
-cmp_ok($late, '<=', 1.2 * $early, 'later rounds leave the table no larger than earlier ones');
-cmp_ok((sort { $a <=> $b } @size)[-1], '<=', 2.5 * $early, 'and none takes more than the room of two');
+cmp_ok($late, '<=', 1.2 * $early, 'later rounds need no more room than earlier ones');
+cmp_ok((sort { $a <=> $b } @size)[-1], '<=', 2 * $early, 'and none twice as much');
 is($node->safe_psql('postgres', 'SELECT count(*) FROM onesignal_message'), '0', 'nothing is left behind');
 $node->stop;
 done_testing();
