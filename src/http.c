@@ -548,13 +548,13 @@ http_wait(int64 until_us)
 		now = http_clock_us();
 		if (answer != NULL || latched || (looked && until_us <= now))
 			return answer;
+		until = Min(until_us, Min(engine.timer_us, engine.next_deadline_us));
+		/* While a peer floods, libcurl may want to be called again at once, for ever: all others have their turn. */
 		if (engine.timer_us <= now)
 		{
 			engine.timer_us = PG_INT64_MAX;
 			run_libcurl(CURL_SOCKET_TIMEOUT, 0);
-			continue;
 		}
-		until = Min(until_us, Min(engine.timer_us, engine.next_deadline_us));
 		/* Rounded up: a wait that ends early would spin through the last millisecond. */
 		wait_once(until == PG_INT64_MAX ? -1 : Min(Max(until - now + 999, 0) / 1000, PG_INT32_MAX), &latched);
 		/* What has arrived is not late, even if the caller could not read it earlier: it waited for a lock, say. */

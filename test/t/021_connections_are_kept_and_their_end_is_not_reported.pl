@@ -105,13 +105,15 @@ subtest 'an idle connection ends' => sub {
 
 # Each of these serves one request of a connection well, and then does that. Some are libcurl's to
 # send again: it counts over an easy handle's whole life how often it did, and gives up at five.
+# After a broken frame libcurl 8 waits for something more to come, and here nothing does.
+my $old_libcurl = $node->safe_psql('postgres', 'SELECT onesignal_cancel_version()') =~ m{libcurl 7\.};
 for (
     [ 'GOAWAY', 'h2_goaway', 8 ],
     [ 'connection closed', 'h2_close', 3 ],
     [ 'connection reset', 'h2_rst', 8 ],
     [ 'stream reset', 'h2_reset', 3, times => 1 ],
     [ 'stream refused', 'h2_refuse', 3, times => 1 ],
-    [ 'broken frames', 'h2_bad_frame', 3 ])
+    ([ 'broken frames', 'h2_bad_frame', 3 ]) x !!$old_libcurl)
 {
     my ($name, $mode, $calls, %options) = @$_;
     my $raw = $api->raw_server(mode => $mode, after => 1, %options);
