@@ -390,6 +390,9 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 static void
 take_result(HttpExchange *exchange, CURLcode result, bool was_flooded)
 {
+	/* Newer versions of libcurl keep a connection of which nghttp2 cannot go on reading, and fail with each request. */
+	if (result == CURLE_HTTP2)
+		wire_end(exchange->local_port);
 	if (was_flooded && result != CURLE_OK && exchange->local_port != 0)
 		strlcpy(exchange->answer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
 	else if (may_resubmit(exchange, result))

@@ -210,6 +210,14 @@ cut_off(const WatchedSocket *watched)
 	(void) shutdown(watched->fd, SHUT_RDWR);
 }
 
+void
+wire_end(int port)
+{
+	for (int i = 0; i < socket_count; i++)
+		if (has_port(&sockets[i], port))
+			cut_off(&sockets[i]);
+}
+
 bool
 wire_cut_off(bool all)
 {

@@ -27,7 +27,8 @@ extern void wire_watch(int fd, bool readable, bool writable);
 extern bool wire_is_idle(int port, bool *readable);
 extern bool wire_has_ended(int port);
 
-/* Ends our side of each connection that its peer has closed while it was idle. */
+/* Ends our side of the connection; of each that its peer has closed while it was idle. */
+extern void wire_end(int port);
 extern void wire_tidy(void);
 
 /* What is written to each connection waits for company, until it is uncorked. */

@@ -24,7 +24,7 @@ my $CALLS = 20;      # direct ones in a batch
 srand $SEED;
 diag("seed $SEED, $MINUTES minutes, $RATE rows a second");
 
-my $api = StandIn->new(accept_any => 1, no_log => 1, memory => '1g');
+my $api = StandIn->new(accept_any => 1, no_log => 1, memory => '1024m');
 my $node = Workers::start('main', preload => 1, conf => <<'CONF');
 log_min_messages = warning
 log_statement = none
@@ -86,8 +86,10 @@ my @EVENTS = (
     [ 'nothing', sub { } ],
     [ 'a key is rotated', sub { write_key($_, $api->rotate(app => $_->{app})) for values %base } ],
     [ 'a right is taken away', sub {
-            for (keys %base) { $node->safe_psql($_, "REVOKE USAGE ON FOREIGN SERVER clinic FROM $nurse") }
+            # In the middle of a delivery, or after it: what is pending waits.
             round(1);
+            for (keys %base) { $node->safe_psql($_, "REVOKE USAGE ON FOREIGN SERVER clinic FROM $nurse") }
+            sleep 1;
             for (keys %base) { $node->safe_psql($_, "GRANT USAGE ON FOREIGN SERVER clinic TO $nurse") }
         } ],
     [ 'a role is renamed, and adopts what it had requested', sub {

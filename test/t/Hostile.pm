@@ -149,7 +149,7 @@ sub _fault
     # What an earlier attempt may have done is not the generator's.
     my $has_hint = $errors =~ s/,?"an earlier attempt [^"]*"//;
     # The end of a connection behind an answer without a length may have cut it: it is tried again either way.
-    push @or, $NULL if $explained->{kind} =~ /^goaway/ && !grep { $_->{state} ne 'pending' } @{ $explained->{outcomes} };
+    push @or, $NULL if $explained->{kind} =~ /^(?:goaway|chunked)/ && !grep { $_->{state} ne 'pending' } @{ $explained->{outcomes} };
     for my $outcome (@{ $explained->{outcomes} }, @or)
     {
         return '' if $row->{status} eq $outcome->{status} && $success eq $outcome->{success} && ($errors =~ $outcome->{errors} || ($has_hint && $row->{count} == 8))
