@@ -173,7 +173,7 @@ SELECT round(1000 * percentile_cont(0.5) WITHIN GROUP (ORDER BY extract(epoch FR
     FROM onesignal_message WHERE state = 'canceled' AND attempts = 1 AND finished_at > now() - interval '20 s'
 SQL
     my @now = map { "$_ " . ($sample{$_}[-1] // '-') } grep { ref $sample{$_} } sort keys %sample;
-    note(sprintf('%4d s, %d rows: ', $seconds, $done) . join('; ', @now) . "; first attempts took $median ms, p99 $late ms");
+    diag(sprintf('%4d s, %d rows: ', $seconds, $done) . join('; ', @now) . "; first attempts took $median ms, p99 $late ms");
 }
 
 my $start = time;
