@@ -202,9 +202,10 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 }
 
 /*
- * libcurl reads only as much of a TLS record as the body lacks; only the TLS
- * library knows about the rest.  We ask the one that libcurl is linked with:
- * the server may have loaded another.
+ * libcurl reads only as much of a TLS record as the body lacks, and newer
+ * versions let OpenSSL read more records than one: only the TLS library knows
+ * about the rest.  We ask the one that libcurl is linked with: the server may
+ * have loaded another.
  */
 bool
 transfer_has_unread_tls(HttpExchange *exchange)
@@ -219,7 +220,7 @@ transfer_has_unread_tls(HttpExchange *exchange)
 	curl_easy_getinfo(exchange->easy, CURLINFO_TLS_SSL_PTR, &tls);
 	if (tls == NULL || tls->internals == NULL)
 		return false;
-	name = tls->backend == CURLSSLBACKEND_OPENSSL ? "SSL_pending" : "gnutls_record_check_pending";
+	name = tls->backend == CURLSSLBACKEND_OPENSSL ? "SSL_has_pending" : "gnutls_record_check_pending";
 	if (!known && dladdr((void *) curl_easy_init, &where) != 0 &&
 		(library = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD)) != NULL)
 		pending = (int (*) (const void *)) dlsym(library, name);
