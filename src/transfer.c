@@ -67,7 +67,7 @@ header_callback(char *data, size_t size, size_t count, void *context)
 		return refuse_more(exchange);
 	if (length >= 5 && memcmp(data, "HTTP/", 5) == 0)
 		exchange->headers_ended = false;
-	else if (length <= 2 && (data[0] == '\r' || data[0] == '\n'))
+	else if (length <= 2 && (data[0] == '\r' || data[0] == '\n') && data[length - 1] == '\n')
 		exchange->headers_ended = true;
 	return length;
 }
