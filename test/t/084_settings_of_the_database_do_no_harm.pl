@@ -27,6 +27,8 @@ my %setting = (
     synchronous_commit => 'off', TimeZone => "'Asia/Kathmandu'", transform_null_equals => 'on', work_mem => '64',
     xmloption => 'document',
 );
+# PostgreSQL 19 has standard strings alone.
+delete @setting{qw(escape_string_warning standard_conforming_strings)} if $node->pg_version->major >= 19;
 $node->safe_psql('postgres', "ALTER DATABASE app SET $_ = $setting{$_}", extra_params => [ '-U', 'owner' ]) for sort keys %setting;
 
 # Only the sessions of this test override some of them.
