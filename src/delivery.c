@@ -71,8 +71,7 @@ typedef struct Recording
 	int			count;
 	DeliveryItem *items[RECORD_MAX];
 	QueueOutcome outcomes[RECORD_MAX];
-	QueueRecorded recorded[RECORD_MAX];
-	char	   *error;			/* why some could not be written, or NULL */
+	const char *error;			/* why some could not be written, or NULL */
 } Recording;
 
 static MemoryContext delivery_context = NULL;	/* all that is known, until it is forgotten */
@@ -148,45 +147,29 @@ take_waiting(TimestampTz until)
 
 /* ---- deciding what becomes of the row ---- */
 
-/* Its time is over: retry_window after its first attempt or send_after, whichever is later. */
-static bool
-is_over(const DeliveryItem *item, TimestampTz now)
+static QueueState
+decide_state(const DeliveryItem *item, CancelVerdict verdict, TimestampTz now)
 {
 	TimestampTz from = item->row.first_attempt_at;
 
-	if (item->row.send_after != DT_NOEND)
-		from = Max(from, item->row.send_after);
-	return now - from > settings_retry_window * USECS_PER_SEC;
-}
-
-static TimestampTz
-next_attempt(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz now)
-{
-	int64		time_left = Max(item->row.send_after, now) - now;
-	double		random = pg_prng_double(&pg_global_prng_state);
-
-	if (judged->verdict == CANCEL_UNAUTHORIZED)
-		return now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC; /* others are probed first */
-	return now + backoff_delay(item->row.attempts + 1, random, time_left, judged->retry_after * USECS_PER_SEC);
-}
-
-static QueueState
-decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz now)
-{
-	bool		may_appear = item->row.send_after > now || item->row.send_after == DT_NOBEGIN;
-
-	switch (judged->verdict)
+	switch (verdict)
 	{
 		case CANCEL_DONE:
 			return QUEUE_CANCELED;
 		case CANCEL_REFUSED:
 			return QUEUE_REFUSED;
 		case CANCEL_NOT_FOUND:
-			return may_appear && now - item->row.first_attempt_at < NOT_FOUND_WINDOW ? QUEUE_PENDING : QUEUE_REFUSED;
+			return (item->row.send_after > now || item->row.send_after == DT_NOBEGIN) &&
+				now - from < NOT_FOUND_WINDOW ?
+				QUEUE_PENDING :
+				QUEUE_REFUSED;
 		default:
 			if (item->denied)
 				return QUEUE_REFUSED;
-			return is_over(item, now) ? QUEUE_FAILED : QUEUE_PENDING;
+			/* Its time is over retry_window after its first attempt or send_after, whichever is later. */
+			if (item->row.send_after != DT_NOEND)
+				from = Max(from, item->row.send_after);
+			return now - from > settings_retry_window * USECS_PER_SEC ? QUEUE_FAILED : QUEUE_PENDING;
 	}
 }
 
@@ -211,7 +194,7 @@ ask_view(DeliveryItem *item, TimestampTz now)
  * asked now, the row stays pending, and the cancel is sent again in its turn.
  */
 static bool
-check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, TimestampTz now)
+check_refusal(DeliveryItem *item, QueueOutcome *outcome, TimestampTz now)
 {
 	DeliveryApp *app = item->lane->app;
 	CancelVerdict verdict = item->view != NULL ? onesignal_judge_view(item->view) : CANCEL_UNAVAILABLE;
@@ -241,10 +224,10 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, 
 	else if (verdict == CANCEL_DONE)
 	{
 		outcome->state = QUEUE_CANCELED;
-		judged->error_count = 0;
+		outcome->judged.error_count = 0;
 	}
 	else if (verdict != CANCEL_REFUSED)
-		onesignal_hint_doubt(judged, item->row.unanswered || item->answer->sent_before);
+		onesignal_hint_doubt(&outcome->judged, item->row.unanswered || item->answer->sent_before);
 	if (again_at != 0)
 	{
 		outcome->state = QUEUE_PENDING;
@@ -258,26 +241,22 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, 
 static bool
 decide(DeliveryItem *item, QueueOutcome *outcome)
 {
-	CancelOutcome judged;
+	CancelOutcome *judged = &outcome->judged;
 	TimestampTz now = GetCurrentTimestamp();
 
-	onesignal_judge(&judged, item->answer, item->key->credentials.api_key);
-	*outcome = (QueueOutcome) {.app_id = item->id.app_id, .message_id = item->id.message_id};
-	outcome->requested_at = item->row.requested_at;
-	outcome->http_status = judged.status;
-	outcome->response = judged.response;
+	onesignal_judge(judged, item->answer, item->key->credentials.api_key);
+	outcome->app_id = item->id.app_id;
+	outcome->row = &item->row;
 	outcome->last_attempt_at = item->begun;
-	outcome->state = decide_state(item, &judged, now);
+	outcome->state = decide_state(item, judged->verdict, now);
 	/* When the message is canceled, nobody needs to know. */
 	outcome->unanswered = outcome->state != QUEUE_CANCELED &&
-		(item->answer->sent_before || onesignal_may_have_worked(&judged, item->answer));
-	if (outcome->state == QUEUE_PENDING)
-		outcome->next_attempt_at = next_attempt(item, &judged, now);
-	if (outcome->state == QUEUE_REFUSED && !item->denied && !check_refusal(item, outcome, &judged, now))
-		return false;
-	outcome->errors = judged.errors;
-	outcome->error_count = judged.error_count;
-	return true;
+		(item->answer->sent_before || onesignal_may_have_worked(judged, item->answer));
+	if (judged->verdict == CANCEL_UNAUTHORIZED)
+		outcome->next_attempt_at = now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC; /* others are probed first */
+	else
+		outcome->next_attempt_at = now + backoff_delay(item->row.attempts + 1, pg_prng_double(&pg_global_prng_state), Max(item->row.send_after, now) - now, judged->retry_after * USECS_PER_SEC);
+	return outcome->state != QUEUE_REFUSED || item->denied || check_refusal(item, outcome, now);
 }
 
 /* ---- recording ---- */
@@ -285,14 +264,15 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 static void
 log_given_up(const DeliveryItem *item, const QueueOutcome *outcome)
 {
-	char	   *message_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&outcome->message_id)));
-	const char *error = outcome->error_count > 0 ? outcome->errors[0] : "";
+	char	   *message_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&item->row.message_id)));
+	const CancelOutcome *judged = &outcome->judged;
+	const char *error = judged->error_count > 0 ? judged->errors[0] : "";
 
 	ereport(LOG,
 			(errmsg("onesignal_cancel: giving up on message %s of %s after %d attempts in %d s: %s",
 					message_id, apps_label(item->lane->app), item->row.attempts + 1,
 					(int) ((GetCurrentTimestamp() - item->row.first_attempt_at) / USECS_PER_SEC),
-					outcome->http_status != 0 ? psprintf("HTTP %d (%s)", outcome->http_status, error) : error),
+					judged->status != 0 ? psprintf("HTTP %d (%s)", judged->status, error) : error),
 			 errhidecontext(true)));
 }
 
@@ -315,9 +295,9 @@ record_answers(Recording *recording)
 		bytes += item->answer->body_length;
 	}
 	answered_since = GetCurrentTimestamp();
-	queue_record(recording->outcomes, recording->count, recording->recorded, &recording->error);
+	recording->error = queue_record(recording->outcomes, recording->count);
 	for (int i = 0; i < recording->count; i++)
-		if (recording->recorded[i] == QUEUE_RECORDED && recording->outcomes[i].state != QUEUE_PENDING)
+		if (recording->outcomes[i].recorded == QUEUE_RECORDED && recording->outcomes[i].state != QUEUE_PENDING)
 			apps_count(recording->items[i]->lane->app, recording->outcomes[i].state, 1);
 }
 
@@ -332,16 +312,17 @@ settle(const Recording *recording)
 	{
 		DeliveryItem *item = recording->items[i];
 
-		if (recording->recorded[i] == QUEUE_UNRECORDABLE)
-			apps_note_unrecordable(item->lane->app, recording->error);
-		if (recording->recorded[i] == QUEUE_UNRECORDABLE && item->keep_us == 0)
+		if (recording->outcomes[i].recorded != QUEUE_UNRECORDABLE)
+			continue;
+		apps_note_unrecordable(item->lane->app, recording->error);
+		if (item->keep_us == 0)
 			lanes_trust(item->lane->app, false);
 	}
 	for (int i = 0; i < recording->count; i++)
 	{
 		DeliveryItem *item = recording->items[i];
 		const QueueOutcome *outcome = &recording->outcomes[i];
-		QueueRecorded recorded = recording->recorded[i];
+		QueueRecorded recorded = outcome->recorded;
 		bool		again = outcome->state == QUEUE_PENDING && recorded == QUEUE_RECORDED;
 
 		/* A locked row makes room for another; one that cannot be written has taken it. */
@@ -368,7 +349,7 @@ visit_tables(const DeliveryOptions *options)
 {
 	Recording  *recording = palloc(sizeof(Recording));
 
-	if (!queue_begin(options->in_procedure))
+	if (queue_begin(options->in_procedure) == NULL)
 		return false;
 	record_answers(recording);
 	if (may_send)

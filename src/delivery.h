@@ -68,7 +68,6 @@ typedef struct Timer
 typedef struct LaneKey
 {
 	int			refs;
-	MemoryContext context;
 	MemoryContextCallback wipe;
 	Credentials credentials;
 	CancelRequest request;
@@ -78,7 +77,7 @@ typedef struct DeliveryLane DeliveryLane;
 
 typedef struct DeliveryApp
 {
-	pg_uuid_t	app_id;			/* hash key: first */
+	QueueApp	row;			/* what is to be saved; hash key: app_id, first */
 	char		server[NAMEDATALEN];	/* for messages; "": not known */
 
 	Pace		pace;
@@ -94,11 +93,7 @@ typedef struct DeliveryApp
 	TimestampTz view_turn_at;	/* when the last row is due that waits for its turn */
 	char	   *unrecordable;	/* why its outcomes could not be recorded, or NULL */
 	TimestampTz unrecordable_at;	/* when that last happened */
-
-	/* its row in onesignal_app */
 	Place		unsaved;		/* in the list of those to be saved */
-	int64		totals[QUEUE_STATES];	/* to be added */
-	char	   *last_error;		/* to be saved, or NULL */
 	DeliveryLane *paused_lane;	/* one whose circuit is open, or NULL */
 
 	/* lanes.c */
@@ -137,8 +132,6 @@ struct DeliveryLane
 	bool		exhausted;		/* the end has been read */
 	TimestampTz rewind_at;		/* when to read from the head again; DT_NOEND: no need */
 	TimestampTz rested_at;		/* not before, since reading took long */
-	int64		read_us;		/* time spent on reading from the head to the first due row */
-	bool		found_due;
 	TimestampTz failing_since;	/* the oldest first attempt of a row that still waits; 0: none */
 	TimestampTz expired_at;		/* when rows whose time is over were last given up */
 	Place		hungry;			/* in its app's list */
@@ -192,8 +185,8 @@ extern Timer *timer_take(pairingheap *heap, TimestampTz until); /* out of the he
 
 extern void apps_open(MemoryContext context);
 
-/* The app; a new one begins with what its row in onesignal_app says.  Takes over pauses. */
-extern DeliveryApp *apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now);
+/* The app of the lane; a new one begins with what its row in onesignal_app says.  Takes over pauses. */
+extern DeliveryApp *apps_get(const QueueListed *listed, TimestampTz now);
 
 /* "server "clinic" (app 5e60...)", palloc'd */
 extern char *apps_label(const DeliveryApp *app);

@@ -48,10 +48,7 @@
 /* Lanes that a scan finds in one transaction. */
 #define SCAN_LANES			200
 
-/* Lanes without a key for which a scan looks again. */
-#define RECHECKS_MAX		100
-
-/* After reading from the head we rest for so many times as long: it takes a fifth of the time at most. */
+/* A lane goes back to its head, and a scan begins, only after a rest: reading takes a fifth of the time at most. */
 #define REST				4
 
 /* Requests of all apps together that are begun and not yet recorded. */
@@ -85,9 +82,7 @@ static struct LaneScan
 	bool		runs;
 	bool		finds_rows;
 	TimestampTz began_at;
-	int64		took_us;
-	int			rechecks;
-	TimestampTz rested_at;		/* no slice before */
+	TimestampTz rested_at;		/* the next one does not begin before */
 	QueueLane	last;			/* that it has come to */
 } scan;
 
@@ -177,9 +172,8 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 	{
 		drop_rows(lane);
 		lane->position = (QueuePosition) {.send_after = DT_NOBEGIN};
-		lane->exhausted = lane->found_due = false;
+		lane->exhausted = false;
 		lane->rewind_at = DT_NOEND;
-		lane->read_us = 0;
 	}
 	if (probe_at <= now && lane->row_next < lane->row_count)
 		timer_set(&lane->timer, &lane->app->queue, lane->rows[lane->row_next].send_after);
@@ -282,23 +276,25 @@ lanes_look(bool for_rows, TimestampTz now)
 static TimestampTz
 scan_at(void)
 {
-	return scan.wanted || scan.runs ? scan.rested_at : DT_NOEND;
+	if (scan.runs)
+		return 0;
+	return scan.wanted ? scan.rested_at : DT_NOEND;
 }
 
 /* One slice of a scan.  A wake-up that comes meanwhile has another one follow. */
 static void
 scan_lanes(TimestampTz now)
 {
-	List	   *listed;
-	ListCell   *cell;
+	QueueListed *listed = palloc(sizeof(QueueListed) * SCAN_LANES);
+	int			count;
 
 	if (!scan.runs)
-		scan = (struct LaneScan){.finds_rows = scan.rows_wanted, .began_at = now};
-	listed = queue_lanes(&scan.last, SCAN_LANES);
-	foreach(cell, listed)
+		scan = (struct LaneScan){.finds_rows = scan.rows_wanted, .began_at = now, .rested_at = now};
+	count = queue_lanes(&scan.last, listed, SCAN_LANES);
+	for (int i = 0; i < count; i++)
 	{
-		QueueListed *entry = lfirst(cell);
-		DeliveryApp *app = apps_get(&entry->lane.app_id, &entry->app, now);
+		QueueListed *entry = &listed[i];
+		DeliveryApp *app = apps_get(entry, now);
 
 		if (scan.finds_rows)
 		{
@@ -311,20 +307,16 @@ scan_lanes(TimestampTz now)
 				dlist_push_tail(&app->lanes, &lane->node);
 			}
 			lane->rewind_at = 0;
-			lane->told |= entry->app.is_of_lane;
-			/* There may be another key, or one at last. */
+			lane->told |= entry->is_of_lane;
 			if (lane->generation != credentials_generation())
-				lane->checked_at = lane->checks = 0;
-			else if (lane->key_missing && scan.rechecks++ < RECHECKS_MAX)
-				lane->checks = 0;
+				lane->checked_at = lane->checks = 0;	/* there may be another key */
 			lane_place(lane, now);
 		}
 		app_place(app, now);
 		scan.last = entry->lane;
 	}
-	scan.runs = list_length(listed) == SCAN_LANES;
-	scan.took_us += GetCurrentTimestamp() - now;
-	scan.rested_at = scan.runs ? 0 : GetCurrentTimestamp() + REST * scan.took_us;
+	scan.runs = count == SCAN_LANES;
+	scan.rested_at = Max(scan.rested_at, now) + (REST + 1) * (GetCurrentTimestamp() - now);
 }
 
 /* ---- fetching ---- */
@@ -359,11 +351,7 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 	int			count = queue_fetch(&lane->key, &lane->position, rows, max);
 	int			due = 0;
 
-	if (!lane->found_due)
-	{
-		lane->read_us += GetCurrentTimestamp() - began_at;
-		lane->rested_at = GetCurrentTimestamp() + REST * lane->read_us;
-	}
+	lane->rested_at = Max(lane->rested_at, began_at) + (REST + 1) * (GetCurrentTimestamp() - began_at);
 	lane->exhausted = count < max;
 	if (count > 0)
 		lane->position = (QueuePosition) {rows[count - 1].send_after, rows[count - 1].message_id};
@@ -378,7 +366,6 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 	lane->rows = repalloc(rows, sizeof(QueueRow) * due);
 	lane->row_count = due;
 	lane->fetched_at = now;
-	lane->found_due = true;
 	buffered += due;
 	return count;
 }
@@ -443,7 +430,7 @@ static DeliveryItem *
 take_row(DeliveryLane *lane, TimestampTz now)
 {
 	DeliveryApp *app = lane->app;
-	MessageId	id = {lane->rows[lane->row_next].message_id, app->app_id};
+	MessageId	id = {lane->rows[lane->row_next].message_id, app->row.app_id};
 	DeliveryItem *item = hash_search(items, &id, HASH_ENTER, NULL);
 
 	*item = (DeliveryItem) {.id = id, .lane = lane, .key = lane->credentials, .begun = now};

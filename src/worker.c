@@ -246,11 +246,13 @@ wait_for_work(TimestampTz due)
 static bool
 something_is_pending(void)
 {
+	static const QueueLane first;
+	QueueListed lane;
 	bool		pending = false;
 
-	if (queue_begin(false))
+	if (queue_begin(false) != NULL)
 	{
-		pending = queue_has_pending();
+		pending = queue_lanes(&first, &lane, 1) > 0;
 		queue_commit();
 	}
 	return pending;
