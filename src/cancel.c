@@ -88,30 +88,13 @@ typedef struct CancelRun
 
 /* NULL without errors.  Only the array is in the results' context. */
 static ArrayType *
-errors_array(CancelRun *run, const CancelOutcome *outcome)
+keep_errors(CancelRun *run, const CancelOutcome *outcome)
 {
-	Datum	   *elements = palloc(sizeof(Datum) * outcome->error_count);
-	MemoryContext old;
-	ArrayType  *array;
+	ArrayType  *array = onesignal_errors(outcome);
 
 	if (outcome->error_count == 0)
 		return NULL;
-	for (int i = 0; i < outcome->error_count; i++)
-		elements[i] = CStringGetTextDatum(outcome->errors[i]);
-	old = MemoryContextSwitchTo(run->context);
-	array = construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
-	MemoryContextSwitchTo(old);
-	return array;
-}
-
-static void
-set_result(CancelRun *run, CancelItem *item, const CancelOutcome *outcome)
-{
-	if (item->errors != NULL)
-		pfree(item->errors);
-	item->status = outcome->status;
-	item->success = outcome->verdict == CANCEL_DONE;
-	item->errors = errors_array(run, outcome);
+	return memcpy(MemoryContextAlloc(run->context, VARSIZE(array)), array, VARSIZE(array));
 }
 
 /*
@@ -138,12 +121,6 @@ run_stop(CancelRun *run, const CancelItem *item)
 
 /* ---- starting ---- */
 
-static bool
-is_in_time(const CancelItem *item, int64 when_us)
-{
-	return when_us - item->begun_us < settings_timeout * INT64CONST(1000);
-}
-
 /*
  * A waiting item whose time has come, or else a new one.  NULL: none before
  * *next.  The pace, a 429 to another message or other checks may make an item
@@ -163,7 +140,7 @@ next_item(CancelRun *run, int64 now, int64 *next)
 
 		if (item->checking)
 			due = Max(now, run->view_next_us) + views / VIEWS_MAX * VIEWS_PAUSE_US;
-		if (!is_in_time(item, Max(now, due)))
+		if (Max(now, due) - item->begun_us >= settings_timeout * INT64CONST(1000))
 		{
 			dlist_delete(&item->node);
 			run->done++;
@@ -237,25 +214,6 @@ start_requests(CancelRun *run)
 /* ---- finishing ---- */
 
 static void
-finish_check(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
-{
-	CancelVerdict verdict = onesignal_judge_view(answer);
-
-	if (verdict == CANCEL_UNAVAILABLE && !run->stopped)
-	{
-		run->view_next_us = http_clock_us() + Max(answer->retry_after, 1) * INT64CONST(1000000);
-		dlist_push_head(&run->waiting, &item->node);
-		return;
-	}
-	item->success = verdict == CANCEL_DONE;
-	if (verdict == CANCEL_DONE)
-		item->errors = NULL;
-	else if (verdict == CANCEL_REFUSED)
-		item->errors = item->refusal;
-	run->done++;
-}
-
-static void
 finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 {
 	int64		now = http_clock_us();
@@ -281,11 +239,15 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 	item->unanswered |= answer->sent_before || onesignal_may_have_worked(&outcome, answer);
 	if (item->unanswered && (outcome.verdict == CANCEL_REFUSED || outcome.verdict == CANCEL_NOT_FOUND))
 	{
-		item->refusal = errors_array(run, &outcome);
+		item->refusal = keep_errors(run, &outcome);
 		onesignal_hint_doubt(&outcome, true);
 		item->checking = again = true;
 	}
-	set_result(run, item, &outcome);
+	if (item->errors != NULL)
+		pfree(item->errors);
+	item->errors = keep_errors(run, &outcome);
+	item->status = outcome.status;
+	item->success = outcome.verdict == CANCEL_DONE;
 	if (again && !run->stopped)
 		dlist_push_tail(&run->waiting, &item->node);
 	else
@@ -302,29 +264,28 @@ finish_exchange(CancelRun *run, const HttpAnswer *answer)
 {
 	CancelItem *item = answer->owner;
 	MemoryContext old = MemoryContextSwitchTo(run->scratch);
+	CancelVerdict verdict;
 
-	if (item->attempts == 1 && !item->checking)
-		item->begun_us = answer->begun_us;
-	if (item->checking)
-		finish_check(run, item, answer);
-	else
+	if (!item->checking)
+	{
+		if (item->attempts == 1)
+			item->begun_us = answer->begun_us;
 		finish_cancel(run, item, answer);
+	}
+	else if ((verdict = onesignal_judge_view(answer)) == CANCEL_UNAVAILABLE && !run->stopped)
+	{
+		run->view_next_us = http_clock_us() + Max(answer->retry_after, 1) * INT64CONST(1000000);
+		dlist_push_head(&run->waiting, &item->node);
+	}
+	else
+	{
+		item->success = verdict == CANCEL_DONE;
+		if (verdict == CANCEL_DONE || verdict == CANCEL_REFUSED)
+			item->errors = item->success ? NULL : item->refusal;
+		run->done++;
+	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(run->scratch);
-}
-
-/* "n of m" in pg_stat_activity. */
-static void
-show_progress(CancelRun *run)
-{
-	int64		now = http_clock_us();
-	char		activity[128];
-
-	if (now < run->show_us)
-		return;
-	run->show_us = now + SHOW_US;
-	snprintf(activity, sizeof(activity), "onesignal_cancel_batch: %d of %d", run->done, run->count);
-	pgstat_report_activity(STATE_RUNNING, activity);
 }
 
 static void
@@ -340,7 +301,15 @@ run_to_end(CancelRun *run)
 		answer = http_wait(Min(next, run->show_us));
 		if (answer != NULL)
 			finish_exchange(run, answer);
-		show_progress(run);
+		if (http_clock_us() >= run->show_us)
+		{
+			char		activity[128];
+
+			/* for pg_stat_activity */
+			snprintf(activity, sizeof(activity), "onesignal_cancel_batch: %d of %d", run->done, run->count);
+			pgstat_report_activity(STATE_RUNNING, activity);
+			run->show_us = http_clock_us() + SHOW_US;
+		}
 	}
 	if (run->count > 1)
 		pgstat_report_activity(STATE_RUNNING, debug_query_string);
@@ -431,26 +400,6 @@ onesignal_cancel(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
 }
 
-static ArrayType *
-message_ids_argument(FunctionCallInfo fcinfo, int number)
-{
-	ArrayType  *array;
-
-	if (PG_ARGISNULL(number))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("message_ids must not be null"),
-				 errhint("array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.")));
-	array = PG_GETARG_ARRAYTYPE_P(number);
-	if (array_contains_nulls(array))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("message_ids must not contain nulls"),
-				 errdetail("Nothing was sent."),
-				 errhint("Use array_remove(message_ids, NULL), or array_agg(id) FILTER (WHERE id IS NOT NULL).")));
-	return array;
-}
-
 /*
  * onesignal_cancel_batch(app_id uuid, message_ids uuid[])
  * RETURNS TABLE (message_id uuid, status integer, success boolean, errors text[])
@@ -468,7 +417,18 @@ onesignal_cancel_batch(PG_FUNCTION_ARGS)
 	int			count;
 
 	require_argument(fcinfo, 0, "app_id");
-	array = message_ids_argument(fcinfo, 1);
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("message_ids must not be null"),
+				 errhint("array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.")));
+	array = PG_GETARG_ARRAYTYPE_P(1);
+	if (array_contains_nulls(array))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("message_ids must not contain nulls"),
+				 errdetail("Nothing was sent."),
+				 errhint("Use array_remove(message_ids, NULL), or array_agg(id) FILTER (WHERE id IS NOT NULL).")));
 	count = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	/* Without nulls the elements, of 16 bytes and unaligned, are an array in C, too. */
 	message_ids = (const pg_uuid_t *) ARR_DATA_PTR(array);
