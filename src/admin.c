@@ -22,7 +22,6 @@
 #include "funcapi.h"
 #include "miscadmin.h"
 #include "storage/bufmgr.h"
-#include "storage/ipc.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
 #include "utils/lsyscache.h"
@@ -49,8 +48,7 @@ PG_FUNCTION_INFO_V1(onesignal_cancel_resume);
 /* 2 MB: one transaction deletes, and locks, some 10,000 rows at most. */
 #define PURGE_BLOCKS	256
 
-/* Is a CALL at work?  When does it end, 0: when nothing is due?  When did it last look for rows? */
-static bool call_running = false;
+/* When does the CALL end, 0: when nothing is due?  When did it last look for rows? */
 static TimestampTz call_until;
 static TimestampTz call_looked_at;
 
@@ -109,21 +107,10 @@ deliver_all(void)
 	}
 }
 
-/* PG_FINALLY() does not see that a session is terminated. */
-static void
-call_exit(int code, Datum arg)
-{
-	(void) code;
-	(void) arg;
-	if (call_running)
-		wakeup_raise_doubt();
-}
-
 /* What can fail fails before anything is sent. */
 Datum
 onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 {
-	static bool registered = false;
 	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
 
 	settings_require_enabled();
@@ -136,18 +123,13 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 				 errmsg("max_duration must not be negative")));
 	call_looked_at = 0;
 	wakeup_attach();
-	if (!registered)
-		before_shmem_exit(call_exit, 0);
-	registered = true;
 	queue_call_begin(fcinfo);
-	call_running = true;
 	PG_TRY();
 	{
 		deliver_all();
 	}
 	PG_FINALLY();
 	{
-		call_running = false;
 		queue_abandon();
 		deliverer_unlock();
 		delivery_end();

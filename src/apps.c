@@ -70,7 +70,7 @@ static void
 note_error(DeliveryApp *app, const char *reason)
 {
 	set_text(&app->row.last_error, reason);
-	place_move(&app->unsaved, &unsaved);
+	place_in_list(&app->unsaved, &unsaved);
 }
 
 char *
@@ -94,7 +94,7 @@ note_circuit(DeliveryApp *app, DeliveryLane *lane, const char *reason)
 	char	   *more = reason == NULL ? "" :
 		psprintf(": %s; next probe in %d s", reason, (int) ((wait + USECS_PER_SEC - 1) / USECS_PER_SEC));
 
-	place_move(&app->unsaved, &unsaved);
+	place_in_list(&app->unsaved, &unsaved);
 	if (lane != NULL && reason == NULL)
 		lane->rewind_at = 0;	/* rows that waited for the key */
 	ereport(LOG,
@@ -114,7 +114,7 @@ open_lane(DeliveryLane *lane, TimestampTz begun_at, TimestampTz until, const cha
 	if (lane->circuit.open && (app->paused_lane == NULL || !app->paused_lane->circuit.open))
 	{
 		app->paused_lane = lane;
-		place_move(&app->unsaved, &unsaved);
+		place_in_list(&app->unsaved, &unsaved);
 	}
 	return is_news;
 }
@@ -128,7 +128,8 @@ apps_get(const QueueListed *listed, TimestampTz now)
 
 	if (!found)
 	{
-		*app = (DeliveryApp) {.row.app_id = listed->lane.app_id, .resumed_at = listed->resumed_at};
+		*app = (DeliveryApp) {.row.app_id = listed->lane.app_id, .place.owner = app};
+		app->resumed_at = listed->resumed_at;
 		pace_init(&app->pace, CREDENTIALS_RATE_ADAPTS);
 		if (listed->pace > 0)
 			app->pace.rate = listed->pace;
@@ -136,7 +137,7 @@ apps_get(const QueueListed *listed, TimestampTz now)
 		app->trust = (Trust) {.limit = APP_TRUST_FIRST, .max = APP_TRUST_MAX};
 		dlist_init(&app->lanes);
 		dlist_init(&app->hungry);
-		app->queue.ph_compare = timer_compare;
+		app->queue.ph_compare = place_compare;
 		if (listed->circuit_until != 0)
 		{
 			(void) circuit_open(&app->circuit, now, listed->circuit_until, now);
@@ -144,7 +145,7 @@ apps_get(const QueueListed *listed, TimestampTz now)
 			set_text(&app->reason, "delivery was paused when it was last stopped");
 		}
 		else if (listed->has_circuit)
-			place_move(&app->unsaved, &unsaved);	/* what stands there is not true any more */
+			place_in_list(&app->unsaved, &unsaved); /* what stands there is not true any more */
 	}
 	app->paused_until = listed->paused_until;
 	if (listed->resumed_at <= app->resumed_at)
@@ -387,7 +388,7 @@ void
 apps_count(DeliveryApp *app, QueueState state, int count)
 {
 	app->row.totals[state] += count;
-	place_move(&app->unsaved, &unsaved);
+	place_in_list(&app->unsaved, &unsaved);
 }
 
 TimestampTz
@@ -429,7 +430,7 @@ apps_save(void)
 		{
 			memset(row->totals, 0, sizeof(row->totals));
 			set_text(&row->last_error, NULL);
-			place_move(&app->unsaved, NULL);
+			place_leave(&app->unsaved);
 		}
 		else if (++failures == SAVE_FAILURES)
 			break;

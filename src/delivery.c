@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "common/pg_prng.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -84,6 +85,7 @@ static bool may_send;			/* requests may begin in this turn */
 static TimestampTz ending_since;	/* when nothing was left but to wait for these; 0: not yet */
 static TimestampTz stopping_since;	/* 0: it need not stop */
 static TimestampTz turn_at = 0; /* when the last turn began */
+static bool running = false;
 static bool cautious = false;	/* the last run ended in an error */
 
 /* ---- taking answers ---- */
@@ -93,7 +95,7 @@ push_answered(DeliveryItem *item)
 {
 	if (answered_count++ == 0)
 		answered_since = GetCurrentTimestamp();
-	dlist_push_tail(&answered, &item->node);
+	place_in_list(&item->place, &answered);
 }
 
 static HttpAnswer *
@@ -126,23 +128,13 @@ take_answer(const HttpAnswer *answer)
 	lanes_end_request(item, has_status);
 }
 
-/* Takes what has been answered, after waiting for something to do. */
-static void
-wait_for_answers(TimestampTz until)
-{
-	int64		until_us = http_clock_us() + Max(until - GetCurrentTimestamp(), 0);
-
-	for (const HttpAnswer *answer = http_wait(until_us); answer != NULL; answer = http_next())
-		take_answer(answer);
-}
-
 static void
 take_waiting(TimestampTz until)
 {
-	Timer	   *timer;
+	DeliveryItem *item;
 
-	while ((timer = timer_take(&waiting, until)) != NULL)
-		push_answered(pairingheap_container(DeliveryItem, timer.node, &timer->node));
+	while ((item = place_take(&waiting, until)) != NULL)
+		push_answered(item);
 }
 
 /* ---- deciding what becomes of the row ---- */
@@ -214,7 +206,7 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, TimestampTz now)
 		return false;
 	if (is_open && was_asked && may_send && app->paused_until <= now)
 	{
-		timer_set(&item->timer, &waiting, now + VIEW_INTERVAL_US);
+		place_in_heap(&item->place, &waiting, now + VIEW_INTERVAL_US);
 		return false;
 	}
 	if (is_open)
@@ -255,7 +247,9 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	if (judged->verdict == CANCEL_UNAUTHORIZED)
 		outcome->next_attempt_at = now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC; /* others are probed first */
 	else
-		outcome->next_attempt_at = now + backoff_delay(item->row.attempts + 1, pg_prng_double(&pg_global_prng_state), Max(item->row.send_after, now) - now, judged->retry_after * USECS_PER_SEC);
+		outcome->next_attempt_at = now +
+			backoff_delay(item->row.attempts + 1, pg_prng_double(&pg_global_prng_state),
+						  Max(item->row.send_after, now) - now, judged->retry_after * USECS_PER_SEC);
 	return outcome->state != QUEUE_REFUSED || item->denied || check_refusal(item, outcome, now);
 }
 
@@ -274,31 +268,6 @@ log_given_up(const DeliveryItem *item, const QueueOutcome *outcome)
 					(int) ((GetCurrentTimestamp() - item->row.first_attempt_at) / USECS_PER_SEC),
 					judged->status != 0 ? psprintf("HTTP %d (%s)", judged->status, error) : error),
 			 errhidecontext(true)));
-}
-
-/* In a transaction: decides and writes as many outcomes as one statement takes. */
-static void
-record_answers(Recording *recording)
-{
-	size_t		bytes = 0;
-	int			left = answered_count;
-
-	recording->count = 0;
-	while (left-- > 0 && recording->count < RECORD_MAX && bytes < RECORD_BYTES_MAX)
-	{
-		DeliveryItem *item = dlist_container(DeliveryItem, node, dlist_pop_head_node(&answered));
-
-		answered_count--;
-		if (!decide(item, &recording->outcomes[recording->count]))
-			continue;
-		recording->items[recording->count++] = item;
-		bytes += item->answer->body_length;
-	}
-	answered_since = GetCurrentTimestamp();
-	recording->error = queue_record(recording->outcomes, recording->count);
-	for (int i = 0; i < recording->count; i++)
-		if (recording->outcomes[i].recorded == QUEUE_RECORDED && recording->outcomes[i].state != QUEUE_PENDING)
-			apps_count(recording->items[i]->lane->app, recording->outcomes[i].state, 1);
 }
 
 /* After the commit: what could not be written is tried again. */
@@ -331,7 +300,7 @@ settle(const Recording *recording)
 		if (recorded == QUEUE_LOCKED || recorded == QUEUE_UNRECORDABLE)
 		{
 			item->keep_us = Min(KEEP_MAX_US, Max(KEEP_MIN_US, 2 * item->keep_us));
-			timer_set(&item->timer, &waiting, now + item->keep_us);
+			place_in_heap(&item->place, &waiting, now + item->keep_us);
 			continue;
 		}
 		if (outcome->state == QUEUE_FAILED)
@@ -343,15 +312,32 @@ settle(const Recording *recording)
 	}
 }
 
-/* One short transaction: records and fetches.  False: the extension is gone. */
+/* One short transaction: records as many outcomes as one statement takes, and fetches.  False: the extension is gone. */
 static bool
 visit_tables(const DeliveryOptions *options)
 {
 	Recording  *recording = palloc(sizeof(Recording));
+	size_t		bytes = 0;
 
 	if (queue_begin(options->in_procedure) == NULL)
 		return false;
-	record_answers(recording);
+	recording->count = 0;
+	for (int left = answered_count; left > 0 && recording->count < RECORD_MAX && bytes < RECORD_BYTES_MAX; left--)
+	{
+		DeliveryItem *item = dlist_head_element(DeliveryItem, place.node, &answered);
+
+		place_leave(&item->place);
+		answered_count--;
+		if (!decide(item, &recording->outcomes[recording->count]))
+			continue;
+		recording->items[recording->count++] = item;
+		bytes += item->answer->body_length;
+	}
+	answered_since = GetCurrentTimestamp();
+	recording->error = queue_record(recording->outcomes, recording->count);
+	for (int i = 0; i < recording->count; i++)
+		if (recording->outcomes[i].recorded == QUEUE_RECORDED && recording->outcomes[i].state != QUEUE_PENDING)
+			apps_count(recording->items[i]->lane->app, recording->outcomes[i].state, 1);
 	if (may_send)
 		lanes_fill(GetCurrentTimestamp());
 	apps_save();
@@ -370,6 +356,7 @@ delivery_end(void)
 	if (delivery_context != NULL)
 		MemoryContextDelete(delivery_context);
 	delivery_context = NULL;
+	running = false;
 }
 
 /*
@@ -400,13 +387,18 @@ visit_at(TimestampTz now)
 	return Min(apps_save_at(), answered_count > 0 ? answered_since + RECORD_DELAY_US : DT_NOEND);
 }
 
-/* How long the wire may be waited for. */
-static TimestampTz
-wait_until(TimestampTz now, TimestampTz next_due)
+/* Takes what has been answered, after waiting for something to do. */
+static void
+wait_for_answers(TimestampTz now, TimestampTz next_due)
 {
+	TimestampTz until = Min(now + LOOK_US, Min(visit_at(now), Min(next_due, place_next(&waiting))));
+	int64		until_us;
+
 	if (stopping_since != 0)
-		return Min(now + LOOK_US, stopping_since + STOP_US);
-	return Min(Min(now + LOOK_US, visit_at(now)), Min(next_due, timer_next(&waiting)));
+		until = Min(now + LOOK_US, stopping_since + STOP_US);
+	until_us = http_clock_us() + Max(until - GetCurrentTimestamp(), 0);
+	for (const HttpAnswer *answer = http_wait(until_us); answer != NULL; answer = http_next())
+		take_answer(answer);
 }
 
 /*
@@ -485,16 +477,38 @@ run(const DeliveryOptions *options)
 			return next_due;
 		/* libcurl takes an app's requests some at a time (HTTP_UNSENT_MAX): the peer works while others are begun. */
 		if (answered_count == 0 || http_in_flight() > 0)
-			wait_for_answers(begun >= HTTP_UNSENT_MAX / 2 ? now : wait_until(now, next_due));
+			wait_for_answers(now, begun >= HTTP_UNSENT_MAX / 2 ? now : next_due);
 	}
+}
+
+static void
+delivery_error_context(void *arg)
+{
+	(void) arg;
+	errcontext("onesignal_cancel delivering requested cancels");
+}
+
+/* PG_CATCH() does not see that a session is terminated. */
+static void
+delivery_exit(int code, Datum arg)
+{
+	(void) code;
+	(void) arg;
+	if (running)
+		wakeup_raise_doubt();
 }
 
 static void
 begin_run(void)
 {
+	static bool registered = false;
+
+	if (!registered)
+		before_shmem_exit(delivery_exit, 0);
+	registered = running = true;
 	dlist_init(&answered);
 	answered_count = 0;
-	waiting = (pairingheap) {.ph_compare = timer_compare};
+	waiting = (pairingheap) {.ph_compare = place_compare};
 	ending_since = stopping_since = 0;
 	if (delivery_context == NULL)
 	{
@@ -506,13 +520,6 @@ begin_run(void)
 	}
 	lanes_look(true, 0);		/* another deliverer may have been at work */
 	MemoryContextSwitchTo(turn_context);
-}
-
-static void
-delivery_error_context(void *arg)
-{
-	(void) arg;
-	errcontext("onesignal_cancel delivering requested cancels");
 }
 
 TimestampTz
@@ -540,6 +547,7 @@ delivery_run(const DeliveryOptions *options)
 	PG_END_TRY();
 	error_context_stack = context.previous;
 	MemoryContextSwitchTo(old);
+	running = false;
 	if (lanes_taken() > 0)		/* the extension is gone, or rows stay locked */
 		wakeup_raise_doubt();
 	if (lanes_taken() > 0 || stopping_since != 0)

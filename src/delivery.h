@@ -49,20 +49,16 @@ extern void delivery_end(void);
 
 /* ---- what the three know of ---- */
 
-/* What stands in one list at most. */
+/* Where something stands: in one list, in one heap (the soonest first), or nowhere. */
 typedef struct Place
 {
+	void	   *owner;			/* what stands here */
 	dlist_node	node;
+	pairingheap_node heap_node;
 	dlist_head *list;			/* NULL: in none */
-} Place;
-
-/* What stands in one heap at most, the soonest first. */
-typedef struct Timer
-{
-	pairingheap_node node;
 	pairingheap *heap;			/* NULL: in none */
-	TimestampTz at;
-} Timer;
+	TimestampTz at;				/* its order in the heap */
+} Place;
 
 /* What requests of a lane are made with.  Requests that are on the wire share it. */
 typedef struct LaneKey
@@ -78,6 +74,7 @@ typedef struct DeliveryLane DeliveryLane;
 typedef struct DeliveryApp
 {
 	QueueApp	row;			/* what is to be saved; hash key: app_id, first */
+	Place		unsaved;		/* in the list of those to be saved */
 	char		server[NAMEDATALEN];	/* for messages; "": not known */
 
 	Pace		pace;
@@ -93,15 +90,13 @@ typedef struct DeliveryApp
 	TimestampTz view_turn_at;	/* when the last row is due that waits for its turn */
 	char	   *unrecordable;	/* why its outcomes could not be recorded, or NULL */
 	TimestampTz unrecordable_at;	/* when that last happened */
-	Place		unsaved;		/* in the list of those to be saved */
-	DeliveryLane *paused_lane;	/* one whose circuit is open, or NULL */
 
-	/* lanes.c */
+	/* its lanes */
 	dlist_head	lanes;			/* all of them */
-	pairingheap queue;			/* lanes that have rows */
-	dlist_head	hungry;			/* lanes that need rows */
-	Place		turn;			/* in the list of apps that fetch, are ready, or crowded */
-	Timer		timer;
+	DeliveryLane *paused_lane;	/* one whose circuit is open, or NULL */
+	pairingheap queue;			/* those that have rows */
+	dlist_head	hungry;			/* those that need rows */
+	Place		place;			/* lanes.c says where */
 } DeliveryApp;
 
 struct DeliveryLane
@@ -109,6 +104,7 @@ struct DeliveryLane
 	QueueLane	key;			/* hash key: first */
 	DeliveryApp *app;
 	dlist_node	node;			/* in app->lanes */
+	Place		place;			/* lanes.c says where */
 
 	/* its key */
 	Circuit		circuit;
@@ -134,8 +130,6 @@ struct DeliveryLane
 	TimestampTz rested_at;		/* not before, since reading took long */
 	TimestampTz failing_since;	/* the oldest first attempt of a row that still waits; 0: none */
 	TimestampTz expired_at;		/* when rows whose time is over were last given up */
-	Place		hungry;			/* in its app's list */
-	Timer		timer;			/* in its app's queue, or among those that wait */
 };
 
 typedef struct MessageId
@@ -152,34 +146,13 @@ typedef struct DeliveryItem
 	LaneKey    *key;			/* that it is sent with */
 	QueueRow	row;
 	TimestampTz begun;
-	dlist_node	node;			/* in the answered ones (delivery.c) */
-	Timer		timer;			/* until it is judged, or recorded, once more */
+	Place		place;			/* among the answered ones, or those that wait (delivery.c) */
 	HttpAnswer *answer;			/* to the DELETE, or NULL */
 	HttpAnswer *view;			/* to View message, or NULL */
 	TimestampTz view_until;		/* how long View message is asked again; 0: it has not been asked */
 	bool		denied;			/* OneSignal rejected this message, and not the key */
 	int64		keep_us;		/* how long its outcome, which could not be written, waited last; 0: it could */
 } DeliveryItem;
-
-/* ---- places and timers ---- */
-
-/* To the end of that list, unless it is there; NULL: out of any. */
-static inline void
-place_move(Place *place, dlist_head *list)
-{
-	if (place->list == list)
-		return;
-	if (place->list != NULL)
-		dlist_delete(&place->node);
-	if (list != NULL)
-		dlist_push_tail(list, &place->node);
-	place->list = list;
-}
-
-extern int	timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg);
-extern void timer_set(Timer *timer, pairingheap *heap, TimestampTz at); /* heap NULL: into none */
-extern TimestampTz timer_next(pairingheap *heap);	/* DT_NOEND: none */
-extern Timer *timer_take(pairingheap *heap, TimestampTz until); /* out of the heap; NULL: none is due by then */
 
 /* ---- apps.c ---- */
 
@@ -212,6 +185,13 @@ extern void apps_save(void);
 extern TimestampTz apps_save_at(void);
 
 /* ---- lanes.c ---- */
+
+extern void place_leave(Place *place);
+extern void place_in_list(Place *place, dlist_head *list);	/* at its end, unless it is there */
+extern void place_in_heap(Place *place, pairingheap *heap, TimestampTz at);
+extern int	place_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg);
+extern TimestampTz place_next(pairingheap *heap);	/* DT_NOEND: the heap is empty */
+extern void *place_take(pairingheap *heap, TimestampTz until);	/* its owner, out of it; NULL: none is due by then */
 
 /* cautious: begin with one request, since outcomes could not be recorded */
 extern void lanes_open(MemoryContext context, bool cautious);

@@ -86,44 +86,64 @@ static struct LaneScan
 	QueueLane	last;			/* that it has come to */
 } scan;
 
+/* ---- places ---- */
+
 int
-timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+place_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
-	TimestampTz left = pairingheap_const_container(Timer, node, a)->at;
-	TimestampTz right = pairingheap_const_container(Timer, node, b)->at;
+	TimestampTz left = pairingheap_const_container(Place, heap_node, a)->at;
+	TimestampTz right = pairingheap_const_container(Place, heap_node, b)->at;
 
 	(void) arg;
-	return left < right ? 1 : left > right ? -1 :
-		0;
+	return (left < right) - (left > right);
 }
 
 void
-timer_set(Timer *timer, pairingheap *heap, TimestampTz at)
+place_leave(Place *place)
 {
-	if (timer->heap != NULL)
-		pairingheap_remove(timer->heap, &timer->node);
-	timer->heap = heap;
-	timer->at = at;
-	if (heap != NULL)
-		pairingheap_add(heap, &timer->node);
+	if (place->list != NULL)
+		dlist_delete(&place->node);
+	if (place->heap != NULL)
+		pairingheap_remove(place->heap, &place->heap_node);
+	place->list = NULL;
+	place->heap = NULL;
+}
+
+void
+place_in_list(Place *place, dlist_head *list)
+{
+	if (place->list == list)
+		return;
+	place_leave(place);
+	dlist_push_tail(list, &place->node);
+	place->list = list;
+}
+
+void
+place_in_heap(Place *place, pairingheap *heap, TimestampTz at)
+{
+	place_leave(place);
+	place->at = at;
+	pairingheap_add(heap, &place->heap_node);
+	place->heap = heap;
 }
 
 TimestampTz
-timer_next(pairingheap *heap)
+place_next(pairingheap *heap)
 {
-	return pairingheap_is_empty(heap) ? DT_NOEND : pairingheap_container(Timer, node, pairingheap_first(heap))->at;
+	return pairingheap_is_empty(heap) ? DT_NOEND : pairingheap_container(Place, heap_node, pairingheap_first(heap))->at;
 }
 
-Timer *
-timer_take(pairingheap *heap, TimestampTz until)
+void *
+place_take(pairingheap *heap, TimestampTz until)
 {
-	Timer	   *timer;
+	Place	   *place;
 
-	if (pairingheap_is_empty(heap) || timer_next(heap) > until)
+	if (pairingheap_is_empty(heap) || place_next(heap) > until)
 		return NULL;
-	timer = pairingheap_container(Timer, node, pairingheap_first(heap));
-	timer_set(timer, NULL, 0);
-	return timer;
+	place = pairingheap_container(Place, heap_node, pairingheap_first(heap));
+	place_leave(place);
+	return place->owner;
 }
 
 /* ---- where lanes and apps stand ---- */
@@ -153,7 +173,7 @@ static void
 lane_starve(DeliveryLane *lane)
 {
 	drop_rows(lane);
-	place_move(&lane->hungry, &lane->app->hungry);
+	place_in_list(&lane->place, &lane->app->hungry);
 }
 
 /* Puts the lane where it belongs now.  app_place() has to follow. */
@@ -164,8 +184,7 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 	TimestampTz check_at = lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
 	bool		is_paused = probe_at > now && check_at > now;
 
-	place_move(&lane->hungry, NULL);
-	timer_set(&lane->timer, NULL, 0);
+	place_leave(&lane->place);
 	if (lane->rows != NULL && now - lane->fetched_at > BUFFER_AGE_US)
 		drop_rows(lane);
 	if (!is_paused && lane->rewind_at <= now && lane->rested_at <= now)
@@ -176,14 +195,14 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 		lane->rewind_at = DT_NOEND;
 	}
 	if (probe_at <= now && lane->row_next < lane->row_count)
-		timer_set(&lane->timer, &lane->app->queue, lane->rows[lane->row_next].send_after);
+		place_in_heap(&lane->place, &lane->app->queue, lane->rows[lane->row_next].send_after);
 	else if (!is_paused && (probe_at > now || !lane->exhausted))
 		lane_starve(lane);
 	else
 	{
 		drop_rows(lane);
-		timer_set(&lane->timer, lane->key_missing && lane->checks > 0 ? &keyless_timers : &lane_timers,
-				  is_paused ? Min(probe_at, check_at) : Max(lane->rewind_at, lane->rested_at));
+		place_in_heap(&lane->place, lane->key_missing && lane->checks > 0 ? &keyless_timers : &lane_timers,
+					  is_paused ? Min(probe_at, check_at) : Max(lane->rewind_at, lane->rested_at));
 	}
 }
 
@@ -199,48 +218,46 @@ app_place(DeliveryApp *app, TimestampTz now)
 {
 	TimestampTz opens_at = app_opens_at(app, now);
 	bool		has_rows = !pairingheap_is_empty(&app->queue);
-	Timer	   *timer;
+	DeliveryLane *lane;
 
-	place_move(&app->turn, NULL);
-	timer_set(&app->timer, NULL, 0);
+	place_leave(&app->place);
 	if (opens_at > now)
 	{
 		/* It may not send: its lanes give up their rows and keys. */
-		while ((timer = timer_take(&app->queue, DT_NOEND)) != NULL)
-			lane_starve(pairingheap_container(DeliveryLane, timer.node, &timer->node));
+		while ((lane = place_take(&app->queue, DT_NOEND)) != NULL)
+			lane_starve(lane);
 		if (!dlist_is_empty(&app->hungry))
-			timer_set(&app->timer, &app_timers, opens_at);
+			place_in_heap(&app->place, &app_timers, opens_at);
 	}
 	/* One lane will do for a probe. */
 	else if (!dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows))
-		place_move(&app->turn, &fetching);
+		place_in_list(&app->place, &fetching);
 	else if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
 	{
 		bool		has_room = app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire);
 
-		place_move(&app->turn, has_room ? &ready : &crowded);
+		place_in_list(&app->place, has_room ? &ready : &crowded);
 	}
 }
 
 static void
-place(DeliveryLane *lane, TimestampTz now)
+place_both(DeliveryLane *lane, TimestampTz now)
 {
-	DeliveryApp *app = lane->app;
-
 	lane_place(lane, now);
-	app_place(app, now);
+	app_place(lane->app, now);
 }
 
 void
 lanes_tick(TimestampTz now)
 {
-	Timer	   *timer;
+	DeliveryLane *lane;
+	DeliveryApp *app;
 
 	wire.max = settings_max_in_flight;
-	while ((timer = timer_take(&lane_timers, now)) != NULL || (timer = timer_take(&keyless_timers, now)) != NULL)
-		place(pairingheap_container(DeliveryLane, timer.node, &timer->node), now);
-	while ((timer = timer_take(&app_timers, now)) != NULL)
-		app_place(pairingheap_container(DeliveryApp, timer.node, &timer->node), now);
+	while ((lane = place_take(&lane_timers, now)) != NULL || (lane = place_take(&keyless_timers, now)) != NULL)
+		place_both(lane, now);
+	while ((app = place_take(&app_timers, now)) != NULL)
+		app_place(app, now);
 }
 
 void
@@ -256,7 +273,7 @@ lanes_open(MemoryContext context, bool cautious)
 	dlist_init(&ready);
 	dlist_init(&crowded);
 	dlist_init(&fetching);
-	lane_timers = keyless_timers = app_timers = (pairingheap) {.ph_compare = timer_compare};
+	lane_timers = keyless_timers = app_timers = (pairingheap) {.ph_compare = place_compare};
 	memset(&wire, 0, sizeof(wire));
 	memset(&scan, 0, sizeof(scan));
 	run_trust = (Trust) {.limit = cautious ? 1 : RUN_TRUST_MAX, .max = RUN_TRUST_MAX};
@@ -303,7 +320,7 @@ scan_lanes(TimestampTz now)
 
 			if (!found)
 			{
-				*lane = (DeliveryLane) {.key = entry->lane, .app = app};
+				*lane = (DeliveryLane) {.key = entry->lane, .app = app, .place.owner = lane};
 				dlist_push_tail(&app->lanes, &lane->node);
 			}
 			lane->rewind_at = 0;
@@ -413,14 +430,14 @@ lanes_fill(TimestampTz now)
 	problem = dlist_is_empty(&fetching) ? NULL : queue_problem();
 	for (int i = 0; i < FETCH_LANES && rows < FETCH_ROWS && !dlist_is_empty(&fetching); i++)
 	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, turn.node, &fetching);
-		DeliveryLane *lane = dlist_head_element(DeliveryLane, hungry.node, &app->hungry);
+		DeliveryApp *app = dlist_head_element(DeliveryApp, place.node, &fetching);
+		DeliveryLane *lane = dlist_head_element(DeliveryLane, place.node, &app->hungry);
 
 		apps_check_key(lane, problem, now);
 		expire_rows(lane, now);
 		if (!lane->key_missing && circuit_next(&lane->circuit, now) <= now)
 			rows += fetch_rows(lane, now);
-		place(lane, now);		/* behind the others */
+		place_both(lane, now);	/* behind the others */
 	}
 }
 
@@ -433,7 +450,7 @@ take_row(DeliveryLane *lane, TimestampTz now)
 	MessageId	id = {lane->rows[lane->row_next].message_id, app->row.app_id};
 	DeliveryItem *item = hash_search(items, &id, HASH_ENTER, NULL);
 
-	*item = (DeliveryItem) {.id = id, .lane = lane, .key = lane->credentials, .begun = now};
+	*item = (DeliveryItem) {.id = id, .place.owner = item, .lane = lane, .key = lane->credentials, .begun = now};
 	item->row = lane->rows[lane->row_next];
 	if (item->row.first_attempt_at == 0)
 		item->row.first_attempt_at = now;
@@ -445,7 +462,7 @@ take_row(DeliveryLane *lane, TimestampTz now)
 	circuit_begin(&app->circuit);
 	circuit_begin(&lane->circuit);
 	allowance_begin(&app->allowance, &wire);
-	place(lane, now);
+	place_both(lane, now);
 	return item;
 }
 
@@ -456,19 +473,18 @@ lanes_take(TimestampTz now)
 
 	/* When nothing is on the wire, whoever has something to send is let in, however many have not. */
 	while (!dlist_is_empty(&crowded) && dlist_is_empty(&ready) && (wire.in_flight == 0 || tries-- > 0))
-		app_place(dlist_head_element(DeliveryApp, turn.node, &crowded), now);
+		app_place(dlist_head_element(DeliveryApp, place.node, &crowded), now);
 	while (!dlist_is_empty(&ready) && trust_permits(&run_trust, now))
 	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, turn.node, &ready);
-		DeliveryLane *lane = pairingheap_container(DeliveryLane, timer.node, pairingheap_first(&app->queue));
+		DeliveryApp *app = dlist_head_element(DeliveryApp, place.node, &ready);
+		DeliveryLane *lane = pairingheap_container(DeliveryLane, place.heap_node, pairingheap_first(&app->queue));
 
-		place(lane, now);		/* behind all others that are ready, if it still is */
-		if (app->turn.list != &ready || lane->timer.heap != &app->queue)
+		place_both(lane, now);	/* behind all others that are ready, if it still is */
+		if (app->place.list != &ready || lane->place.heap != &app->queue)
 			continue;
 		if (pace_take(&app->pace, now))
 			return take_row(lane, now);
-		place_move(&app->turn, NULL);
-		timer_set(&app->timer, &app_timers, pace_next(&app->pace, now));
+		place_in_heap(&app->place, &app_timers, pace_next(&app->pace, now));
 	}
 	return NULL;
 }
@@ -494,7 +510,7 @@ void
 lanes_end_request(DeliveryItem *item, bool answered)
 {
 	allowance_end(&item->lane->app->allowance, &wire, answered);
-	place(item->lane, GetCurrentTimestamp());
+	place_both(item->lane, GetCurrentTimestamp());
 }
 
 void
@@ -511,7 +527,7 @@ lanes_settle(DeliveryItem *item, TimestampTz next_due)
 	lane->app->trust.unrecorded--;
 	run_trust.unrecorded--;
 	lane->rewind_at = Min(lane->rewind_at, next_due);
-	place(lane, now);
+	place_both(lane, now);
 }
 
 void
@@ -527,7 +543,7 @@ lanes_trust(DeliveryApp *app, bool recorded)
 TimestampTz
 lanes_next_due(TimestampTz now)
 {
-	TimestampTz next = Min(Min(timer_next(&lane_timers), timer_next(&app_timers)), scan_at());
+	TimestampTz next = Min(Min(place_next(&lane_timers), place_next(&app_timers)), scan_at());
 
 	if (!dlist_is_empty(&fetching))
 		return now;

@@ -89,8 +89,6 @@ worker_exit(int code, Datum arg)
 {
 	(void) code;
 	(void) arg;
-	if (delivering)
-		wakeup_raise_doubt();
 	wakeup_end(true);
 	deliverer_unlock();
 }
