@@ -97,28 +97,6 @@ keep_errors(CancelRun *run, const CancelOutcome *outcome)
 	return memcpy(MemoryContextAlloc(run->context, VARSIZE(array)), array, VARSIZE(array));
 }
 
-/*
- * Starts nothing more.  What was not begun, or is to be tried again, has the
- * same result as this item; what is to be checked stays refused.
- */
-static void
-run_stop(CancelRun *run, const CancelItem *item)
-{
-	run->stopped = true;
-	while (!dlist_is_empty(&run->waiting) || run->next < run->count)
-	{
-		CancelItem *other = dlist_is_empty(&run->waiting) ? &run->items[run->next++] :
-			dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting));
-
-		run->done++;
-		if (!other->checking)
-		{
-			other->status = item->status;
-			other->errors = item->errors;
-		}
-	}
-}
-
 /* ---- starting ---- */
 
 /*
@@ -159,38 +137,6 @@ next_item(CancelRun *run, int64 now, int64 *next)
 	return run->not_before_us <= now ? &run->items[run->next] : NULL;
 }
 
-static void
-submit_item(CancelRun *run, CancelItem *item, int64 now)
-{
-	const pg_uuid_t *message_id = &run->message_ids[item - run->items];
-	HttpRequest *request;
-	int64		left_ms = settings_timeout;
-
-	if (item->attempts == 0)
-		run->next++;
-	else
-	{
-		dlist_delete(&item->node);
-		left_ms -= (now - item->begun_us) / 1000;
-	}
-	if (item->checking)
-	{
-		request = onesignal_request(&run->request, "GET", message_id);
-		if (++run->views % VIEWS_MAX == 0)
-			run->view_next_us = now + VIEWS_PAUSE_US;
-	}
-	else
-	{
-		request = onesignal_request(&run->request, "DELETE", message_id);
-		item->attempts++;
-	}
-	request->group = &run->group;
-	request->timeout_ms = (int) Max(left_ms, 1);
-	request->connect_timeout_ms = settings_connect_timeout;
-	item->started_us = now;
-	http_submit(request, item);
-}
-
 /* Starts what may be started; returns when there is more to start, if no answer comes before. */
 static int64
 start_requests(CancelRun *run)
@@ -201,12 +147,29 @@ start_requests(CancelRun *run)
 	while (run->group.unsent < HTTP_UNSENT_MAX && http_in_flight() < settings_call_max_in_flight)
 	{
 		CancelItem *item = next_item(run, now, &next);
+		HttpRequest *request;
+		int64		spent_ms;
 
 		if (item == NULL)
 			return next;
 		if (!item->checking && !pace_take(&run->pace, now))
 			return pace_next(&run->pace, now);
-		submit_item(run, item, now);
+		if (item->attempts == 0)
+			run->next++;
+		else
+			dlist_delete(&item->node);
+		spent_ms = item->attempts > 0 ? (now - item->begun_us) / 1000 : 0;
+		if (!item->checking)
+			item->attempts++;
+		else if (++run->views % VIEWS_MAX == 0)
+			run->view_next_us = now + VIEWS_PAUSE_US;
+		item->started_us = now;
+		request = onesignal_request(&run->request, item->checking ? "GET" : "DELETE",
+									&run->message_ids[item - run->items]);
+		request->group = &run->group;
+		request->timeout_ms = (int) Max(settings_timeout - spent_ms, 1);
+		request->connect_timeout_ms = settings_connect_timeout;
+		http_submit(request, item);
 	}
 	return PG_INT64_MAX;
 }
@@ -253,10 +216,23 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 	else
 		run->done++;
 
-	/* The same would happen to all others. */
+	/* The same would happen to all others: they have the same result; what is to be checked stays refused. */
 	if (outcome.verdict == CANCEL_UNAUTHORIZED ||
 		(outcome.verdict == CANCEL_THROTTLED && item->retry_us - now >= settings_timeout * INT64CONST(1000)))
-		run_stop(run, item);
+	{
+		run->stopped = true;
+		while (!dlist_is_empty(&run->waiting) || run->next < run->count)
+		{
+			CancelItem *other = dlist_is_empty(&run->waiting) ? &run->items[run->next++] :
+				dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting));
+
+			run->done++;
+			if (other->checking)
+				continue;
+			other->status = item->status;
+			other->errors = item->errors;
+		}
+	}
 }
 
 static void
