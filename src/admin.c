@@ -48,10 +48,6 @@ PG_FUNCTION_INFO_V1(onesignal_cancel_resume);
 /* 2 MB: one transaction deletes, and locks, some 10,000 rows at most. */
 #define PURGE_BLOCKS	256
 
-/* When does the CALL end, 0: when nothing is due?  When did it last look for rows? */
-static TimestampTz call_until;
-static TimestampTz call_looked_at;
-
 static void
 require_not_null(FunctionCallInfo fcinfo, int number, const char *name)
 {
@@ -63,26 +59,10 @@ require_not_null(FunctionCallInfo fcinfo, int number, const char *name)
 
 /* ---- CALL onesignal_cancel_deliver(max_duration) ---- */
 
-/*
- * Commits wake only workers, so a CALL with a duration looks for rows now and
- * then.  Without one it does not, and so comes to an end.
- */
-static bool
-call_looks_again(void)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	wakeup_serve_signals();
-	if (call_until == 0 || now - call_looked_at < CALL_LOOK)
-		return false;
-	call_looked_at = now;
-	return true;
-}
-
 static void
-deliver_all(void)
+deliver_all(TimestampTz until)
 {
-	const DeliveryOptions options = {.in_procedure = true, .until = call_until, .woken = call_looks_again};
+	const DeliveryOptions options = {.in_procedure = true, .until = until};
 	int			other = deliverer_lock(false);
 
 	/* So that no lock on a catalog is held while it waits for answers. */
@@ -100,9 +80,9 @@ deliver_all(void)
 		due = delivery_run(&options);
 		settings_require_enabled();
 		now = GetCurrentTimestamp();
-		if (due == DT_NOBEGIN || now >= call_until)
+		if (due == DT_NOBEGIN || now >= until)
 			break;
-		wakeup_wait(Min(Min(due, now + CALL_LOOK), call_until), "OnesignalCancelDeliver");
+		wakeup_wait(Min(Min(due, now + CALL_LOOK), until), "OnesignalCancelDeliver");
 		settings_require_enabled();
 	}
 }
@@ -112,21 +92,21 @@ Datum
 onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 {
 	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
+	TimestampTz until;
 
 	settings_require_enabled();
 	PreventCommandDuringRecovery("CALL onesignal_cancel_deliver()");
-	call_until = PG_ARGISNULL(0) ? 0 :
+	until = PG_ARGISNULL(0) ? 0 :
 		DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval, now, PG_GETARG_DATUM(0)));
-	if (!PG_ARGISNULL(0) && call_until < DatumGetTimestampTz(now))
+	if (!PG_ARGISNULL(0) && until < DatumGetTimestampTz(now))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_duration must not be negative")));
-	call_looked_at = 0;
 	wakeup_attach();
 	queue_call_begin(fcinfo);
 	PG_TRY();
 	{
-		deliver_all();
+		deliver_all(until);
 	}
 	PG_FINALLY();
 	{

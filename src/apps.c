@@ -40,16 +40,14 @@
 #define APP_TRUST_MAX	4096
 
 static HTAB *apps;
-static MemoryContext apps_context;
 static dlist_head unsaved;
 static TimestampTz save_after;
 
 void
-apps_open(MemoryContext context)
+apps_open(void)
 {
-	HASHCTL		control = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(DeliveryApp), .hcxt = context};
+	HASHCTL		control = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(DeliveryApp), .hcxt = delivery_context};
 
-	apps_context = context;
 	dlist_init(&unsaved);
 	save_after = 0;
 	apps = hash_create("onesignal apps", 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
@@ -59,7 +57,7 @@ apps_open(MemoryContext context)
 static void
 set_text(char **into, const char *text)
 {
-	char	   *copy = text != NULL ? MemoryContextStrdup(apps_context, text) : NULL;
+	char	   *copy = text != NULL ? MemoryContextStrdup(delivery_context, text) : NULL;
 
 	if (*into != NULL)
 		pfree(*into);
@@ -138,13 +136,13 @@ apps_get(const QueueListed *listed, TimestampTz now)
 		dlist_init(&app->lanes);
 		dlist_init(&app->hungry);
 		app->queue.ph_compare = place_compare;
-		if (listed->circuit_until != 0)
+		if (listed->circuit_until != 0 && NameStr(listed->circuit_role)[0] == '\0')
 		{
 			(void) circuit_open(&app->circuit, now, listed->circuit_until, now);
 			app->circuit.probes = PROBES_BEFORE;
 			set_text(&app->reason, "delivery was paused when it was last stopped");
 		}
-		else if (listed->has_circuit)
+		else if (listed->circuit_until != 0)
 			place_in_list(&app->unsaved, &unsaved); /* what stands there is not true any more */
 	}
 	app->paused_until = listed->paused_until;
@@ -173,21 +171,6 @@ apps_release_key(LaneKey *key)
 {
 	if (--key->refs == 0)
 		MemoryContextDelete(GetMemoryChunkContext(key));
-}
-
-static void
-miss_key(DeliveryLane *lane, const char *reason, TimestampTz now)
-{
-	bool		is_news = !lane->key_missing || strcmp(lane->reason, reason) != 0;
-
-	lane->key_missing = true;
-	lane->checks++;
-	(void) open_lane(lane, now, now + CIRCUIT_KEY_PAUSE, reason, now);
-	if (is_news)
-		note_error(lane->app, reason);
-	if (is_news && !lane->told)
-		note_circuit(lane->app, lane, reason);
-	lane->told = true;
 }
 
 /* Nothing that was learned of another key or server holds for this one. */
@@ -235,12 +218,13 @@ wipe_key(void *arg)
 void
 apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 {
-	MemoryContext context = AllocSetContextCreate(apps_context, "onesignal key", ALLOCSET_SMALL_SIZES);
+	MemoryContext context = AllocSetContextCreate(delivery_context, "onesignal key", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
 	LaneKey    *key = palloc0(sizeof(LaneKey));
 	const pg_uuid_t *app_id = &lane->key.app_id;
 	Oid			role = get_role_oid(NameStr(lane->key.requested_by), true);
 	ErrorData  *error;
+	bool		is_news;
 
 	/* Its memory context wipes the key, also when an error frees it. */
 	key->wipe = (MemoryContextCallback) {.func = wipe_key, .arg = key};
@@ -260,12 +244,20 @@ apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 	}
 	MemoryContextSwitchTo(old);
 	if (problem == NULL)
-		adopt_key(lane, key, now);
-	else
 	{
-		miss_key(lane, problem, now);
-		MemoryContextDelete(context);
+		adopt_key(lane, key, now);
+		return;
 	}
+	is_news = !lane->key_missing || strcmp(lane->reason, problem) != 0;
+	lane->key_missing = true;
+	lane->checks++;
+	(void) open_lane(lane, now, now + CIRCUIT_KEY_PAUSE, problem, now);
+	if (is_news)
+		note_error(lane->app, problem);
+	if (is_news && !lane->told)
+		note_circuit(lane->app, lane, problem);
+	lane->told = true;
+	MemoryContextDelete(context);
 }
 
 /* ---- learning from the status of an answer ---- */

@@ -66,16 +66,7 @@
  */
 #define TURN_SIZE			(4 * 1024 * 1024)
 
-/* A batch of outcomes on its way into the table. */
-typedef struct Recording
-{
-	int			count;
-	DeliveryItem *items[RECORD_MAX];
-	QueueOutcome outcomes[RECORD_MAX];
-	const char *error;			/* why some could not be written, or NULL */
-} Recording;
-
-static MemoryContext delivery_context = NULL;	/* all that is known, until it is forgotten */
+MemoryContext delivery_context = NULL;
 static MemoryContext turn_context;	/* what one turn of the run needs */
 static dlist_head answered;
 static int	answered_count;
@@ -151,10 +142,9 @@ decide_state(const DeliveryItem *item, CancelVerdict verdict, TimestampTz now)
 		case CANCEL_REFUSED:
 			return QUEUE_REFUSED;
 		case CANCEL_NOT_FOUND:
-			return (item->row.send_after > now || item->row.send_after == DT_NOBEGIN) &&
-				now - from < NOT_FOUND_WINDOW ?
-				QUEUE_PENDING :
-				QUEUE_REFUSED;
+			if (item->row.send_after <= now && item->row.send_after != DT_NOBEGIN)
+				return QUEUE_REFUSED;
+			return now - from < NOT_FOUND_WINDOW ? QUEUE_PENDING : QUEUE_REFUSED;
 		default:
 			if (item->denied)
 				return QUEUE_REFUSED;
@@ -163,21 +153,6 @@ decide_state(const DeliveryItem *item, CancelVerdict verdict, TimestampTz now)
 				from = Max(from, item->row.send_after);
 			return now - from > settings_retry_window * USECS_PER_SEC ? QUEUE_FAILED : QUEUE_PENDING;
 	}
-}
-
-/* False: it is not the app's turn, or nothing may be sent. */
-static bool
-ask_view(DeliveryItem *item, TimestampTz now)
-{
-	DeliveryApp *app = item->lane->app;
-
-	if (!may_send || now < app->view_at || !lanes_take_again(item, now))
-		return false;
-	app->view_at = now + VIEW_INTERVAL_US;
-	if (item->view_until == 0)
-		item->view_until = now + VIEW_WINDOW_US;
-	http_submit(onesignal_request(&item->key->request, "GET", &item->row.message_id), item);
-	return true;
 }
 
 /*
@@ -202,8 +177,14 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, TimestampTz now)
 		pfree(item->view);
 		item->view = NULL;
 	}
-	if (is_open && ask_view(item, now))
+	if (is_open && may_send && now >= app->view_at && lanes_take_again(item, now))
+	{
+		app->view_at = now + VIEW_INTERVAL_US;
+		if (!was_asked)
+			item->view_until = now + VIEW_WINDOW_US;
+		http_submit(onesignal_request(&item->key->request, "GET", &item->row.message_id), item);
 		return false;
+	}
 	if (is_open && was_asked && may_send && app->paused_until <= now)
 	{
 		place_in_heap(&item->place, &waiting, now + VIEW_INTERVAL_US);
@@ -237,6 +218,7 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	TimestampTz now = GetCurrentTimestamp();
 
 	onesignal_judge(judged, item->answer, item->key->credentials.api_key);
+	outcome->owner = item;
 	outcome->app_id = item->id.app_id;
 	outcome->row = &item->row;
 	outcome->last_attempt_at = item->begun;
@@ -255,94 +237,81 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 
 /* ---- recording ---- */
 
+/* After the commit: what could not be written is tried again. */
 static void
-log_given_up(const DeliveryItem *item, const QueueOutcome *outcome)
+settle(DeliveryItem *item, const QueueOutcome *outcome)
 {
-	char	   *message_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&item->row.message_id)));
+	TimestampTz now = GetCurrentTimestamp();
+	bool		again = outcome->state == QUEUE_PENDING && outcome->recorded == QUEUE_RECORDED;
 	const CancelOutcome *judged = &outcome->judged;
 	const char *error = judged->error_count > 0 ? judged->errors[0] : "";
 
-	ereport(LOG,
-			(errmsg("onesignal_cancel: giving up on message %s of %s after %d attempts in %d s: %s",
-					message_id, apps_label(item->lane->app), item->row.attempts + 1,
-					(int) ((GetCurrentTimestamp() - item->row.first_attempt_at) / USECS_PER_SEC),
-					judged->status != 0 ? psprintf("HTTP %d (%s)", judged->status, error) : error),
-			 errhidecontext(true)));
+	/* A locked row makes room for another; one that cannot be written has taken it. */
+	if (outcome->recorded != QUEUE_UNRECORDABLE && (outcome->recorded != QUEUE_LOCKED || item->keep_us == 0))
+		lanes_trust(item->lane->app, true);
+	if (outcome->recorded == QUEUE_LOCKED || outcome->recorded == QUEUE_UNRECORDABLE)
+	{
+		item->keep_us = Min(KEEP_MAX_US, Max(KEEP_MIN_US, 2 * item->keep_us));
+		place_in_heap(&item->place, &waiting, now + item->keep_us);
+		return;
+	}
+	if (outcome->state == QUEUE_FAILED)
+		ereport(LOG,
+				(errmsg("onesignal_cancel: giving up on message %s of %s after %d attempts in %d s: %s",
+						DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&item->row.message_id))),
+						apps_label(item->lane->app), item->row.attempts + 1,
+						(int) ((now - item->row.first_attempt_at) / USECS_PER_SEC),
+						judged->status != 0 ? psprintf("HTTP %d (%s)", judged->status, error) : error),
+				 errhidecontext(true)));
+	/* It may have been requested again, by another role, too. */
+	if (outcome->recorded == QUEUE_DROPPED)
+		lanes_look(true, true, now);
+	lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
 }
 
-/* After the commit: what could not be written is tried again. */
-static void
-settle(const Recording *recording)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	/* First, so that what was recorded beside it ends the pause. */
-	for (int i = 0; i < recording->count; i++)
-	{
-		DeliveryItem *item = recording->items[i];
-
-		if (recording->outcomes[i].recorded != QUEUE_UNRECORDABLE)
-			continue;
-		apps_note_unrecordable(item->lane->app, recording->error);
-		if (item->keep_us == 0)
-			lanes_trust(item->lane->app, false);
-	}
-	for (int i = 0; i < recording->count; i++)
-	{
-		DeliveryItem *item = recording->items[i];
-		const QueueOutcome *outcome = &recording->outcomes[i];
-		QueueRecorded recorded = outcome->recorded;
-		bool		again = outcome->state == QUEUE_PENDING && recorded == QUEUE_RECORDED;
-
-		/* A locked row makes room for another; one that cannot be written has taken it. */
-		if (recorded != QUEUE_UNRECORDABLE && (recorded != QUEUE_LOCKED || item->keep_us == 0))
-			lanes_trust(item->lane->app, true);
-		if (recorded == QUEUE_LOCKED || recorded == QUEUE_UNRECORDABLE)
-		{
-			item->keep_us = Min(KEEP_MAX_US, Max(KEEP_MIN_US, 2 * item->keep_us));
-			place_in_heap(&item->place, &waiting, now + item->keep_us);
-			continue;
-		}
-		if (outcome->state == QUEUE_FAILED)
-			log_given_up(item, outcome);
-		/* It may have been requested again, by another role, too. */
-		if (recorded == QUEUE_DROPPED)
-			lanes_look(true, now);
-		lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
-	}
-}
-
-/* One short transaction: records as many outcomes as one statement takes, and fetches.  False: the extension is gone. */
+/* One short transaction: records what one statement takes, and fetches.  False: the extension is gone. */
 static bool
 visit_tables(const DeliveryOptions *options)
 {
-	Recording  *recording = palloc(sizeof(Recording));
+	const Installation *installation = queue_begin(options->in_procedure);
+	QueueOutcome *outcomes = palloc(sizeof(QueueOutcome) * RECORD_MAX);
+	const char *problem;
 	size_t		bytes = 0;
+	int			count = 0;
 
-	if (queue_begin(options->in_procedure) == NULL)
+	if (installation == NULL)
 		return false;
-	recording->count = 0;
-	for (int left = answered_count; left > 0 && recording->count < RECORD_MAX && bytes < RECORD_BYTES_MAX; left--)
+	for (int left = answered_count; left > 0 && count < RECORD_MAX && bytes < RECORD_BYTES_MAX; left--)
 	{
 		DeliveryItem *item = dlist_head_element(DeliveryItem, place.node, &answered);
 
 		place_leave(&item->place);
 		answered_count--;
-		if (!decide(item, &recording->outcomes[recording->count]))
-			continue;
-		recording->items[recording->count++] = item;
 		bytes += item->answer->body_length;
+		if (decide(item, &outcomes[count]))
+			count++;
 	}
 	answered_since = GetCurrentTimestamp();
-	recording->error = queue_record(recording->outcomes, recording->count);
-	for (int i = 0; i < recording->count; i++)
-		if (recording->outcomes[i].recorded == QUEUE_RECORDED && recording->outcomes[i].state != QUEUE_PENDING)
-			apps_count(recording->items[i]->lane->app, recording->outcomes[i].state, 1);
+	problem = queue_record(outcomes, count);
+	for (int i = 0; i < count; i++)
+	{
+		DeliveryItem *item = outcomes[i].owner;
+		DeliveryApp *app = item->lane->app;
+
+		if (outcomes[i].recorded == QUEUE_RECORDED && outcomes[i].state != QUEUE_PENDING)
+			apps_count(app, outcomes[i].state, 1);
+		if (outcomes[i].recorded != QUEUE_UNRECORDABLE)
+			continue;
+		apps_note_unrecordable(app, problem);
+		if (item->keep_us == 0)
+			lanes_trust(app, false);
+	}
 	if (may_send)
-		lanes_fill(GetCurrentTimestamp());
+		lanes_fill(installation, GetCurrentTimestamp());
 	apps_save();
 	queue_commit();
-	settle(recording);
+	for (int i = 0; i < count; i++)
+		settle(outcomes[i].owner, &outcomes[i]);
 	return true;
 }
 
@@ -370,7 +339,7 @@ may_begin(const DeliveryOptions *options, TimestampTz now)
 	bool		set_back = now < turn_at - USECS_PER_SEC;
 
 	turn_at = now;
-	if (stopping_since == 0 && (set_back || (options->must_stop != NULL && options->must_stop())))
+	if (stopping_since == 0 && (set_back || (!options->in_procedure && options->must_stop())))
 		stopping_since = now;
 	return stopping_since == 0 && settings_enabled &&
 		(options->in_procedure || settings_background_delivery) &&
@@ -452,10 +421,11 @@ run(const DeliveryOptions *options)
 		int			begun;
 
 		MemoryContextReset(turn_context);
-		if (options->woken())
-			lanes_look(true, now);
-		else if (options->in_procedure)
-			lanes_look(false, now);
+		wakeup_serve_signals();
+		if (options->in_procedure)
+			lanes_look(false, options->until != 0, now);
+		else if (options->woken())
+			lanes_look(true, true, now);
 		may_send = may_begin(options, now);
 		if (stopping_since != 0 && (http_in_flight() == 0 || now - stopping_since >= STOP_US))
 		{
@@ -515,10 +485,10 @@ begin_run(void)
 		delivery_context = AllocSetContextCreate(TopMemoryContext, "onesignal delivery", ALLOCSET_DEFAULT_SIZES);
 		turn_context = AllocSetContextCreate(delivery_context, "onesignal turn", TURN_SIZE,
 											 ALLOCSET_DEFAULT_INITSIZE, ALLOCSET_DEFAULT_MAXSIZE);
-		lanes_open(delivery_context, cautious);
+		lanes_open(cautious);
 		cautious = false;
 	}
-	lanes_look(true, 0);		/* another deliverer may have been at work */
+	lanes_look(true, true, 0);	/* another deliverer may have been at work */
 	MemoryContextSwitchTo(turn_context);
 }
 

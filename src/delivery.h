@@ -24,13 +24,12 @@ typedef struct DeliveryOptions
 	TimestampTz until;			/* begin no request after it; 0: no end */
 
 	/*
-	 * Were there commits since it was last asked?  It also reloads the
-	 * configuration, and throws if interrupted.  It is called at least once a
-	 * second, without a transaction of the worker's.
+	 * Were there commits since it was last asked?  Must the run end, within
+	 * about a second?  Both are asked at least once a second, without a
+	 * transaction.  NULL in CALL, which commits do not wake: it looks each
+	 * second, for rows only if it has an end.
 	 */
 	bool		(*woken) (void);
-
-	/* Must the run end, within about a second?  May be NULL. */
 	bool		(*must_stop) (void);
 } DeliveryOptions;
 
@@ -48,6 +47,9 @@ extern TimestampTz delivery_run(const DeliveryOptions *options);
 extern void delivery_end(void);
 
 /* ---- what the three know of ---- */
+
+/* All that is known, until it is forgotten. */
+extern MemoryContext delivery_context;
 
 /* Where something stands: in one list, in one heap (the soonest first), or nowhere. */
 typedef struct Place
@@ -156,7 +158,7 @@ typedef struct DeliveryItem
 
 /* ---- apps.c ---- */
 
-extern void apps_open(MemoryContext context);
+extern void apps_open(void);
 
 /* The app of the lane; a new one begins with what its row in onesignal_app says.  Takes over pauses. */
 extern DeliveryApp *apps_get(const QueueListed *listed, TimestampTz now);
@@ -194,20 +196,17 @@ extern TimestampTz place_next(pairingheap *heap);	/* DT_NOEND: the heap is empty
 extern void *place_take(pairingheap *heap, TimestampTz until);	/* its owner, out of it; NULL: none is due by then */
 
 /* cautious: begin with one request, since outcomes could not be recorded */
-extern void lanes_open(MemoryContext context, bool cautious);
+extern void lanes_open(bool cautious);
 
-/*
- * Rows may have been committed in any lane (for_rows): look for them soon.
- * Called without that now and then, where no wake-up tells of pauses.
- */
-extern void lanes_look(bool for_rows, TimestampTz now);
+/* Look for pauses, and for_rows also for rows in any lane: soon, or else a second after the last look. */
+extern void lanes_look(bool at_once, bool for_rows, TimestampTz now);
 
 /* Takes up lanes and apps whose time has come. */
 extern void lanes_tick(TimestampTz now);
 
 /* Is there something to read?  lanes_fill() reads it, between queue_begin() and queue_commit(). */
 extern bool lanes_are_hungry(TimestampTz now);
-extern void lanes_fill(TimestampTz now);
+extern void lanes_fill(const Installation *installation, TimestampTz now);
 
 /* The next row to begin, or NULL.  It is taken until lanes_settle(). */
 extern DeliveryItem *lanes_take(TimestampTz now);

@@ -48,6 +48,9 @@
 /* Lanes that a scan finds in one transaction. */
 #define SCAN_LANES			200
 
+/* Lanes without a key for which a scan looks again: no worker stays for them, so a wake-up has to. */
+#define RECHECKS_MAX		100
+
 /* A lane goes back to its head, and a scan begins, only after a rest: reading takes a fifth of the time at most. */
 #define REST				4
 
@@ -61,7 +64,6 @@
 #define EXPIRE_US			USECS_PER_MINUTE
 #define EXPIRE_AFTER		USECS_PER_HOUR
 
-static MemoryContext lanes_context;
 static HTAB *lanes = NULL;
 static HTAB *items = NULL;
 static Wire wire;
@@ -81,6 +83,7 @@ static struct LaneScan
 	bool		rows_wanted;	/* and not only for pauses */
 	bool		runs;
 	bool		finds_rows;
+	int			rechecks;
 	TimestampTz began_at;
 	TimestampTz rested_at;		/* the next one does not begin before */
 	QueueLane	last;			/* that it has come to */
@@ -261,13 +264,13 @@ lanes_tick(TimestampTz now)
 }
 
 void
-lanes_open(MemoryContext context, bool cautious)
+lanes_open(bool cautious)
 {
-	HASHCTL		lane_control = {.keysize = sizeof(QueueLane), .entrysize = sizeof(DeliveryLane), .hcxt = context};
-	HASHCTL		item_control = {.keysize = sizeof(MessageId), .entrysize = sizeof(DeliveryItem), .hcxt = context};
+	HASHCTL		lane_control = {.keysize = sizeof(QueueLane), .entrysize = sizeof(DeliveryLane)};
+	HASHCTL		item_control = {.keysize = sizeof(MessageId), .entrysize = sizeof(DeliveryItem)};
 
-	lanes_context = context;
-	apps_open(context);
+	lane_control.hcxt = item_control.hcxt = delivery_context;
+	apps_open();
 	lanes = hash_create("onesignal lanes", 64, &lane_control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	items = hash_create("onesignal items", 64, &item_control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	dlist_init(&ready);
@@ -281,9 +284,11 @@ lanes_open(MemoryContext context, bool cautious)
 }
 
 void
-lanes_look(bool for_rows, TimestampTz now)
+lanes_look(bool at_once, bool for_rows, TimestampTz now)
 {
-	scan.wanted |= for_rows || now - scan.began_at > USECS_PER_SEC;
+	if (!at_once && now - scan.began_at < USECS_PER_SEC)
+		return;
+	scan.wanted = true;
 	scan.rows_wanted |= for_rows;
 }
 
@@ -324,9 +329,12 @@ scan_lanes(TimestampTz now)
 				dlist_push_tail(&app->lanes, &lane->node);
 			}
 			lane->rewind_at = 0;
-			lane->told |= entry->is_of_lane;
+			lane->told |= strcmp(NameStr(entry->circuit_role), NameStr(entry->lane.requested_by)) == 0;
+			/* There may be another key, or one at last. */
 			if (lane->generation != credentials_generation())
-				lane->checked_at = lane->checks = 0;	/* there may be another key */
+				lane->checked_at = lane->checks = 0;
+			else if (lane->key_missing && scan.rechecks++ < RECHECKS_MAX)
+				lane->checks = 0;
 			lane_place(lane, now);
 		}
 		app_place(app, now);
@@ -338,32 +346,12 @@ scan_lanes(TimestampTz now)
 
 /* ---- fetching ---- */
 
-/* Rows that wait for their time, or are taken, are skipped. */
-static bool
-is_due(DeliveryLane *lane, const QueueRow *row, TimestampTz now)
-{
-	MessageId	id = {row->message_id, lane->key.app_id};
-
-	if (hash_search(items, &id, HASH_FIND, NULL) != NULL)
-		return false;
-	/* The key was rejected: a process that knows no better begins with a probe. */
-	if (apps_was_rejected(row->http_status) && lane->circuit.changed_at == 0 && lane->circuit.success_at == 0)
-		(void) circuit_open(&lane->circuit, now, now, now);
-	if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
-		lane->failing_since = row->first_attempt_at;
-	/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
-	if (row->next_attempt_at <= now || (apps_was_rejected(row->http_status) && !lane->circuit.open))
-		return true;
-	lane->rewind_at = Min(lane->rewind_at, row->next_attempt_at);
-	return false;
-}
-
-/* Reads the lane's next rows, and returns how many there were; those that are due go into its buffer. */
+/* Reads the lane's next rows; those that are due, and not taken, go into its buffer.  Returns how many were read. */
 static int
 fetch_rows(DeliveryLane *lane, TimestampTz now)
 {
 	int			max = buffered < FETCH_TOTAL ? FETCH_ROWS : FETCH_FEW;
-	QueueRow   *rows = MemoryContextAlloc(lanes_context, sizeof(QueueRow) * max);
+	QueueRow   *rows = MemoryContextAlloc(delivery_context, sizeof(QueueRow) * max);
 	TimestampTz began_at = GetCurrentTimestamp();
 	int			count = queue_fetch(&lane->key, &lane->position, rows, max);
 	int			due = 0;
@@ -373,8 +361,24 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 	if (count > 0)
 		lane->position = (QueuePosition) {rows[count - 1].send_after, rows[count - 1].message_id};
 	for (int i = 0; i < count; i++)
-		if (is_due(lane, &rows[i], now))
-			rows[due++] = rows[i];
+	{
+		const QueueRow *row = &rows[i];
+		MessageId	id = {row->message_id, lane->key.app_id};
+		bool		was_rejected = apps_was_rejected(row->http_status);
+
+		if (hash_search(items, &id, HASH_FIND, NULL) != NULL)
+			continue;
+		/* A process that knows no better begins with a probe. */
+		if (was_rejected && lane->circuit.changed_at == 0 && lane->circuit.success_at == 0)
+			(void) circuit_open(&lane->circuit, now, now, now);
+		if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
+			lane->failing_since = row->first_attempt_at;
+		/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
+		if (row->next_attempt_at <= now || (was_rejected && !lane->circuit.open))
+			rows[due++] = *row;
+		else
+			lane->rewind_at = Min(lane->rewind_at, row->next_attempt_at);
+	}
 	if (due == 0)
 	{
 		pfree(rows);
@@ -420,14 +424,15 @@ lanes_are_hungry(TimestampTz now)
 }
 
 void
-lanes_fill(TimestampTz now)
+lanes_fill(const Installation *installation, TimestampTz now)
 {
-	const char *problem;
+	const char *problem = NULL;
 	int			rows = 0;
 
 	if (now >= scan_at())
 		scan_lanes(now);
-	problem = dlist_is_empty(&fetching) ? NULL : queue_problem();
+	if (!dlist_is_empty(&fetching) && !owner_has_trigger(installation, false))
+		problem = OWNER_TRIGGER_PROBLEM;
 	for (int i = 0; i < FETCH_LANES && rows < FETCH_ROWS && !dlist_is_empty(&fetching); i++)
 	{
 		DeliveryApp *app = dlist_head_element(DeliveryApp, place.node, &fetching);
@@ -443,33 +448,11 @@ lanes_fill(TimestampTz now)
 
 /* ---- taking ---- */
 
-static DeliveryItem *
-take_row(DeliveryLane *lane, TimestampTz now)
-{
-	DeliveryApp *app = lane->app;
-	MessageId	id = {lane->rows[lane->row_next].message_id, app->row.app_id};
-	DeliveryItem *item = hash_search(items, &id, HASH_ENTER, NULL);
-
-	*item = (DeliveryItem) {.id = id, .place.owner = item, .lane = lane, .key = lane->credentials, .begun = now};
-	item->row = lane->rows[lane->row_next];
-	if (item->row.first_attempt_at == 0)
-		item->row.first_attempt_at = now;
-	item->key->refs++;
-	if (++lane->row_next == lane->row_count)
-		drop_rows(lane);
-	app->trust.unrecorded++;
-	run_trust.unrecorded++;
-	circuit_begin(&app->circuit);
-	circuit_begin(&lane->circuit);
-	allowance_begin(&app->allowance, &wire);
-	place_both(lane, now);
-	return item;
-}
-
 DeliveryItem *
 lanes_take(TimestampTz now)
 {
 	int			tries = RELIEF_TRIES;
+	DeliveryItem *item;
 
 	/* When nothing is on the wire, whoever has something to send is let in, however many have not. */
 	while (!dlist_is_empty(&crowded) && dlist_is_empty(&ready) && (wire.in_flight == 0 || tries-- > 0))
@@ -478,13 +461,32 @@ lanes_take(TimestampTz now)
 	{
 		DeliveryApp *app = dlist_head_element(DeliveryApp, place.node, &ready);
 		DeliveryLane *lane = pairingheap_container(DeliveryLane, place.heap_node, pairingheap_first(&app->queue));
+		MessageId	id = {.app_id = app->row.app_id};
 
 		place_both(lane, now);	/* behind all others that are ready, if it still is */
 		if (app->place.list != &ready || lane->place.heap != &app->queue)
 			continue;
-		if (pace_take(&app->pace, now))
-			return take_row(lane, now);
-		place_in_heap(&app->place, &app_timers, pace_next(&app->pace, now));
+		if (!pace_take(&app->pace, now))
+		{
+			place_in_heap(&app->place, &app_timers, pace_next(&app->pace, now));
+			continue;
+		}
+		id.message_id = lane->rows[lane->row_next].message_id;
+		item = hash_search(items, &id, HASH_ENTER, NULL);
+		*item = (DeliveryItem) {.id = id, .place.owner = item, .lane = lane, .key = lane->credentials, .begun = now};
+		item->row = lane->rows[lane->row_next];
+		if (item->row.first_attempt_at == 0)
+			item->row.first_attempt_at = now;
+		item->key->refs++;
+		if (++lane->row_next == lane->row_count)
+			drop_rows(lane);
+		app->trust.unrecorded++;
+		run_trust.unrecorded++;
+		circuit_begin(&app->circuit);
+		circuit_begin(&lane->circuit);
+		allowance_begin(&app->allowance, &wire);
+		place_both(lane, now);
+		return item;
 	}
 	return NULL;
 }

@@ -65,7 +65,6 @@ queue_begin(bool in_procedure)
 	transaction.open = false;
 	if (!in_procedure)
 	{
-		owner_settle();
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
 	}
@@ -155,12 +154,6 @@ read_time(uint64 row, int number, TimestampTz fallback)
 	return DatumGetTimestampTz(read_column(row, number, TimestampTzGetDatum(fallback)));
 }
 
-const char *
-queue_problem(void)
-{
-	return owner_has_trigger(&transaction.installation, false) ? NULL : OWNER_TRIGGER_PROBLEM;
-}
-
 /* A loose index scan: as many probes as there are lanes, however long they are. */
 int
 queue_lanes(const QueueLane *after, QueueListed *listed, int max)
@@ -175,13 +168,13 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 			   "SELECT m.app_id, m.requested_by FROM @onesignal_message m WHERE m.state" EQ "'pending'"
 			   " AND (m.app_id, m.requested_by)" GT "(lane.app_id, lane.requested_by)"
 			   " ORDER BY m.app_id, m.requested_by LIMIT 1) AS next WHERE lane.number" LT "$3)"
-			   " SELECT lane.app_id, lane.requested_by, a.paused_until, a.resumed_at,"
-			   " CASE WHEN a.circuit_role IS NULL THEN a.circuit_until END, a.circuit_until IS NOT NULL,"
+			   " SELECT lane.app_id, lane.requested_by, a.paused_until, a.resumed_at, a.circuit_until, a.circuit_role,"
 			   " CASE WHEN a.pace_at" GT "(pg_catalog.now()" MINUS "'10 minutes'::pg_catalog.interval)"
-			   " THEN a.pace END, a.circuit_role" EQ "lane.requested_by"
+			   " THEN a.pace END"
 			   " FROM lane LEFT JOIN @onesignal_app AS a ON a.app_id" EQ "lane.app_id",
 		.types = {UUIDOID, NAMEOID, INT4OID}
 	};
+	static const NameData nobody;
 	Datum		values[] = {
 		UUIDPGetDatum(&after->app_id),
 		NameGetDatum(&after->requested_by),
@@ -196,9 +189,8 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 		listed[i].paused_until = read_time(i, 3, 0);
 		listed[i].resumed_at = read_time(i, 4, 0);
 		listed[i].circuit_until = read_time(i, 5, 0);
-		listed[i].has_circuit = DatumGetBool(read_column(i, 6, BoolGetDatum(false)));
+		listed[i].circuit_role = *DatumGetName(read_column(i, 6, NameGetDatum(&nobody)));
 		listed[i].pace = DatumGetFloat8(read_column(i, 7, Float8GetDatum(-1)));
-		listed[i].is_of_lane = DatumGetBool(read_column(i, 8, BoolGetDatum(false)));
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return count;

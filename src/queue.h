@@ -117,9 +117,8 @@ typedef struct QueueListed
 	QueueLane	lane;
 	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
 	TimestampTz resumed_at;		/* 0: never */
-	TimestampTz circuit_until;	/* of the app itself, not of a lane; 0: closed */
-	bool		has_circuit;	/* some circuit of the app is open */
-	bool		is_of_lane;		/* that circuit is this lane's */
+	TimestampTz circuit_until;	/* 0: closed */
+	NameData	circuit_role;	/* "": it is the app's, and not of one of its lanes */
 	double		pace;			/* that was saved lately; negative: none */
 } QueueListed;
 
@@ -162,6 +161,7 @@ typedef enum QueueRecorded
 /* The result of one attempt.  QUEUE_PENDING: another one follows. */
 typedef struct QueueOutcome
 {
+	void	   *owner;			/* the caller's */
 	pg_uuid_t	app_id;
 	const QueueRow *row;
 	CancelOutcome judged;
@@ -206,9 +206,6 @@ extern void queue_abandon(void);
 extern void queue_call_begin(FunctionCallInfo fcinfo);
 
 /* ---- queue.c, between queue_begin() and queue_commit() ---- */
-
-/* Why nothing of the table may be delivered; NULL: it may. */
-extern const char *queue_problem(void);
 
 /* The next lanes with pending rows, by app and role; after all zeros: from the first one on.  Returns how many. */
 extern int	queue_lanes(const QueueLane *after, QueueListed *listed, int max);

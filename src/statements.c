@@ -193,8 +193,6 @@ owner_leave(const Installation *installation)
 void
 owner_settle(void)
 {
-	if (settled)
-		return;
 	set_all(statement_settings, lengthof(statement_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
 	set_all(worker_settings, lengthof(worker_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
 	settled = true;

@@ -260,10 +260,8 @@ something_is_pending(void)
 static bool
 was_woken(void)
 {
-	bool		woken;
+	bool		woken = take_wake();
 
-	wakeup_serve_signals();
-	woken = take_wake();
 	return ask_about_prepared() || woken;
 }
 
