@@ -121,20 +121,6 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 
 /* ---- CALL onesignal_cancel_purge(older_than, purged) ---- */
 
-/* Foreign keys do not fire for us: the rows that reference ours would be left dangling. */
-static void
-require_unreferenced(const TriggerDesc *triggers)
-{
-	for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
-		if (RI_FKey_trigger_type(triggers->triggers[i].tgfoid) == RI_TRIGGER_PK)
-			ereport(ERROR,
-					(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
-					 errmsg("cannot purge onesignal_message while a foreign key references it"),
-					 errdetail("Table \"%s\" has such a foreign key.",
-							   get_rel_name(triggers->triggers[i].tgconstrrelid)),
-					 errhint("Drop the foreign key, or delete the rows with DELETE.")));
-}
-
 /* Deletes finished rows, some blocks in each transaction; the table may be truncated meanwhile. */
 static int64
 purge_all(TimestampTz before)
@@ -159,12 +145,20 @@ purge_all(TimestampTz before)
 	while (block < blocks && (installation = queue_begin(true)) != NULL)
 	{
 		Relation	relation = relation_open(installation->message_table, NoLock);
-		BlockNumber next;
+		const TriggerDesc *triggers = relation->trigdesc;
+		BlockNumber next = block + Min(PURGE_BLOCKS, MaxBlockNumber - block);
 
-		require_unreferenced(relation->trigdesc);
+		/* Foreign keys do not fire for us: the rows that reference ours would be left dangling. */
+		for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+			if (RI_FKey_trigger_type(triggers->triggers[i].tgfoid) == RI_TRIGGER_PK)
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot purge onesignal_message while a foreign key references it"),
+						 errdetail("Table \"%s\" has such a foreign key.",
+								   get_rel_name(triggers->triggers[i].tgconstrrelid)),
+						 errhint("Drop the foreign key, or delete the rows with DELETE.")));
 		blocks = RelationGetNumberOfBlocks(relation);
 		relation_close(relation, NoLock);
-		next = block + Min(PURGE_BLOCKS, MaxBlockNumber - block);
 		ItemPointerSet(&from, block, 0);
 		ItemPointerSet(&to, next, 0);
 		purged += (int64) statement_run(&purge, installation->schema, values, NULL);

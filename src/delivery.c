@@ -166,47 +166,48 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, TimestampTz now)
 	DeliveryApp *app = item->lane->app;
 	CancelVerdict verdict = item->view != NULL ? onesignal_judge_view(item->view) : CANCEL_UNAVAILABLE;
 	bool		was_asked = item->view_until != 0;
-	bool		is_open = verdict == CANCEL_UNAVAILABLE && (!was_asked || now < item->view_until);
-	TimestampTz again_at = 0;
 
 	if (!item->row.unanswered && !item->answer->sent_before && item->row.requested_at >= wakeup_doubt())
 		return true;
-	if (is_open && item->view != NULL)
-	{
-		app->view_at = Max(app->view_at, now + item->view->retry_after * USECS_PER_SEC);
-		pfree(item->view);
-		item->view = NULL;
-	}
-	if (is_open && may_send && now >= app->view_at && lanes_take_again(item, now))
-	{
-		app->view_at = now + VIEW_INTERVAL_US;
-		if (!was_asked)
-			item->view_until = now + VIEW_WINDOW_US;
-		http_submit(onesignal_request(&item->key->request, "GET", &item->row.message_id), item);
-		return false;
-	}
-	if (is_open && was_asked && may_send && app->paused_until <= now)
-	{
-		place_in_heap(&item->place, &waiting, now + VIEW_INTERVAL_US);
-		return false;
-	}
-	if (is_open)
-		again_at = app->view_turn_at = Max(app->view_turn_at, now) + VIEW_TURN_US;
-	else if (verdict == CANCEL_UNAUTHORIZED)
-		again_at = now + CIRCUIT_KEY_PAUSE;
-	else if (verdict == CANCEL_DONE)
+	if (verdict == CANCEL_DONE)
 	{
 		outcome->state = QUEUE_CANCELED;
 		outcome->judged.error_count = 0;
+		return true;
 	}
-	else if (verdict != CANCEL_REFUSED)
-		onesignal_hint_doubt(&outcome->judged, item->row.unanswered || item->answer->sent_before);
-	if (again_at != 0)
+	if (verdict == CANCEL_REFUSED)
+		return true;
+	if (verdict == CANCEL_UNAUTHORIZED)
+		outcome->next_attempt_at = now + CIRCUIT_KEY_PAUSE;
+	else if (verdict != CANCEL_UNAVAILABLE || (was_asked && now >= item->view_until))
 	{
-		outcome->state = QUEUE_PENDING;
-		outcome->unanswered = true;
-		outcome->next_attempt_at = again_at;
+		onesignal_hint_doubt(&outcome->judged, item->row.unanswered || item->answer->sent_before);
+		return true;
 	}
+	else
+	{
+		if (item->view != NULL)
+		{
+			app->view_at = Max(app->view_at, now + item->view->retry_after * USECS_PER_SEC);
+			pfree(item->view);
+			item->view = NULL;
+		}
+		if (may_send && now >= app->view_at && lanes_take_again(item, now))
+		{
+			app->view_at = now + VIEW_INTERVAL_US;
+			item->view_until = was_asked ? item->view_until : now + VIEW_WINDOW_US;
+			http_submit(onesignal_request(&item->key->request, "GET", &item->row.message_id), item);
+			return false;
+		}
+		if (was_asked && may_send && app->paused_until <= now)
+		{
+			place_in_heap(&item->place, &waiting, now + VIEW_INTERVAL_US);
+			return false;
+		}
+		outcome->next_attempt_at = app->view_turn_at = Max(app->view_turn_at, now) + VIEW_TURN_US;
+	}
+	outcome->state = QUEUE_PENDING;
+	outcome->unanswered = true;
 	return true;
 }
 
@@ -317,7 +318,6 @@ visit_tables(const DeliveryOptions *options)
 
 /* ---- the run ---- */
 
-/* For a session that goes on to other things, and after an error: what was begun is begun again. */
 void
 delivery_end(void)
 {

@@ -131,8 +131,7 @@ queue_call_begin(FunctionCallInfo fcinfo)
 						get_func_name(fcinfo->flinfo->fn_oid)),
 				 errhint("Use CALL by itself: not between BEGIN and COMMIT, not beside another statement "
 						 "in one string, and not from a function or a block with EXCEPTION.")));
-	if (SPI_connect_ext(SPI_OPT_NONATOMIC) != SPI_OK_CONNECT)
-		elog(ERROR, "could not connect to SPI");
+	SPI_connect_ext(SPI_OPT_NONATOMIC);
 	SPI_commit();
 }
 
@@ -168,13 +167,13 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 			   "SELECT m.app_id, m.requested_by FROM @onesignal_message m WHERE m.state" EQ "'pending'"
 			   " AND (m.app_id, m.requested_by)" GT "(lane.app_id, lane.requested_by)"
 			   " ORDER BY m.app_id, m.requested_by LIMIT 1) AS next WHERE lane.number" LT "$3)"
-			   " SELECT lane.app_id, lane.requested_by, a.paused_until, a.resumed_at, a.circuit_until, a.circuit_role,"
+			   " SELECT lane.app_id, lane.requested_by, a.paused_until, a.resumed_at, a.circuit_until,"
+			   " COALESCE(a.circuit_role, ''),"
 			   " CASE WHEN a.pace_at" GT "(pg_catalog.now()" MINUS "'10 minutes'::pg_catalog.interval)"
 			   " THEN a.pace END"
 			   " FROM lane LEFT JOIN @onesignal_app AS a ON a.app_id" EQ "lane.app_id",
 		.types = {UUIDOID, NAMEOID, INT4OID}
 	};
-	static const NameData nobody;
 	Datum		values[] = {
 		UUIDPGetDatum(&after->app_id),
 		NameGetDatum(&after->requested_by),
@@ -189,7 +188,7 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 		listed[i].paused_until = read_time(i, 3, 0);
 		listed[i].resumed_at = read_time(i, 4, 0);
 		listed[i].circuit_until = read_time(i, 5, 0);
-		listed[i].circuit_role = *DatumGetName(read_column(i, 6, NameGetDatum(&nobody)));
+		listed[i].circuit_role = *DatumGetName(read_column(i, 6, (Datum) 0));
 		listed[i].pace = DatumGetFloat8(read_column(i, 7, Float8GetDatum(-1)));
 	}
 	SPI_freetuptable(SPI_tuptable);
