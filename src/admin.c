@@ -13,14 +13,19 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "access/relation.h"
 #include "access/xact.h"
+#include "catalog/pg_type.h"
 #include "commands/extension.h"
+#include "commands/trigger.h"
 #include "executor/spi.h"
 #include "funcapi.h"
 #include "miscadmin.h"
-#include "storage/ipc.h"
+#include "storage/bufmgr.h"
 #include "tcop/utility.h"
 #include "utils/builtins.h"
+#include "utils/lsyscache.h"
+#include "utils/rel.h"
 #include "utils/timestamp.h"
 #include "utils/uuid.h"
 
@@ -43,11 +48,6 @@ PG_FUNCTION_INFO_V1(onesignal_cancel_resume);
 /* 2 MB: one transaction deletes, and locks, some 10,000 rows at most. */
 #define PURGE_BLOCKS	256
 
-/* Is a CALL at work?  When does it end, 0: when nothing is due?  When did it last look for rows? */
-static bool call_running = false;
-static TimestampTz call_until;
-static TimestampTz call_looked_at;
-
 static void
 require_not_null(FunctionCallInfo fcinfo, int number, const char *name)
 {
@@ -59,44 +59,10 @@ require_not_null(FunctionCallInfo fcinfo, int number, const char *name)
 
 /* ---- CALL onesignal_cancel_deliver(max_duration) ---- */
 
-static TimestampTz
-end_of_duration(FunctionCallInfo fcinfo)
-{
-	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz until;
-
-	if (PG_ARGISNULL(0))
-		return 0;
-	until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval,
-													TimestampTzGetDatum(now),
-													PG_GETARG_DATUM(0)));
-	if (until < now)
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("max_duration must not be negative")));
-	return until;
-}
-
-/*
- * Commits wake only workers, so a CALL with a duration looks for rows now and
- * then.  Without one it does not, and so comes to an end.
- */
-static bool
-call_looks_again(void)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	wakeup_serve_signals();
-	if (call_until == 0 || now - call_looked_at < CALL_LOOK)
-		return false;
-	call_looked_at = now;
-	return true;
-}
-
 static void
-deliver_all(void)
+deliver_all(TimestampTz until)
 {
-	const DeliveryOptions options = {.in_procedure = true, .until = call_until, .woken = call_looks_again};
+	const DeliveryOptions options = {.in_procedure = true, .until = until};
 	int			other = deliverer_lock(false);
 
 	/* So that no lock on a catalog is held while it waits for answers. */
@@ -114,52 +80,36 @@ deliver_all(void)
 		due = delivery_run(&options);
 		settings_require_enabled();
 		now = GetCurrentTimestamp();
-		if (due == DT_NOBEGIN || now >= call_until)
+		if (due == DT_NOBEGIN || now >= until)
 			break;
-		wakeup_wait(Min(Min(due, now + CALL_LOOK), call_until), "OnesignalCancelDeliver");
+		wakeup_wait(Min(Min(due, now + CALL_LOOK), until), "OnesignalCancelDeliver");
 		settings_require_enabled();
 	}
 }
 
-/* PG_FINALLY() does not see that a session is terminated. */
-static void
-call_exit(int code, Datum arg)
-{
-	(void) code;
-	(void) arg;
-	if (call_running)
-		wakeup_raise_doubt();
-}
-
 /* What can fail fails before anything is sent. */
-static void
-call_begin(FunctionCallInfo fcinfo)
-{
-	static bool registered = false;
-
-	settings_require_enabled();
-	PreventCommandDuringRecovery("CALL onesignal_cancel_deliver()");
-	call_until = end_of_duration(fcinfo);
-	call_looked_at = 0;
-	wakeup_attach();
-	if (!registered)
-		before_shmem_exit(call_exit, 0);
-	registered = true;
-	queue_call_begin(fcinfo);
-	call_running = true;
-}
-
 Datum
 onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 {
-	call_begin(fcinfo);
+	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
+	TimestampTz until;
+
+	settings_require_enabled();
+	PreventCommandDuringRecovery("CALL onesignal_cancel_deliver()");
+	until = PG_ARGISNULL(0) ? 0 :
+		DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval, now, PG_GETARG_DATUM(0)));
+	if (!PG_ARGISNULL(0) && until < DatumGetTimestampTz(now))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("max_duration must not be negative")));
+	wakeup_attach();
+	queue_call_begin(fcinfo);
 	PG_TRY();
 	{
-		deliver_all();
+		deliver_all(until);
 	}
 	PG_FINALLY();
 	{
-		call_running = false;
 		queue_abandon();
 		deliverer_unlock();
 		delivery_end();
@@ -171,35 +121,49 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 
 /* ---- CALL onesignal_cancel_purge(older_than, purged) ---- */
 
-static TimestampTz
-purge_before(FunctionCallInfo fcinfo)
-{
-	static const Interval day = {.day = 1};
-	Datum		older_than = PG_GETARG_DATUM(0);
-	TimestampTz now = GetCurrentTransactionStartTimestamp();
-
-	if (DatumGetBool(DirectFunctionCall2(interval_lt, older_than, IntervalPGetDatum(&day))))
-		ereport(ERROR,
-				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
-				 errmsg("\"older_than\" must be at least one day"),
-				 errhint("Write a unit, as in '90 days': '90' means 90 seconds.")));
-	/* "1 month -29 days" may be less by the calendar, and so is a day on which clocks are set forward. */
-	return Min(now - USECS_PER_DAY,
-			   DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval, TimestampTzGetDatum(now), older_than)));
-}
-
-static uint64
+/* Deletes finished rows, some blocks in each transaction; the table may be truncated meanwhile. */
+static int64
 purge_all(TimestampTz before)
 {
+	static Statement purge = {
+		.sql = "DELETE FROM @onesignal_message WHERE ctid" EQ "ANY (ARRAY("
+			   "SELECT m.ctid FROM @onesignal_message AS m"
+			   " WHERE m.ctid" GE "$2 AND m.ctid" LT "$3 AND m.state" NE "'pending'"
+			   " AND CASE WHEN m.state" EQ "'scheduled' THEN COALESCE(m.send_after, m.created_at)"
+			   " ELSE COALESCE(m.finished_at, m.created_at) END" LT "$1"
+			   " FOR UPDATE SKIP LOCKED))",
+		.types = {TIMESTAMPTZOID, TIDOID, TIDOID}
+	};
+	ItemPointerData from;
+	ItemPointerData to;
+	Datum		values[] = {TimestampTzGetDatum(before), PointerGetDatum(&from), PointerGetDatum(&to)};
+	const Installation *installation;
 	BlockNumber block = 0;
-	bool		more = true;
-	uint64		purged = 0;
+	BlockNumber blocks = 1;
+	int64		purged = 0;
 
-	while (more && queue_begin(true))
+	while (block < blocks && (installation = queue_begin(true)) != NULL)
 	{
-		more = queue_purge(before, block, PURGE_BLOCKS, &purged);
+		Relation	relation = relation_open(installation->message_table, NoLock);
+		const TriggerDesc *triggers = relation->trigdesc;
+		BlockNumber next = block + Min(PURGE_BLOCKS, MaxBlockNumber - block);
+
+		/* Foreign keys do not fire for us: the rows that reference ours would be left dangling. */
+		for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
+			if (RI_FKey_trigger_type(triggers->triggers[i].tgfoid) == RI_TRIGGER_PK)
+				ereport(ERROR,
+						(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+						 errmsg("cannot purge onesignal_message while a foreign key references it"),
+						 errdetail("Table \"%s\" has such a foreign key.",
+								   get_rel_name(triggers->triggers[i].tgconstrrelid)),
+						 errhint("Drop the foreign key, or delete the rows with DELETE.")));
+		blocks = RelationGetNumberOfBlocks(relation);
+		relation_close(relation, NoLock);
+		ItemPointerSet(&from, block, 0);
+		ItemPointerSet(&to, next, 0);
+		purged += (int64) statement_run(&purge, installation->schema, values, NULL);
 		queue_commit();
-		block += PURGE_BLOCKS;
+		block = next;
 		CHECK_FOR_INTERRUPTS();
 	}
 	return purged;
@@ -209,15 +173,25 @@ purge_all(TimestampTz before)
 Datum
 onesignal_cancel_purge(PG_FUNCTION_ARGS)
 {
+	static const Interval day = {.day = 1};
+	TimestampTz now = GetCurrentTransactionStartTimestamp();
 	TupleDesc	descriptor;
 	TimestampTz before;
 	Datum		purged;
 	bool		isnull = false;
 
 	require_not_null(fcinfo, 0, "older_than");
-	before = purge_before(fcinfo);
+	if (DatumGetBool(DirectFunctionCall2(interval_lt, PG_GETARG_DATUM(0), IntervalPGetDatum(&day))))
+		ereport(ERROR,
+				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
+				 errmsg("\"older_than\" must be at least one day"),
+				 errhint("Write a unit, as in '90 days': '90' means 90 seconds.")));
+	before = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_mi_interval, TimestampTzGetDatum(now),
+													 PG_GETARG_DATUM(0)));
+	/* "1 month -29 days" may be less by the calendar, and so is a day on which clocks are set forward. */
+	before = Min(before, now - USECS_PER_DAY);
 	queue_call_begin(fcinfo);
-	purged = Int64GetDatum((int64) purge_all(before));
+	purged = Int64GetDatum(purge_all(before));
 	SPI_finish();
 
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
@@ -227,46 +201,72 @@ onesignal_cancel_purge(PG_FUNCTION_ARGS)
 
 /* ---- onesignal_cancel_pause(app_id, until, reason), onesignal_cancel_resume(app_id) ---- */
 
-/* A mistyped id must not look like a pause. */
+/*
+ * As the table's owner.  until 0 ends the pause, and closes the circuit.  A
+ * mistyped id must not look like a pause; for one it reads all messages.
+ */
 static void
-require_app(const pg_uuid_t *app_id)
+set_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason)
 {
-	if (!credentials_app_has_server(app_id) && !queue_knows_app(app_id))
+	static Statement pause_or_resume = {
+		.sql = "INSERT INTO @onesignal_app AS a (app_id, paused_until, pause_reason, paused_by, resumed_at)"
+			   " SELECT $1, $2, $3, CASE WHEN $2 IS NOT NULL THEN $4 END,"
+			   " CASE WHEN $2 IS NULL THEN pg_catalog.clock_timestamp() END"
+			   " WHERE $5 OR EXISTS (SELECT FROM @onesignal_app AS k WHERE k.app_id" EQ "$1)"
+			   " OR EXISTS (SELECT FROM @onesignal_message AS m WHERE m.app_id" EQ "$1)"
+			   " ON CONFLICT (app_id) DO UPDATE SET paused_until = $2, pause_reason = $3,"
+			   " paused_by = excluded.paused_by, resumed_at = COALESCE(excluded.resumed_at, a.resumed_at),"
+			   " circuit_until = CASE WHEN $2 IS NOT NULL THEN a.circuit_until END,"
+			   " circuit_role = CASE WHEN $2 IS NOT NULL THEN a.circuit_role END,"
+			   " circuit_reason = CASE WHEN $2 IS NOT NULL THEN a.circuit_reason END",
+		.types = {UUIDOID, TIMESTAMPTZOID, TEXTOID, NAMEOID, BOOLOID}
+	};
+	NameData	role;
+	Datum		values[] = {
+		UUIDPGetDatum(app_id),
+		TimestampTzGetDatum(until),
+		PointerGetDatum(reason),
+		NameGetDatum(&role),
+		BoolGetDatum(credentials_app_has_server(app_id)),
+	};
+	char		nulls[] = {' ', until != 0 ? ' ' : 'n', reason != NULL ? ' ' : 'n', ' ', ' '};
+	Installation installation;
+
+	namestrcpy(&role, GetUserNameFromId(GetUserId(), false));
+	owner_get(&installation);
+	SPI_connect();
+	owner_enter(&installation);
+	if (statement_run(&pause_or_resume, installation.schema, values, nulls) == 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
 				 errmsg("could not find OneSignal app \"%s\"",
 						DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(app_id)))),
 				 errdetail("It has neither a server nor messages."),
 				 errhint("View onesignal_cancel_status lists the apps.")));
+	owner_leave(&installation);
+	SPI_finish();
+	wakeup_poke();
 }
 
 Datum
 onesignal_cancel_pause(PG_FUNCTION_ARGS)
 {
-	TimestampTz until;
-
 	require_not_null(fcinfo, 0, "app_id");
 	require_not_null(fcinfo, 1, "until");
-	until = PG_GETARG_TIMESTAMPTZ(1);
-	if (until <= GetCurrentTransactionStartTimestamp())
+	if (PG_GETARG_TIMESTAMPTZ(1) <= GetCurrentTransactionStartTimestamp())
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("\"until\" must be in the future"),
 				 errhint("To end a pause, use onesignal_cancel_resume().")));
-	require_app(PG_GETARG_UUID_P(0));
-	queue_pause(PG_GETARG_UUID_P(0), until, PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2));
-	wakeup_poke();
+	set_pause(PG_GETARG_UUID_P(0), PG_GETARG_TIMESTAMPTZ(1), PG_ARGISNULL(2) ? NULL : PG_GETARG_TEXT_PP(2));
 	PG_RETURN_VOID();
 }
 
-/* Ends a pause, and closes the circuit. */
 Datum
 onesignal_cancel_resume(PG_FUNCTION_ARGS)
 {
 	require_not_null(fcinfo, 0, "app_id");
-	require_app(PG_GETARG_UUID_P(0));
-	queue_resume(PG_GETARG_UUID_P(0));
-	wakeup_poke();
+	set_pause(PG_GETARG_UUID_P(0), 0, NULL);
 	PG_RETURN_VOID();
 }
 

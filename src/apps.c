@@ -25,6 +25,9 @@
 /* A transaction that only saves apps comes this long after the last one. */
 #define SAVE_US			USECS_PER_SEC
 
+/* One transaction waits for so many locked rows of apps. */
+#define SAVE_FAILURES	10
+
 /* The deliverer before has probed, too: the next probe comes as late as its own would. */
 #define PROBES_BEFORE	3
 
@@ -37,16 +40,14 @@
 #define APP_TRUST_MAX	4096
 
 static HTAB *apps;
-static MemoryContext apps_context;
 static dlist_head unsaved;
 static TimestampTz save_after;
 
 void
-apps_open(MemoryContext context)
+apps_open(void)
 {
-	HASHCTL		control = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(DeliveryApp), .hcxt = context};
+	HASHCTL		control = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(DeliveryApp), .hcxt = delivery_context};
 
-	apps_context = context;
 	dlist_init(&unsaved);
 	save_after = 0;
 	apps = hash_create("onesignal apps", 64, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
@@ -56,7 +57,7 @@ apps_open(MemoryContext context)
 static void
 set_text(char **into, const char *text)
 {
-	char	   *copy = text != NULL ? MemoryContextStrdup(apps_context, text) : NULL;
+	char	   *copy = text != NULL ? MemoryContextStrdup(delivery_context, text) : NULL;
 
 	if (*into != NULL)
 		pfree(*into);
@@ -66,14 +67,14 @@ set_text(char **into, const char *text)
 static void
 note_error(DeliveryApp *app, const char *reason)
 {
-	set_text(&app->last_error, reason);
-	place_move(&app->unsaved, &unsaved);
+	set_text(&app->row.last_error, reason);
+	place_in_list(&app->unsaved, &unsaved);
 }
 
 char *
 apps_label(const DeliveryApp *app)
 {
-	char	   *app_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&app->app_id)));
+	char	   *app_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&app->row.app_id)));
 
 	return app->server[0] != '\0' ? psprintf("server \"%s\" (app %s)", app->server, app_id) :
 		psprintf("app %s", app_id);
@@ -91,7 +92,7 @@ note_circuit(DeliveryApp *app, DeliveryLane *lane, const char *reason)
 	char	   *more = reason == NULL ? "" :
 		psprintf(": %s; next probe in %d s", reason, (int) ((wait + USECS_PER_SEC - 1) / USECS_PER_SEC));
 
-	place_move(&app->unsaved, &unsaved);
+	place_in_list(&app->unsaved, &unsaved);
 	if (lane != NULL && reason == NULL)
 		lane->rewind_at = 0;	/* rows that waited for the key */
 	ereport(LOG,
@@ -111,17 +112,45 @@ open_lane(DeliveryLane *lane, TimestampTz begun_at, TimestampTz until, const cha
 	if (lane->circuit.open && (app->paused_lane == NULL || !app->paused_lane->circuit.open))
 	{
 		app->paused_lane = lane;
-		place_move(&app->unsaved, &unsaved);
+		place_in_list(&app->unsaved, &unsaved);
 	}
 	return is_news;
 }
 
-/* onesignal_cancel_resume() was called. */
-static void
-app_resumed(DeliveryApp *app, TimestampTz now)
+DeliveryApp *
+apps_get(const QueueListed *listed, TimestampTz now)
 {
+	bool		found;
+	DeliveryApp *app = hash_search(apps, &listed->lane.app_id, HASH_ENTER, &found);
 	dlist_iter	iter;
 
+	if (!found)
+	{
+		*app = (DeliveryApp) {.row.app_id = listed->lane.app_id, .place.owner = app};
+		app->resumed_at = listed->resumed_at;
+		pace_init(&app->pace, CREDENTIALS_RATE_ADAPTS);
+		if (listed->pace > 0)
+			app->pace.rate = listed->pace;
+		app->allowance.limit = ALLOWANCE_FIRST;
+		app->trust = (Trust) {.limit = APP_TRUST_FIRST, .max = APP_TRUST_MAX};
+		dlist_init(&app->lanes);
+		dlist_init(&app->hungry);
+		app->queue.ph_compare = place_compare;
+		if (listed->circuit_until != 0 && NameStr(listed->circuit_role)[0] == '\0')
+		{
+			(void) circuit_open(&app->circuit, now, listed->circuit_until, now);
+			app->circuit.probes = PROBES_BEFORE;
+			set_text(&app->reason, "delivery was paused when it was last stopped");
+		}
+		else if (listed->circuit_until != 0)
+			place_in_list(&app->unsaved, &unsaved); /* what stands there is not true any more */
+	}
+	app->paused_until = listed->paused_until;
+	if (listed->resumed_at <= app->resumed_at)
+		return app;
+
+	/* onesignal_cancel_resume() was called. */
+	app->resumed_at = listed->resumed_at;
 	if (circuit_close(&app->circuit, now))
 		note_circuit(app, NULL, NULL);
 	dlist_foreach(iter, &app->lanes)
@@ -132,41 +161,6 @@ app_resumed(DeliveryApp *app, TimestampTz now)
 		if (!lane->key_missing && circuit_close(&lane->circuit, now))
 			note_circuit(app, lane, NULL);
 	}
-}
-
-DeliveryApp *
-apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now)
-{
-	bool		found;
-	DeliveryApp *app = hash_search(apps, app_id, HASH_ENTER, &found);
-
-	if (!found)
-	{
-		*app = (DeliveryApp) {.app_id = *app_id};
-		app->resumed_at = state->resumed_at;
-		pace_init(&app->pace, CREDENTIALS_RATE_ADAPTS);
-		if (state->pace > 0)
-			app->pace.rate = state->pace;
-		app->allowance.limit = ALLOWANCE_FIRST;
-		app->trust = (Trust) {.limit = APP_TRUST_FIRST, .max = APP_TRUST_MAX};
-		dlist_init(&app->lanes);
-		dlist_init(&app->hungry);
-		app->queue.ph_compare = timer_compare;
-		if (state->circuit_until != 0)
-		{
-			(void) circuit_open(&app->circuit, now, state->circuit_until, now);
-			app->circuit.probes = PROBES_BEFORE;
-			set_text(&app->reason, "delivery was paused when it was last stopped");
-		}
-		else if (state->has_circuit)
-			place_move(&app->unsaved, &unsaved);	/* what stands there is not true any more */
-	}
-	app->paused_until = state->paused_until;
-	if (state->resumed_at > app->resumed_at)
-	{
-		app->resumed_at = state->resumed_at;
-		app_resumed(app, now);
-	}
 	return app;
 }
 
@@ -176,63 +170,40 @@ void
 apps_release_key(LaneKey *key)
 {
 	if (--key->refs == 0)
-		MemoryContextDelete(key->context);
-}
-
-static void
-miss_key(DeliveryLane *lane, const char *reason, TimestampTz now)
-{
-	bool		is_news = !lane->key_missing || strcmp(lane->reason, reason) != 0;
-
-	lane->key_missing = true;
-	lane->checked_at = now;
-	lane->checks++;
-	(void) open_lane(lane, now, now + CIRCUIT_KEY_PAUSE, reason, now);
-	if (is_news)
-		note_error(lane->app, reason);
-	if (is_news && !lane->told)
-		note_circuit(lane->app, lane, reason);
-	lane->told = true;
-}
-
-/* Where roles use different servers, the first that is seen states the app's pace. */
-static void
-adopt_rate(DeliveryApp *app, const Credentials *credentials)
-{
-	if (OidIsValid(app->rate_server) && app->rate_server != credentials->server)
-		return;
-	app->rate_server = credentials->server;
-	strlcpy(app->server, credentials->server_name, NAMEDATALEN);
-	if (app->pace.limit != credentials->rate_limit)
-		pace_init(&app->pace, credentials->rate_limit);
-}
-
-static uint64
-add_to_hash(uint64 hash, const char *text)
-{
-	return hash_bytes_extended((const unsigned char *) text, (int) strlen(text), hash);
+		MemoryContextDelete(GetMemoryChunkContext(key));
 }
 
 /* Nothing that was learned of another key or server holds for this one. */
 static void
 adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 {
+	DeliveryApp *app = lane->app;
 	const Credentials *credentials = &key->credentials;
-	uint64		server = add_to_hash(credentials->server, credentials->base_url);
-	uint64		fingerprint = add_to_hash(server, credentials->api_key) | 1;
-	bool		changed = lane->fingerprint != fingerprint;
+	const char *texts[] = {credentials->base_url, credentials->api_key};
+	uint64		fingerprint = credentials->server;
+	bool		changed;
 
+	for (int i = 0; i < 2; i++)
+		fingerprint = hash_bytes_extended((const unsigned char *) texts[i], (int) strlen(texts[i]), fingerprint);
+	fingerprint |= 1;
+	changed = lane->fingerprint != fingerprint;
 	key->refs = 1;
 	lane->credentials = key;
-	lane->checked_at = now;
 	lane->checks = changed ? 0 : lane->checks + 1;
 	if (changed)
 		lane->adopted_at = now;
 	if ((lane->key_missing || (changed && lane->fingerprint != 0)) && circuit_close(&lane->circuit, now))
-		note_circuit(lane->app, lane, NULL);
+		note_circuit(app, lane, NULL);
 	lane->fingerprint = fingerprint;
 	lane->key_missing = lane->told = false;
-	adopt_rate(lane->app, credentials);
+
+	/* Where roles use different servers, the first that is seen states the app's pace. */
+	if (OidIsValid(app->rate_server) && app->rate_server != credentials->server)
+		return;
+	app->rate_server = credentials->server;
+	strlcpy(app->server, credentials->server_name, NAMEDATALEN);
+	if (app->pace.limit != credentials->rate_limit)
+		pace_init(&app->pace, credentials->rate_limit);
 }
 
 static void
@@ -244,29 +215,21 @@ wipe_key(void *arg)
 	credentials_wipe(&key->credentials);
 }
 
-/* Its memory context wipes the key, also when an error frees it. */
-static LaneKey *
-make_key(void)
-{
-	MemoryContext context = AllocSetContextCreate(apps_context, "onesignal key", ALLOCSET_SMALL_SIZES);
-	LaneKey    *key = MemoryContextAllocZero(context, sizeof(LaneKey));
-
-	key->context = context;
-	key->wipe.func = wipe_key;
-	key->wipe.arg = key;
-	MemoryContextRegisterResetCallback(context, &key->wipe);
-	return key;
-}
-
 void
 apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 {
-	LaneKey    *key = make_key();
-	MemoryContext old = MemoryContextSwitchTo(key->context);
+	MemoryContext context = AllocSetContextCreate(delivery_context, "onesignal key", ALLOCSET_SMALL_SIZES);
+	MemoryContext old = MemoryContextSwitchTo(context);
+	LaneKey    *key = palloc0(sizeof(LaneKey));
 	const pg_uuid_t *app_id = &lane->key.app_id;
 	Oid			role = get_role_oid(NameStr(lane->key.requested_by), true);
 	ErrorData  *error;
+	bool		is_news;
 
+	/* Its memory context wipes the key, also when an error frees it. */
+	key->wipe = (MemoryContextCallback) {.func = wipe_key, .arg = key};
+	MemoryContextRegisterResetCallback(context, &key->wipe);
+	lane->checked_at = now;
 	lane->generation = credentials_generation();
 	if (problem == NULL && !OidIsValid(role))
 		problem = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
@@ -281,12 +244,20 @@ apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 	}
 	MemoryContextSwitchTo(old);
 	if (problem == NULL)
-		adopt_key(lane, key, now);
-	else
 	{
-		miss_key(lane, problem, now);
-		MemoryContextDelete(key->context);
+		adopt_key(lane, key, now);
+		return;
 	}
+	is_news = !lane->key_missing || strcmp(lane->reason, problem) != 0;
+	lane->key_missing = true;
+	lane->checks++;
+	(void) open_lane(lane, now, now + CIRCUIT_KEY_PAUSE, problem, now);
+	if (is_news)
+		note_error(lane->app, problem);
+	if (is_news && !lane->told)
+		note_circuit(lane->app, lane, problem);
+	lane->told = true;
+	MemoryContextDelete(context);
 }
 
 /* ---- learning from the status of an answer ---- */
@@ -408,8 +379,8 @@ apps_note_unrecordable(DeliveryApp *app, const char *error)
 void
 apps_count(DeliveryApp *app, QueueState state, int count)
 {
-	app->totals[state] += count;
-	place_move(&app->unsaved, &unsaved);
+	app->row.totals[state] += count;
+	place_in_list(&app->unsaved, &unsaved);
 }
 
 TimestampTz
@@ -418,58 +389,43 @@ apps_save_at(void)
 	return dlist_is_empty(&unsaved) ? DT_NOEND : save_after;
 }
 
-/* The app's own circuit comes first. */
-static void
-describe_app(DeliveryApp *app, QueueApp *row)
-{
-	const DeliveryLane *lane = app->paused_lane;
-
-	row->app_id = app->app_id;
-	row->pace = app->pace.rate;
-	row->last_error = app->last_error;
-	memcpy(row->totals, app->totals, sizeof(row->totals));
-	if (app->circuit.open)
-	{
-		row->circuit_until = app->circuit.open_until;
-		row->circuit_reason = app->reason;
-	}
-	else if (lane != NULL && lane->circuit.open)
-	{
-		row->circuit_until = lane->circuit.open_until;
-		row->circuit_role = NameStr(lane->key.requested_by);
-		row->circuit_reason = lane->reason;
-	}
-}
-
 /* What is not saved, since somebody has the app's row locked, is saved later. */
 void
 apps_save(void)
 {
 	dlist_mutable_iter iter;
-	QueueApp   *rows;
-	int			count = 0;
+	int			failures = 0;
 
 	if (dlist_is_empty(&unsaved))
 		return;
 	dlist_foreach_modify(iter, &unsaved)
-		count++;
-	rows = palloc0(sizeof(QueueApp) * count);
-	count = 0;
-	dlist_foreach_modify(iter, &unsaved)
-	{
-		describe_app(dlist_container(DeliveryApp, unsaved.node, iter.cur), &rows[count++]);
-	}
-	queue_save_apps(rows, count);
-	dlist_foreach_modify(iter, &unsaved)
 	{
 		DeliveryApp *app = dlist_container(DeliveryApp, unsaved.node, iter.cur);
+		const DeliveryLane *lane = app->paused_lane;
+		QueueApp   *row = &app->row;
 
-		if (rows++->saved)
+		row->pace = app->pace.rate;
+		row->circuit_until = 0;
+		row->circuit_role = row->circuit_reason = NULL;
+		if (app->circuit.open)	/* it comes before that of a lane */
 		{
-			memset(app->totals, 0, sizeof(app->totals));
-			set_text(&app->last_error, NULL);
-			place_move(&app->unsaved, NULL);
+			row->circuit_until = app->circuit.open_until;
+			row->circuit_reason = app->reason;
 		}
+		else if (lane != NULL && lane->circuit.open)
+		{
+			row->circuit_until = lane->circuit.open_until;
+			row->circuit_role = NameStr(lane->key.requested_by);
+			row->circuit_reason = lane->reason;
+		}
+		if (queue_save_app(row))
+		{
+			memset(row->totals, 0, sizeof(row->totals));
+			set_text(&row->last_error, NULL);
+			place_leave(&app->unsaved);
+		}
+		else if (++failures == SAVE_FAILURES)
+			break;
 	}
 	save_after = GetCurrentTimestamp() + SAVE_US;
 }

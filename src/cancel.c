@@ -88,61 +88,16 @@ typedef struct CancelRun
 
 /* NULL without errors.  Only the array is in the results' context. */
 static ArrayType *
-errors_array(CancelRun *run, const CancelOutcome *outcome)
+keep_errors(CancelRun *run, const CancelOutcome *outcome)
 {
-	Datum	   *elements = palloc(sizeof(Datum) * outcome->error_count);
-	MemoryContext old;
-	ArrayType  *array;
+	ArrayType  *array = onesignal_errors(outcome);
 
 	if (outcome->error_count == 0)
 		return NULL;
-	for (int i = 0; i < outcome->error_count; i++)
-		elements[i] = CStringGetTextDatum(outcome->errors[i]);
-	old = MemoryContextSwitchTo(run->context);
-	array = construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
-	MemoryContextSwitchTo(old);
-	return array;
-}
-
-static void
-set_result(CancelRun *run, CancelItem *item, const CancelOutcome *outcome)
-{
-	if (item->errors != NULL)
-		pfree(item->errors);
-	item->status = outcome->status;
-	item->success = outcome->verdict == CANCEL_DONE;
-	item->errors = errors_array(run, outcome);
-}
-
-/*
- * Starts nothing more.  What was not begun, or is to be tried again, has the
- * same result as this item; what is to be checked stays refused.
- */
-static void
-run_stop(CancelRun *run, const CancelItem *item)
-{
-	run->stopped = true;
-	while (!dlist_is_empty(&run->waiting) || run->next < run->count)
-	{
-		CancelItem *other = dlist_is_empty(&run->waiting) ? &run->items[run->next++] :
-			dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting));
-
-		run->done++;
-		if (!other->checking)
-		{
-			other->status = item->status;
-			other->errors = item->errors;
-		}
-	}
+	return memcpy(MemoryContextAlloc(run->context, VARSIZE(array)), array, VARSIZE(array));
 }
 
 /* ---- starting ---- */
-
-static bool
-is_in_time(const CancelItem *item, int64 when_us)
-{
-	return when_us - item->begun_us < settings_timeout * INT64CONST(1000);
-}
 
 /*
  * A waiting item whose time has come, or else a new one.  NULL: none before
@@ -163,7 +118,7 @@ next_item(CancelRun *run, int64 now, int64 *next)
 
 		if (item->checking)
 			due = Max(now, run->view_next_us) + views / VIEWS_MAX * VIEWS_PAUSE_US;
-		if (!is_in_time(item, Max(now, due)))
+		if (Max(now, due) - item->begun_us >= settings_timeout * INT64CONST(1000))
 		{
 			dlist_delete(&item->node);
 			run->done++;
@@ -182,38 +137,6 @@ next_item(CancelRun *run, int64 now, int64 *next)
 	return run->not_before_us <= now ? &run->items[run->next] : NULL;
 }
 
-static void
-submit_item(CancelRun *run, CancelItem *item, int64 now)
-{
-	const pg_uuid_t *message_id = &run->message_ids[item - run->items];
-	HttpRequest *request;
-	int64		left_ms = settings_timeout;
-
-	if (item->attempts == 0)
-		run->next++;
-	else
-	{
-		dlist_delete(&item->node);
-		left_ms -= (now - item->begun_us) / 1000;
-	}
-	if (item->checking)
-	{
-		request = onesignal_request(&run->request, "GET", message_id);
-		if (++run->views % VIEWS_MAX == 0)
-			run->view_next_us = now + VIEWS_PAUSE_US;
-	}
-	else
-	{
-		request = onesignal_request(&run->request, "DELETE", message_id);
-		item->attempts++;
-	}
-	request->group = &run->group;
-	request->timeout_ms = (int) Max(left_ms, 1);
-	request->connect_timeout_ms = settings_connect_timeout;
-	item->started_us = now;
-	http_submit(request, item);
-}
-
 /* Starts what may be started; returns when there is more to start, if no answer comes before. */
 static int64
 start_requests(CancelRun *run)
@@ -224,36 +147,34 @@ start_requests(CancelRun *run)
 	while (run->group.unsent < HTTP_UNSENT_MAX && http_in_flight() < settings_call_max_in_flight)
 	{
 		CancelItem *item = next_item(run, now, &next);
+		HttpRequest *request;
+		int64		spent_ms;
 
 		if (item == NULL)
 			return next;
 		if (!item->checking && !pace_take(&run->pace, now))
 			return pace_next(&run->pace, now);
-		submit_item(run, item, now);
+		if (item->attempts == 0)
+			run->next++;
+		else
+			dlist_delete(&item->node);
+		spent_ms = item->attempts > 0 ? (now - item->begun_us) / 1000 : 0;
+		if (!item->checking)
+			item->attempts++;
+		else if (++run->views % VIEWS_MAX == 0)
+			run->view_next_us = now + VIEWS_PAUSE_US;
+		item->started_us = now;
+		request = onesignal_request(&run->request, item->checking ? "GET" : "DELETE",
+									&run->message_ids[item - run->items]);
+		request->group = &run->group;
+		request->timeout_ms = (int) Max(settings_timeout - spent_ms, 1);
+		request->connect_timeout_ms = settings_connect_timeout;
+		http_submit(request, item);
 	}
 	return PG_INT64_MAX;
 }
 
 /* ---- finishing ---- */
-
-static void
-finish_check(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
-{
-	CancelVerdict verdict = onesignal_judge_view(answer);
-
-	if (verdict == CANCEL_UNAVAILABLE && !run->stopped)
-	{
-		run->view_next_us = http_clock_us() + Max(answer->retry_after, 1) * INT64CONST(1000000);
-		dlist_push_head(&run->waiting, &item->node);
-		return;
-	}
-	item->success = verdict == CANCEL_DONE;
-	if (verdict == CANCEL_DONE)
-		item->errors = NULL;
-	else if (verdict == CANCEL_REFUSED)
-		item->errors = item->refusal;
-	run->done++;
-}
 
 static void
 finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
@@ -281,20 +202,37 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 	item->unanswered |= answer->sent_before || onesignal_may_have_worked(&outcome, answer);
 	if (item->unanswered && (outcome.verdict == CANCEL_REFUSED || outcome.verdict == CANCEL_NOT_FOUND))
 	{
-		item->refusal = errors_array(run, &outcome);
+		item->refusal = keep_errors(run, &outcome);
 		onesignal_hint_doubt(&outcome, true);
 		item->checking = again = true;
 	}
-	set_result(run, item, &outcome);
+	if (item->errors != NULL)
+		pfree(item->errors);
+	item->errors = keep_errors(run, &outcome);
+	item->status = outcome.status;
+	item->success = outcome.verdict == CANCEL_DONE;
 	if (again && !run->stopped)
 		dlist_push_tail(&run->waiting, &item->node);
 	else
 		run->done++;
 
-	/* The same would happen to all others. */
+	/* The same would happen to all others: they have the same result; what is to be checked stays refused. */
 	if (outcome.verdict == CANCEL_UNAUTHORIZED ||
 		(outcome.verdict == CANCEL_THROTTLED && item->retry_us - now >= settings_timeout * INT64CONST(1000)))
-		run_stop(run, item);
+	{
+		run->stopped = true;
+		while (!dlist_is_empty(&run->waiting) || run->next < run->count)
+		{
+			CancelItem *other = dlist_is_empty(&run->waiting) ? &run->items[run->next++] :
+				dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting));
+
+			run->done++;
+			if (other->checking)
+				continue;
+			other->status = item->status;
+			other->errors = item->errors;
+		}
+	}
 }
 
 static void
@@ -302,29 +240,28 @@ finish_exchange(CancelRun *run, const HttpAnswer *answer)
 {
 	CancelItem *item = answer->owner;
 	MemoryContext old = MemoryContextSwitchTo(run->scratch);
+	CancelVerdict verdict;
 
-	if (item->attempts == 1 && !item->checking)
-		item->begun_us = answer->begun_us;
-	if (item->checking)
-		finish_check(run, item, answer);
-	else
+	if (!item->checking)
+	{
+		if (item->attempts == 1)
+			item->begun_us = answer->begun_us;
 		finish_cancel(run, item, answer);
+	}
+	else if ((verdict = onesignal_judge_view(answer)) == CANCEL_UNAVAILABLE && !run->stopped)
+	{
+		run->view_next_us = http_clock_us() + Max(answer->retry_after, 1) * INT64CONST(1000000);
+		dlist_push_head(&run->waiting, &item->node);
+	}
+	else
+	{
+		item->success = verdict == CANCEL_DONE;
+		if (verdict == CANCEL_DONE || verdict == CANCEL_REFUSED)
+			item->errors = item->success ? NULL : item->refusal;
+		run->done++;
+	}
 	MemoryContextSwitchTo(old);
 	MemoryContextReset(run->scratch);
-}
-
-/* "n of m" in pg_stat_activity. */
-static void
-show_progress(CancelRun *run)
-{
-	int64		now = http_clock_us();
-	char		activity[128];
-
-	if (now < run->show_us)
-		return;
-	run->show_us = now + SHOW_US;
-	snprintf(activity, sizeof(activity), "onesignal_cancel_batch: %d of %d", run->done, run->count);
-	pgstat_report_activity(STATE_RUNNING, activity);
 }
 
 static void
@@ -340,7 +277,15 @@ run_to_end(CancelRun *run)
 		answer = http_wait(Min(next, run->show_us));
 		if (answer != NULL)
 			finish_exchange(run, answer);
-		show_progress(run);
+		if (http_clock_us() >= run->show_us)
+		{
+			char		activity[128];
+
+			/* for pg_stat_activity */
+			snprintf(activity, sizeof(activity), "onesignal_cancel_batch: %d of %d", run->done, run->count);
+			pgstat_report_activity(STATE_RUNNING, activity);
+			run->show_us = http_clock_us() + SHOW_US;
+		}
 	}
 	if (run->count > 1)
 		pgstat_report_activity(STATE_RUNNING, debug_query_string);
@@ -431,26 +376,6 @@ onesignal_cancel(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
 }
 
-static ArrayType *
-message_ids_argument(FunctionCallInfo fcinfo, int number)
-{
-	ArrayType  *array;
-
-	if (PG_ARGISNULL(number))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("message_ids must not be null"),
-				 errhint("array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.")));
-	array = PG_GETARG_ARRAYTYPE_P(number);
-	if (array_contains_nulls(array))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("message_ids must not contain nulls"),
-				 errdetail("Nothing was sent."),
-				 errhint("Use array_remove(message_ids, NULL), or array_agg(id) FILTER (WHERE id IS NOT NULL).")));
-	return array;
-}
-
 /*
  * onesignal_cancel_batch(app_id uuid, message_ids uuid[])
  * RETURNS TABLE (message_id uuid, status integer, success boolean, errors text[])
@@ -468,7 +393,18 @@ onesignal_cancel_batch(PG_FUNCTION_ARGS)
 	int			count;
 
 	require_argument(fcinfo, 0, "app_id");
-	array = message_ids_argument(fcinfo, 1);
+	if (PG_ARGISNULL(1))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("message_ids must not be null"),
+				 errhint("array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.")));
+	array = PG_GETARG_ARRAYTYPE_P(1);
+	if (array_contains_nulls(array))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("message_ids must not contain nulls"),
+				 errdetail("Nothing was sent."),
+				 errhint("Use array_remove(message_ids, NULL), or array_agg(id) FILTER (WHERE id IS NOT NULL).")));
 	count = ArrayGetNItems(ARR_NDIM(array), ARR_DIMS(array));
 	/* Without nulls the elements, of 16 bytes and unaligned, are an array in C, too. */
 	message_ids = (const pg_uuid_t *) ARR_DATA_PTR(array);

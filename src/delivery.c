@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "common/pg_prng.h"
+#include "storage/ipc.h"
 #include "utils/builtins.h"
 #include "utils/memutils.h"
 #include "utils/timestamp.h"
@@ -65,17 +66,7 @@
  */
 #define TURN_SIZE			(4 * 1024 * 1024)
 
-/* A batch of outcomes on its way into the table. */
-typedef struct Recording
-{
-	int			count;
-	DeliveryItem *items[RECORD_MAX];
-	QueueOutcome outcomes[RECORD_MAX];
-	QueueRecorded recorded[RECORD_MAX];
-	char	   *error;			/* why some could not be written, or NULL */
-} Recording;
-
-static MemoryContext delivery_context = NULL;	/* all that is known, until it is forgotten */
+MemoryContext delivery_context = NULL;
 static MemoryContext turn_context;	/* what one turn of the run needs */
 static dlist_head answered;
 static int	answered_count;
@@ -85,6 +76,7 @@ static bool may_send;			/* requests may begin in this turn */
 static TimestampTz ending_since;	/* when nothing was left but to wait for these; 0: not yet */
 static TimestampTz stopping_since;	/* 0: it need not stop */
 static TimestampTz turn_at = 0; /* when the last turn began */
+static bool running = false;
 static bool cautious = false;	/* the last run ended in an error */
 
 /* ---- taking answers ---- */
@@ -94,7 +86,7 @@ push_answered(DeliveryItem *item)
 {
 	if (answered_count++ == 0)
 		answered_since = GetCurrentTimestamp();
-	dlist_push_tail(&answered, &item->node);
+	place_in_list(&item->place, &answered);
 }
 
 static HttpAnswer *
@@ -127,82 +119,40 @@ take_answer(const HttpAnswer *answer)
 	lanes_end_request(item, has_status);
 }
 
-/* Takes what has been answered, after waiting for something to do. */
-static void
-wait_for_answers(TimestampTz until)
-{
-	int64		until_us = http_clock_us() + Max(until - GetCurrentTimestamp(), 0);
-
-	for (const HttpAnswer *answer = http_wait(until_us); answer != NULL; answer = http_next())
-		take_answer(answer);
-}
-
 static void
 take_waiting(TimestampTz until)
 {
-	Timer	   *timer;
+	DeliveryItem *item;
 
-	while ((timer = timer_take(&waiting, until)) != NULL)
-		push_answered(pairingheap_container(DeliveryItem, timer.node, &timer->node));
+	while ((item = place_take(&waiting, until)) != NULL)
+		push_answered(item);
 }
 
 /* ---- deciding what becomes of the row ---- */
 
-/* Its time is over: retry_window after its first attempt or send_after, whichever is later. */
-static bool
-is_over(const DeliveryItem *item, TimestampTz now)
+static QueueState
+decide_state(const DeliveryItem *item, CancelVerdict verdict, TimestampTz now)
 {
 	TimestampTz from = item->row.first_attempt_at;
 
-	if (item->row.send_after != DT_NOEND)
-		from = Max(from, item->row.send_after);
-	return now - from > settings_retry_window * USECS_PER_SEC;
-}
-
-static TimestampTz
-next_attempt(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz now)
-{
-	int64		time_left = Max(item->row.send_after, now) - now;
-	double		random = pg_prng_double(&pg_global_prng_state);
-
-	if (judged->verdict == CANCEL_UNAUTHORIZED)
-		return now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC; /* others are probed first */
-	return now + backoff_delay(item->row.attempts + 1, random, time_left, judged->retry_after * USECS_PER_SEC);
-}
-
-static QueueState
-decide_state(const DeliveryItem *item, const CancelOutcome *judged, TimestampTz now)
-{
-	bool		may_appear = item->row.send_after > now || item->row.send_after == DT_NOBEGIN;
-
-	switch (judged->verdict)
+	switch (verdict)
 	{
 		case CANCEL_DONE:
 			return QUEUE_CANCELED;
 		case CANCEL_REFUSED:
 			return QUEUE_REFUSED;
 		case CANCEL_NOT_FOUND:
-			return may_appear && now - item->row.first_attempt_at < NOT_FOUND_WINDOW ? QUEUE_PENDING : QUEUE_REFUSED;
+			if (item->row.send_after <= now && item->row.send_after != DT_NOBEGIN)
+				return QUEUE_REFUSED;
+			return now - from < NOT_FOUND_WINDOW ? QUEUE_PENDING : QUEUE_REFUSED;
 		default:
 			if (item->denied)
 				return QUEUE_REFUSED;
-			return is_over(item, now) ? QUEUE_FAILED : QUEUE_PENDING;
+			/* Its time is over retry_window after its first attempt or send_after, whichever is later. */
+			if (item->row.send_after != DT_NOEND)
+				from = Max(from, item->row.send_after);
+			return now - from > settings_retry_window * USECS_PER_SEC ? QUEUE_FAILED : QUEUE_PENDING;
 	}
-}
-
-/* False: it is not the app's turn, or nothing may be sent. */
-static bool
-ask_view(DeliveryItem *item, TimestampTz now)
-{
-	DeliveryApp *app = item->lane->app;
-
-	if (!may_send || now < app->view_at || !lanes_take_again(item, now))
-		return false;
-	app->view_at = now + VIEW_INTERVAL_US;
-	if (item->view_until == 0)
-		item->view_until = now + VIEW_WINDOW_US;
-	http_submit(onesignal_request(&item->key->request, "GET", &item->row.message_id), item);
-	return true;
 }
 
 /*
@@ -211,46 +161,53 @@ ask_view(DeliveryItem *item, TimestampTz now)
  * asked now, the row stays pending, and the cancel is sent again in its turn.
  */
 static bool
-check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, TimestampTz now)
+check_refusal(DeliveryItem *item, QueueOutcome *outcome, TimestampTz now)
 {
 	DeliveryApp *app = item->lane->app;
 	CancelVerdict verdict = item->view != NULL ? onesignal_judge_view(item->view) : CANCEL_UNAVAILABLE;
 	bool		was_asked = item->view_until != 0;
-	bool		is_open = verdict == CANCEL_UNAVAILABLE && (!was_asked || now < item->view_until);
-	TimestampTz again_at = 0;
 
 	if (!item->row.unanswered && !item->answer->sent_before && item->row.requested_at >= wakeup_doubt())
 		return true;
-	if (is_open && item->view != NULL)
-	{
-		app->view_at = Max(app->view_at, now + item->view->retry_after * USECS_PER_SEC);
-		pfree(item->view);
-		item->view = NULL;
-	}
-	if (is_open && ask_view(item, now))
-		return false;
-	if (is_open && was_asked && may_send && app->paused_until <= now)
-	{
-		timer_set(&item->timer, &waiting, now + VIEW_INTERVAL_US);
-		return false;
-	}
-	if (is_open)
-		again_at = app->view_turn_at = Max(app->view_turn_at, now) + VIEW_TURN_US;
-	else if (verdict == CANCEL_UNAUTHORIZED)
-		again_at = now + CIRCUIT_KEY_PAUSE;
-	else if (verdict == CANCEL_DONE)
+	if (verdict == CANCEL_DONE)
 	{
 		outcome->state = QUEUE_CANCELED;
-		judged->error_count = 0;
+		outcome->judged.error_count = 0;
+		return true;
 	}
-	else if (verdict != CANCEL_REFUSED)
-		onesignal_hint_doubt(judged, item->row.unanswered || item->answer->sent_before);
-	if (again_at != 0)
+	if (verdict == CANCEL_REFUSED)
+		return true;
+	if (verdict == CANCEL_UNAUTHORIZED)
+		outcome->next_attempt_at = now + CIRCUIT_KEY_PAUSE;
+	else if (verdict != CANCEL_UNAVAILABLE || (was_asked && now >= item->view_until))
 	{
-		outcome->state = QUEUE_PENDING;
-		outcome->unanswered = true;
-		outcome->next_attempt_at = again_at;
+		onesignal_hint_doubt(&outcome->judged, item->row.unanswered || item->answer->sent_before);
+		return true;
 	}
+	else
+	{
+		if (item->view != NULL)
+		{
+			app->view_at = Max(app->view_at, now + item->view->retry_after * USECS_PER_SEC);
+			pfree(item->view);
+			item->view = NULL;
+		}
+		if (may_send && now >= app->view_at && lanes_take_again(item, now))
+		{
+			app->view_at = now + VIEW_INTERVAL_US;
+			item->view_until = was_asked ? item->view_until : now + VIEW_WINDOW_US;
+			http_submit(onesignal_request(&item->key->request, "GET", &item->row.message_id), item);
+			return false;
+		}
+		if (was_asked && may_send && app->paused_until <= now)
+		{
+			place_in_heap(&item->place, &waiting, now + VIEW_INTERVAL_US);
+			return false;
+		}
+		outcome->next_attempt_at = app->view_turn_at = Max(app->view_turn_at, now) + VIEW_TURN_US;
+	}
+	outcome->state = QUEUE_PENDING;
+	outcome->unanswered = true;
 	return true;
 }
 
@@ -258,130 +215,109 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, CancelOutcome *judged, 
 static bool
 decide(DeliveryItem *item, QueueOutcome *outcome)
 {
-	CancelOutcome judged;
+	CancelOutcome *judged = &outcome->judged;
 	TimestampTz now = GetCurrentTimestamp();
 
-	onesignal_judge(&judged, item->answer, item->key->credentials.api_key);
-	*outcome = (QueueOutcome) {.app_id = item->id.app_id, .message_id = item->id.message_id};
-	outcome->requested_at = item->row.requested_at;
-	outcome->http_status = judged.status;
-	outcome->response = judged.response;
+	onesignal_judge(judged, item->answer, item->key->credentials.api_key);
+	outcome->owner = item;
+	outcome->app_id = item->id.app_id;
+	outcome->row = &item->row;
 	outcome->last_attempt_at = item->begun;
-	outcome->state = decide_state(item, &judged, now);
+	outcome->state = decide_state(item, judged->verdict, now);
 	/* When the message is canceled, nobody needs to know. */
 	outcome->unanswered = outcome->state != QUEUE_CANCELED &&
-		(item->answer->sent_before || onesignal_may_have_worked(&judged, item->answer));
-	if (outcome->state == QUEUE_PENDING)
-		outcome->next_attempt_at = next_attempt(item, &judged, now);
-	if (outcome->state == QUEUE_REFUSED && !item->denied && !check_refusal(item, outcome, &judged, now))
-		return false;
-	outcome->errors = judged.errors;
-	outcome->error_count = judged.error_count;
-	return true;
+		(item->answer->sent_before || onesignal_may_have_worked(judged, item->answer));
+	if (judged->verdict == CANCEL_UNAUTHORIZED)
+		outcome->next_attempt_at = now + CIRCUIT_KEY_PAUSE + USECS_PER_SEC; /* others are probed first */
+	else
+		outcome->next_attempt_at = now +
+			backoff_delay(item->row.attempts + 1, pg_prng_double(&pg_global_prng_state),
+						  Max(item->row.send_after, now) - now, judged->retry_after * USECS_PER_SEC);
+	return outcome->state != QUEUE_REFUSED || item->denied || check_refusal(item, outcome, now);
 }
 
 /* ---- recording ---- */
 
-static void
-log_given_up(const DeliveryItem *item, const QueueOutcome *outcome)
-{
-	char	   *message_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&outcome->message_id)));
-	const char *error = outcome->error_count > 0 ? outcome->errors[0] : "";
-
-	ereport(LOG,
-			(errmsg("onesignal_cancel: giving up on message %s of %s after %d attempts in %d s: %s",
-					message_id, apps_label(item->lane->app), item->row.attempts + 1,
-					(int) ((GetCurrentTimestamp() - item->row.first_attempt_at) / USECS_PER_SEC),
-					outcome->http_status != 0 ? psprintf("HTTP %d (%s)", outcome->http_status, error) : error),
-			 errhidecontext(true)));
-}
-
-/* In a transaction: decides and writes as many outcomes as one statement takes. */
-static void
-record_answers(Recording *recording)
-{
-	size_t		bytes = 0;
-	int			left = answered_count;
-
-	recording->count = 0;
-	while (left-- > 0 && recording->count < RECORD_MAX && bytes < RECORD_BYTES_MAX)
-	{
-		DeliveryItem *item = dlist_container(DeliveryItem, node, dlist_pop_head_node(&answered));
-
-		answered_count--;
-		if (!decide(item, &recording->outcomes[recording->count]))
-			continue;
-		recording->items[recording->count++] = item;
-		bytes += item->answer->body_length;
-	}
-	answered_since = GetCurrentTimestamp();
-	queue_record(recording->outcomes, recording->count, recording->recorded, &recording->error);
-	for (int i = 0; i < recording->count; i++)
-		if (recording->recorded[i] == QUEUE_RECORDED && recording->outcomes[i].state != QUEUE_PENDING)
-			apps_count(recording->items[i]->lane->app, recording->outcomes[i].state, 1);
-}
-
 /* After the commit: what could not be written is tried again. */
 static void
-settle(const Recording *recording)
+settle(DeliveryItem *item, const QueueOutcome *outcome)
 {
 	TimestampTz now = GetCurrentTimestamp();
+	bool		again = outcome->state == QUEUE_PENDING && outcome->recorded == QUEUE_RECORDED;
+	const CancelOutcome *judged = &outcome->judged;
+	const char *error = judged->error_count > 0 ? judged->errors[0] : "";
 
-	/* First, so that what was recorded beside it ends the pause. */
-	for (int i = 0; i < recording->count; i++)
+	/* A locked row makes room for another; one that cannot be written has taken it. */
+	if (outcome->recorded != QUEUE_UNRECORDABLE && (outcome->recorded != QUEUE_LOCKED || item->keep_us == 0))
+		lanes_trust(item->lane->app, true);
+	if (outcome->recorded == QUEUE_LOCKED || outcome->recorded == QUEUE_UNRECORDABLE)
 	{
-		DeliveryItem *item = recording->items[i];
-
-		if (recording->recorded[i] == QUEUE_UNRECORDABLE)
-			apps_note_unrecordable(item->lane->app, recording->error);
-		if (recording->recorded[i] == QUEUE_UNRECORDABLE && item->keep_us == 0)
-			lanes_trust(item->lane->app, false);
+		item->keep_us = Min(KEEP_MAX_US, Max(KEEP_MIN_US, 2 * item->keep_us));
+		place_in_heap(&item->place, &waiting, now + item->keep_us);
+		return;
 	}
-	for (int i = 0; i < recording->count; i++)
-	{
-		DeliveryItem *item = recording->items[i];
-		const QueueOutcome *outcome = &recording->outcomes[i];
-		QueueRecorded recorded = recording->recorded[i];
-		bool		again = outcome->state == QUEUE_PENDING && recorded == QUEUE_RECORDED;
-
-		/* A locked row makes room for another; one that cannot be written has taken it. */
-		if (recorded != QUEUE_UNRECORDABLE && (recorded != QUEUE_LOCKED || item->keep_us == 0))
-			lanes_trust(item->lane->app, true);
-		if (recorded == QUEUE_LOCKED || recorded == QUEUE_UNRECORDABLE)
-		{
-			item->keep_us = Min(KEEP_MAX_US, Max(KEEP_MIN_US, 2 * item->keep_us));
-			timer_set(&item->timer, &waiting, now + item->keep_us);
-			continue;
-		}
-		if (outcome->state == QUEUE_FAILED)
-			log_given_up(item, outcome);
-		/* It may have been requested again, by another role, too. */
-		if (recorded == QUEUE_DROPPED)
-			lanes_look(true, now);
-		lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
-	}
+	if (outcome->state == QUEUE_FAILED)
+		ereport(LOG,
+				(errmsg("onesignal_cancel: giving up on message %s of %s after %d attempts in %d s: %s",
+						DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&item->row.message_id))),
+						apps_label(item->lane->app), item->row.attempts + 1,
+						(int) ((now - item->row.first_attempt_at) / USECS_PER_SEC),
+						judged->status != 0 ? psprintf("HTTP %d (%s)", judged->status, error) : error),
+				 errhidecontext(true)));
+	/* It may have been requested again, by another role, too. */
+	if (outcome->recorded == QUEUE_DROPPED)
+		lanes_look(true, true, now);
+	lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
 }
 
-/* One short transaction: records and fetches.  False: the extension is gone. */
+/* One short transaction: records what one statement takes, and fetches.  False: the extension is gone. */
 static bool
 visit_tables(const DeliveryOptions *options)
 {
-	Recording  *recording = palloc(sizeof(Recording));
+	const Installation *installation = queue_begin(options->in_procedure);
+	QueueOutcome *outcomes = palloc(sizeof(QueueOutcome) * RECORD_MAX);
+	const char *problem;
+	size_t		bytes = 0;
+	int			count = 0;
 
-	if (!queue_begin(options->in_procedure))
+	if (installation == NULL)
 		return false;
-	record_answers(recording);
+	for (int left = answered_count; left > 0 && count < RECORD_MAX && bytes < RECORD_BYTES_MAX; left--)
+	{
+		DeliveryItem *item = dlist_head_element(DeliveryItem, place.node, &answered);
+
+		place_leave(&item->place);
+		answered_count--;
+		bytes += item->answer->body_length;
+		if (decide(item, &outcomes[count]))
+			count++;
+	}
+	answered_since = GetCurrentTimestamp();
+	problem = queue_record(outcomes, count);
+	for (int i = 0; i < count; i++)
+	{
+		DeliveryItem *item = outcomes[i].owner;
+		DeliveryApp *app = item->lane->app;
+
+		if (outcomes[i].recorded == QUEUE_RECORDED && outcomes[i].state != QUEUE_PENDING)
+			apps_count(app, outcomes[i].state, 1);
+		if (outcomes[i].recorded != QUEUE_UNRECORDABLE)
+			continue;
+		apps_note_unrecordable(app, problem);
+		if (item->keep_us == 0)
+			lanes_trust(app, false);
+	}
 	if (may_send)
-		lanes_fill(GetCurrentTimestamp());
+		lanes_fill(installation, GetCurrentTimestamp());
 	apps_save();
 	queue_commit();
-	settle(recording);
+	for (int i = 0; i < count; i++)
+		settle(outcomes[i].owner, &outcomes[i]);
 	return true;
 }
 
 /* ---- the run ---- */
 
-/* For a session that goes on to other things, and after an error: what was begun is begun again. */
 void
 delivery_end(void)
 {
@@ -389,6 +325,7 @@ delivery_end(void)
 	if (delivery_context != NULL)
 		MemoryContextDelete(delivery_context);
 	delivery_context = NULL;
+	running = false;
 }
 
 /*
@@ -402,7 +339,7 @@ may_begin(const DeliveryOptions *options, TimestampTz now)
 	bool		set_back = now < turn_at - USECS_PER_SEC;
 
 	turn_at = now;
-	if (stopping_since == 0 && (set_back || (options->must_stop != NULL && options->must_stop())))
+	if (stopping_since == 0 && (set_back || (!options->in_procedure && options->must_stop())))
 		stopping_since = now;
 	return stopping_since == 0 && settings_enabled &&
 		(options->in_procedure || settings_background_delivery) &&
@@ -419,13 +356,18 @@ visit_at(TimestampTz now)
 	return Min(apps_save_at(), answered_count > 0 ? answered_since + RECORD_DELAY_US : DT_NOEND);
 }
 
-/* How long the wire may be waited for. */
-static TimestampTz
-wait_until(TimestampTz now, TimestampTz next_due)
+/* Takes what has been answered, after waiting for something to do. */
+static void
+wait_for_answers(TimestampTz now, TimestampTz next_due)
 {
+	TimestampTz until = Min(now + LOOK_US, Min(visit_at(now), Min(next_due, place_next(&waiting))));
+	int64		until_us;
+
 	if (stopping_since != 0)
-		return Min(now + LOOK_US, stopping_since + STOP_US);
-	return Min(Min(now + LOOK_US, visit_at(now)), Min(next_due, timer_next(&waiting)));
+		until = Min(now + LOOK_US, stopping_since + STOP_US);
+	until_us = http_clock_us() + Max(until - GetCurrentTimestamp(), 0);
+	for (const HttpAnswer *answer = http_wait(until_us); answer != NULL; answer = http_next())
+		take_answer(answer);
 }
 
 /*
@@ -479,10 +421,11 @@ run(const DeliveryOptions *options)
 		int			begun;
 
 		MemoryContextReset(turn_context);
-		if (options->woken())
-			lanes_look(true, now);
-		else if (options->in_procedure)
-			lanes_look(false, now);
+		wakeup_serve_signals();
+		if (options->in_procedure)
+			lanes_look(false, options->until != 0, now);
+		else if (options->woken())
+			lanes_look(true, true, now);
 		may_send = may_begin(options, now);
 		if (stopping_since != 0 && (http_in_flight() == 0 || now - stopping_since >= STOP_US))
 		{
@@ -504,27 +447,8 @@ run(const DeliveryOptions *options)
 			return next_due;
 		/* libcurl takes an app's requests some at a time (HTTP_UNSENT_MAX): the peer works while others are begun. */
 		if (answered_count == 0 || http_in_flight() > 0)
-			wait_for_answers(begun >= HTTP_UNSENT_MAX / 2 ? now : wait_until(now, next_due));
+			wait_for_answers(now, begun >= HTTP_UNSENT_MAX / 2 ? now : next_due);
 	}
-}
-
-static void
-begin_run(void)
-{
-	dlist_init(&answered);
-	answered_count = 0;
-	waiting = (pairingheap) {.ph_compare = timer_compare};
-	ending_since = stopping_since = 0;
-	if (delivery_context == NULL)
-	{
-		delivery_context = AllocSetContextCreate(TopMemoryContext, "onesignal delivery", ALLOCSET_DEFAULT_SIZES);
-		turn_context = AllocSetContextCreate(delivery_context, "onesignal turn", TURN_SIZE,
-											 ALLOCSET_DEFAULT_INITSIZE, ALLOCSET_DEFAULT_MAXSIZE);
-		lanes_open(delivery_context, cautious);
-		cautious = false;
-	}
-	lanes_look(true, 0);		/* another deliverer may have been at work */
-	MemoryContextSwitchTo(turn_context);
 }
 
 static void
@@ -532,6 +456,40 @@ delivery_error_context(void *arg)
 {
 	(void) arg;
 	errcontext("onesignal_cancel delivering requested cancels");
+}
+
+/* PG_CATCH() does not see that a session is terminated. */
+static void
+delivery_exit(int code, Datum arg)
+{
+	(void) code;
+	(void) arg;
+	if (running)
+		wakeup_raise_doubt();
+}
+
+static void
+begin_run(void)
+{
+	static bool registered = false;
+
+	if (!registered)
+		before_shmem_exit(delivery_exit, 0);
+	registered = running = true;
+	dlist_init(&answered);
+	answered_count = 0;
+	waiting = (pairingheap) {.ph_compare = place_compare};
+	ending_since = stopping_since = 0;
+	if (delivery_context == NULL)
+	{
+		delivery_context = AllocSetContextCreate(TopMemoryContext, "onesignal delivery", ALLOCSET_DEFAULT_SIZES);
+		turn_context = AllocSetContextCreate(delivery_context, "onesignal turn", TURN_SIZE,
+											 ALLOCSET_DEFAULT_INITSIZE, ALLOCSET_DEFAULT_MAXSIZE);
+		lanes_open(cautious);
+		cautious = false;
+	}
+	lanes_look(true, true, 0);	/* another deliverer may have been at work */
+	MemoryContextSwitchTo(turn_context);
 }
 
 TimestampTz
@@ -559,6 +517,7 @@ delivery_run(const DeliveryOptions *options)
 	PG_END_TRY();
 	error_context_stack = context.previous;
 	MemoryContextSwitchTo(old);
+	running = false;
 	if (lanes_taken() > 0)		/* the extension is gone, or rows stay locked */
 		wakeup_raise_doubt();
 	if (lanes_taken() > 0 || stopping_since != 0)

@@ -24,13 +24,12 @@ typedef struct DeliveryOptions
 	TimestampTz until;			/* begin no request after it; 0: no end */
 
 	/*
-	 * Were there commits since it was last asked?  It also reloads the
-	 * configuration, and throws if interrupted.  It is called at least once a
-	 * second, without a transaction of the worker's.
+	 * Were there commits since it was last asked?  Must the run end, within
+	 * about a second?  Both are asked at least once a second, without a
+	 * transaction.  NULL in CALL, which commits do not wake: it looks each
+	 * second, for rows only if it has an end.
 	 */
 	bool		(*woken) (void);
-
-	/* Must the run end, within about a second?  May be NULL. */
 	bool		(*must_stop) (void);
 } DeliveryOptions;
 
@@ -49,26 +48,24 @@ extern void delivery_end(void);
 
 /* ---- what the three know of ---- */
 
-/* What stands in one list at most. */
+/* All that is known, until it is forgotten. */
+extern MemoryContext delivery_context;
+
+/* Where something stands: in one list, in one heap (the soonest first), or nowhere. */
 typedef struct Place
 {
+	void	   *owner;			/* what stands here */
 	dlist_node	node;
+	pairingheap_node heap_node;
 	dlist_head *list;			/* NULL: in none */
-} Place;
-
-/* What stands in one heap at most, the soonest first. */
-typedef struct Timer
-{
-	pairingheap_node node;
 	pairingheap *heap;			/* NULL: in none */
-	TimestampTz at;
-} Timer;
+	TimestampTz at;				/* its order in the heap */
+} Place;
 
 /* What requests of a lane are made with.  Requests that are on the wire share it. */
 typedef struct LaneKey
 {
 	int			refs;
-	MemoryContext context;
 	MemoryContextCallback wipe;
 	Credentials credentials;
 	CancelRequest request;
@@ -78,7 +75,8 @@ typedef struct DeliveryLane DeliveryLane;
 
 typedef struct DeliveryApp
 {
-	pg_uuid_t	app_id;			/* hash key: first */
+	QueueApp	row;			/* what is to be saved; hash key: app_id, first */
+	Place		unsaved;		/* in the list of those to be saved */
 	char		server[NAMEDATALEN];	/* for messages; "": not known */
 
 	Pace		pace;
@@ -95,18 +93,12 @@ typedef struct DeliveryApp
 	char	   *unrecordable;	/* why its outcomes could not be recorded, or NULL */
 	TimestampTz unrecordable_at;	/* when that last happened */
 
-	/* its row in onesignal_app */
-	Place		unsaved;		/* in the list of those to be saved */
-	int64		totals[QUEUE_STATES];	/* to be added */
-	char	   *last_error;		/* to be saved, or NULL */
-	DeliveryLane *paused_lane;	/* one whose circuit is open, or NULL */
-
-	/* lanes.c */
+	/* its lanes */
 	dlist_head	lanes;			/* all of them */
-	pairingheap queue;			/* lanes that have rows */
-	dlist_head	hungry;			/* lanes that need rows */
-	Place		turn;			/* in the list of apps that fetch, are ready, or crowded */
-	Timer		timer;
+	DeliveryLane *paused_lane;	/* one whose circuit is open, or NULL */
+	pairingheap queue;			/* those that have rows */
+	dlist_head	hungry;			/* those that need rows */
+	Place		place;			/* lanes.c says where */
 } DeliveryApp;
 
 struct DeliveryLane
@@ -114,6 +106,7 @@ struct DeliveryLane
 	QueueLane	key;			/* hash key: first */
 	DeliveryApp *app;
 	dlist_node	node;			/* in app->lanes */
+	Place		place;			/* lanes.c says where */
 
 	/* its key */
 	Circuit		circuit;
@@ -137,12 +130,8 @@ struct DeliveryLane
 	bool		exhausted;		/* the end has been read */
 	TimestampTz rewind_at;		/* when to read from the head again; DT_NOEND: no need */
 	TimestampTz rested_at;		/* not before, since reading took long */
-	int64		read_us;		/* time spent on reading from the head to the first due row */
-	bool		found_due;
 	TimestampTz failing_since;	/* the oldest first attempt of a row that still waits; 0: none */
 	TimestampTz expired_at;		/* when rows whose time is over were last given up */
-	Place		hungry;			/* in its app's list */
-	Timer		timer;			/* in its app's queue, or among those that wait */
 };
 
 typedef struct MessageId
@@ -159,8 +148,7 @@ typedef struct DeliveryItem
 	LaneKey    *key;			/* that it is sent with */
 	QueueRow	row;
 	TimestampTz begun;
-	dlist_node	node;			/* in the answered ones (delivery.c) */
-	Timer		timer;			/* until it is judged, or recorded, once more */
+	Place		place;			/* among the answered ones, or those that wait (delivery.c) */
 	HttpAnswer *answer;			/* to the DELETE, or NULL */
 	HttpAnswer *view;			/* to View message, or NULL */
 	TimestampTz view_until;		/* how long View message is asked again; 0: it has not been asked */
@@ -168,32 +156,12 @@ typedef struct DeliveryItem
 	int64		keep_us;		/* how long its outcome, which could not be written, waited last; 0: it could */
 } DeliveryItem;
 
-/* ---- places and timers ---- */
-
-/* To the end of that list, unless it is there; NULL: out of any. */
-static inline void
-place_move(Place *place, dlist_head *list)
-{
-	if (place->list == list)
-		return;
-	if (place->list != NULL)
-		dlist_delete(&place->node);
-	if (list != NULL)
-		dlist_push_tail(list, &place->node);
-	place->list = list;
-}
-
-extern int	timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg);
-extern void timer_set(Timer *timer, pairingheap *heap, TimestampTz at); /* heap NULL: into none */
-extern TimestampTz timer_next(pairingheap *heap);	/* DT_NOEND: none */
-extern Timer *timer_take(pairingheap *heap, TimestampTz until); /* out of the heap; NULL: none is due by then */
-
 /* ---- apps.c ---- */
 
-extern void apps_open(MemoryContext context);
+extern void apps_open(void);
 
-/* The app; a new one begins with what its row in onesignal_app says.  Takes over pauses. */
-extern DeliveryApp *apps_get(const pg_uuid_t *app_id, const QueueAppState *state, TimestampTz now);
+/* The app of the lane; a new one begins with what its row in onesignal_app says.  Takes over pauses. */
+extern DeliveryApp *apps_get(const QueueListed *listed, TimestampTz now);
 
 /* "server "clinic" (app 5e60...)", palloc'd */
 extern char *apps_label(const DeliveryApp *app);
@@ -220,21 +188,25 @@ extern TimestampTz apps_save_at(void);
 
 /* ---- lanes.c ---- */
 
-/* cautious: begin with one request, since outcomes could not be recorded */
-extern void lanes_open(MemoryContext context, bool cautious);
+extern void place_leave(Place *place);
+extern void place_in_list(Place *place, dlist_head *list);	/* at its end, unless it is there */
+extern void place_in_heap(Place *place, pairingheap *heap, TimestampTz at);
+extern int	place_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg);
+extern TimestampTz place_next(pairingheap *heap);	/* DT_NOEND: the heap is empty */
+extern void *place_take(pairingheap *heap, TimestampTz until);	/* its owner, out of it; NULL: none is due by then */
 
-/*
- * Rows may have been committed in any lane (for_rows): look for them soon.
- * Called without that now and then, where no wake-up tells of pauses.
- */
-extern void lanes_look(bool for_rows, TimestampTz now);
+/* cautious: begin with one request, since outcomes could not be recorded */
+extern void lanes_open(bool cautious);
+
+/* Look for pauses, and for_rows also for rows in any lane: soon, or else a second after the last look. */
+extern void lanes_look(bool at_once, bool for_rows, TimestampTz now);
 
 /* Takes up lanes and apps whose time has come. */
 extern void lanes_tick(TimestampTz now);
 
 /* Is there something to read?  lanes_fill() reads it, between queue_begin() and queue_commit(). */
 extern bool lanes_are_hungry(TimestampTz now);
-extern void lanes_fill(TimestampTz now);
+extern void lanes_fill(const Installation *installation, TimestampTz now);
 
 /* The next row to begin, or NULL.  It is taken until lanes_settle(). */
 extern DeliveryItem *lanes_take(TimestampTz now);

@@ -48,10 +48,10 @@
 /* Lanes that a scan finds in one transaction. */
 #define SCAN_LANES			200
 
-/* Lanes without a key for which a scan looks again. */
+/* Lanes without a key for which a scan looks again: no worker stays for them, so a wake-up has to. */
 #define RECHECKS_MAX		100
 
-/* After reading from the head we rest for so many times as long: it takes a fifth of the time at most. */
+/* A lane goes back to its head, and a scan begins, only after a rest: reading takes a fifth of the time at most. */
 #define REST				4
 
 /* Requests of all apps together that are begun and not yet recorded. */
@@ -64,7 +64,6 @@
 #define EXPIRE_US			USECS_PER_MINUTE
 #define EXPIRE_AFTER		USECS_PER_HOUR
 
-static MemoryContext lanes_context;
 static HTAB *lanes = NULL;
 static HTAB *items = NULL;
 static Wire wire;
@@ -84,51 +83,70 @@ static struct LaneScan
 	bool		rows_wanted;	/* and not only for pauses */
 	bool		runs;
 	bool		finds_rows;
-	TimestampTz began_at;
-	int64		took_us;
 	int			rechecks;
-	TimestampTz rested_at;		/* no slice before */
+	TimestampTz began_at;
+	TimestampTz rested_at;		/* the next one does not begin before */
 	QueueLane	last;			/* that it has come to */
 } scan;
 
+/* ---- places ---- */
+
 int
-timer_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+place_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
-	TimestampTz left = pairingheap_const_container(Timer, node, a)->at;
-	TimestampTz right = pairingheap_const_container(Timer, node, b)->at;
+	TimestampTz left = pairingheap_const_container(Place, heap_node, a)->at;
+	TimestampTz right = pairingheap_const_container(Place, heap_node, b)->at;
 
 	(void) arg;
-	return left < right ? 1 : left > right ? -1 :
-		0;
+	return (left < right) - (left > right);
 }
 
 void
-timer_set(Timer *timer, pairingheap *heap, TimestampTz at)
+place_leave(Place *place)
 {
-	if (timer->heap != NULL)
-		pairingheap_remove(timer->heap, &timer->node);
-	timer->heap = heap;
-	timer->at = at;
-	if (heap != NULL)
-		pairingheap_add(heap, &timer->node);
+	if (place->list != NULL)
+		dlist_delete(&place->node);
+	if (place->heap != NULL)
+		pairingheap_remove(place->heap, &place->heap_node);
+	place->list = NULL;
+	place->heap = NULL;
+}
+
+void
+place_in_list(Place *place, dlist_head *list)
+{
+	if (place->list == list)
+		return;
+	place_leave(place);
+	dlist_push_tail(list, &place->node);
+	place->list = list;
+}
+
+void
+place_in_heap(Place *place, pairingheap *heap, TimestampTz at)
+{
+	place_leave(place);
+	place->at = at;
+	pairingheap_add(heap, &place->heap_node);
+	place->heap = heap;
 }
 
 TimestampTz
-timer_next(pairingheap *heap)
+place_next(pairingheap *heap)
 {
-	return pairingheap_is_empty(heap) ? DT_NOEND : pairingheap_container(Timer, node, pairingheap_first(heap))->at;
+	return pairingheap_is_empty(heap) ? DT_NOEND : pairingheap_container(Place, heap_node, pairingheap_first(heap))->at;
 }
 
-Timer *
-timer_take(pairingheap *heap, TimestampTz until)
+void *
+place_take(pairingheap *heap, TimestampTz until)
 {
-	Timer	   *timer;
+	Place	   *place;
 
-	if (pairingheap_is_empty(heap) || timer_next(heap) > until)
+	if (pairingheap_is_empty(heap) || place_next(heap) > until)
 		return NULL;
-	timer = pairingheap_container(Timer, node, pairingheap_first(heap));
-	timer_set(timer, NULL, 0);
-	return timer;
+	place = pairingheap_container(Place, heap_node, pairingheap_first(heap));
+	place_leave(place);
+	return place->owner;
 }
 
 /* ---- where lanes and apps stand ---- */
@@ -158,7 +176,7 @@ static void
 lane_starve(DeliveryLane *lane)
 {
 	drop_rows(lane);
-	place_move(&lane->hungry, &lane->app->hungry);
+	place_in_list(&lane->place, &lane->app->hungry);
 }
 
 /* Puts the lane where it belongs now.  app_place() has to follow. */
@@ -169,27 +187,25 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 	TimestampTz check_at = lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
 	bool		is_paused = probe_at > now && check_at > now;
 
-	place_move(&lane->hungry, NULL);
-	timer_set(&lane->timer, NULL, 0);
+	place_leave(&lane->place);
 	if (lane->rows != NULL && now - lane->fetched_at > BUFFER_AGE_US)
 		drop_rows(lane);
 	if (!is_paused && lane->rewind_at <= now && lane->rested_at <= now)
 	{
 		drop_rows(lane);
 		lane->position = (QueuePosition) {.send_after = DT_NOBEGIN};
-		lane->exhausted = lane->found_due = false;
+		lane->exhausted = false;
 		lane->rewind_at = DT_NOEND;
-		lane->read_us = 0;
 	}
 	if (probe_at <= now && lane->row_next < lane->row_count)
-		timer_set(&lane->timer, &lane->app->queue, lane->rows[lane->row_next].send_after);
+		place_in_heap(&lane->place, &lane->app->queue, lane->rows[lane->row_next].send_after);
 	else if (!is_paused && (probe_at > now || !lane->exhausted))
 		lane_starve(lane);
 	else
 	{
 		drop_rows(lane);
-		timer_set(&lane->timer, lane->key_missing && lane->checks > 0 ? &keyless_timers : &lane_timers,
-				  is_paused ? Min(probe_at, check_at) : Max(lane->rewind_at, lane->rested_at));
+		place_in_heap(&lane->place, lane->key_missing && lane->checks > 0 ? &keyless_timers : &lane_timers,
+					  is_paused ? Min(probe_at, check_at) : Max(lane->rewind_at, lane->rested_at));
 	}
 }
 
@@ -205,64 +221,62 @@ app_place(DeliveryApp *app, TimestampTz now)
 {
 	TimestampTz opens_at = app_opens_at(app, now);
 	bool		has_rows = !pairingheap_is_empty(&app->queue);
-	Timer	   *timer;
+	DeliveryLane *lane;
 
-	place_move(&app->turn, NULL);
-	timer_set(&app->timer, NULL, 0);
+	place_leave(&app->place);
 	if (opens_at > now)
 	{
 		/* It may not send: its lanes give up their rows and keys. */
-		while ((timer = timer_take(&app->queue, DT_NOEND)) != NULL)
-			lane_starve(pairingheap_container(DeliveryLane, timer.node, &timer->node));
+		while ((lane = place_take(&app->queue, DT_NOEND)) != NULL)
+			lane_starve(lane);
 		if (!dlist_is_empty(&app->hungry))
-			timer_set(&app->timer, &app_timers, opens_at);
+			place_in_heap(&app->place, &app_timers, opens_at);
 	}
 	/* One lane will do for a probe. */
 	else if (!dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows))
-		place_move(&app->turn, &fetching);
+		place_in_list(&app->place, &fetching);
 	else if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
 	{
 		bool		has_room = app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire);
 
-		place_move(&app->turn, has_room ? &ready : &crowded);
+		place_in_list(&app->place, has_room ? &ready : &crowded);
 	}
 }
 
 static void
-place(DeliveryLane *lane, TimestampTz now)
+place_both(DeliveryLane *lane, TimestampTz now)
 {
-	DeliveryApp *app = lane->app;
-
 	lane_place(lane, now);
-	app_place(app, now);
+	app_place(lane->app, now);
 }
 
 void
 lanes_tick(TimestampTz now)
 {
-	Timer	   *timer;
+	DeliveryLane *lane;
+	DeliveryApp *app;
 
 	wire.max = settings_max_in_flight;
-	while ((timer = timer_take(&lane_timers, now)) != NULL || (timer = timer_take(&keyless_timers, now)) != NULL)
-		place(pairingheap_container(DeliveryLane, timer.node, &timer->node), now);
-	while ((timer = timer_take(&app_timers, now)) != NULL)
-		app_place(pairingheap_container(DeliveryApp, timer.node, &timer->node), now);
+	while ((lane = place_take(&lane_timers, now)) != NULL || (lane = place_take(&keyless_timers, now)) != NULL)
+		place_both(lane, now);
+	while ((app = place_take(&app_timers, now)) != NULL)
+		app_place(app, now);
 }
 
 void
-lanes_open(MemoryContext context, bool cautious)
+lanes_open(bool cautious)
 {
-	HASHCTL		lane_control = {.keysize = sizeof(QueueLane), .entrysize = sizeof(DeliveryLane), .hcxt = context};
-	HASHCTL		item_control = {.keysize = sizeof(MessageId), .entrysize = sizeof(DeliveryItem), .hcxt = context};
+	HASHCTL		lane_control = {.keysize = sizeof(QueueLane), .entrysize = sizeof(DeliveryLane)};
+	HASHCTL		item_control = {.keysize = sizeof(MessageId), .entrysize = sizeof(DeliveryItem)};
 
-	lanes_context = context;
-	apps_open(context);
+	lane_control.hcxt = item_control.hcxt = delivery_context;
+	apps_open();
 	lanes = hash_create("onesignal lanes", 64, &lane_control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	items = hash_create("onesignal items", 64, &item_control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	dlist_init(&ready);
 	dlist_init(&crowded);
 	dlist_init(&fetching);
-	lane_timers = keyless_timers = app_timers = (pairingheap) {.ph_compare = timer_compare};
+	lane_timers = keyless_timers = app_timers = (pairingheap) {.ph_compare = place_compare};
 	memset(&wire, 0, sizeof(wire));
 	memset(&scan, 0, sizeof(scan));
 	run_trust = (Trust) {.limit = cautious ? 1 : RUN_TRUST_MAX, .max = RUN_TRUST_MAX};
@@ -270,9 +284,11 @@ lanes_open(MemoryContext context, bool cautious)
 }
 
 void
-lanes_look(bool for_rows, TimestampTz now)
+lanes_look(bool at_once, bool for_rows, TimestampTz now)
 {
-	scan.wanted |= for_rows || now - scan.began_at > USECS_PER_SEC;
+	if (!at_once && now - scan.began_at < USECS_PER_SEC)
+		return;
+	scan.wanted = true;
 	scan.rows_wanted |= for_rows;
 }
 
@@ -282,23 +298,25 @@ lanes_look(bool for_rows, TimestampTz now)
 static TimestampTz
 scan_at(void)
 {
-	return scan.wanted || scan.runs ? scan.rested_at : DT_NOEND;
+	if (scan.runs)
+		return 0;
+	return scan.wanted ? scan.rested_at : DT_NOEND;
 }
 
 /* One slice of a scan.  A wake-up that comes meanwhile has another one follow. */
 static void
 scan_lanes(TimestampTz now)
 {
-	List	   *listed;
-	ListCell   *cell;
+	QueueListed *listed = palloc(sizeof(QueueListed) * SCAN_LANES);
+	int			count;
 
 	if (!scan.runs)
-		scan = (struct LaneScan){.finds_rows = scan.rows_wanted, .began_at = now};
-	listed = queue_lanes(&scan.last, SCAN_LANES);
-	foreach(cell, listed)
+		scan = (struct LaneScan){.finds_rows = scan.rows_wanted, .began_at = now, .rested_at = now};
+	count = queue_lanes(&scan.last, listed, SCAN_LANES);
+	for (int i = 0; i < count; i++)
 	{
-		QueueListed *entry = lfirst(cell);
-		DeliveryApp *app = apps_get(&entry->lane.app_id, &entry->app, now);
+		QueueListed *entry = &listed[i];
+		DeliveryApp *app = apps_get(entry, now);
 
 		if (scan.finds_rows)
 		{
@@ -307,11 +325,11 @@ scan_lanes(TimestampTz now)
 
 			if (!found)
 			{
-				*lane = (DeliveryLane) {.key = entry->lane, .app = app};
+				*lane = (DeliveryLane) {.key = entry->lane, .app = app, .place.owner = lane};
 				dlist_push_tail(&app->lanes, &lane->node);
 			}
 			lane->rewind_at = 0;
-			lane->told |= entry->app.is_of_lane;
+			lane->told |= strcmp(NameStr(entry->circuit_role), NameStr(entry->lane.requested_by)) == 0;
 			/* There may be another key, or one at last. */
 			if (lane->generation != credentials_generation())
 				lane->checked_at = lane->checks = 0;
@@ -322,54 +340,45 @@ scan_lanes(TimestampTz now)
 		app_place(app, now);
 		scan.last = entry->lane;
 	}
-	scan.runs = list_length(listed) == SCAN_LANES;
-	scan.took_us += GetCurrentTimestamp() - now;
-	scan.rested_at = scan.runs ? 0 : GetCurrentTimestamp() + REST * scan.took_us;
+	scan.runs = count == SCAN_LANES;
+	scan.rested_at = Max(scan.rested_at, now) + (REST + 1) * (GetCurrentTimestamp() - now);
 }
 
 /* ---- fetching ---- */
 
-/* Rows that wait for their time, or are taken, are skipped. */
-static bool
-is_due(DeliveryLane *lane, const QueueRow *row, TimestampTz now)
-{
-	MessageId	id = {row->message_id, lane->key.app_id};
-
-	if (hash_search(items, &id, HASH_FIND, NULL) != NULL)
-		return false;
-	/* The key was rejected: a process that knows no better begins with a probe. */
-	if (apps_was_rejected(row->http_status) && lane->circuit.changed_at == 0 && lane->circuit.success_at == 0)
-		(void) circuit_open(&lane->circuit, now, now, now);
-	if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
-		lane->failing_since = row->first_attempt_at;
-	/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
-	if (row->next_attempt_at <= now || (apps_was_rejected(row->http_status) && !lane->circuit.open))
-		return true;
-	lane->rewind_at = Min(lane->rewind_at, row->next_attempt_at);
-	return false;
-}
-
-/* Reads the lane's next rows, and returns how many there were; those that are due go into its buffer. */
+/* Reads the lane's next rows; those that are due, and not taken, go into its buffer.  Returns how many were read. */
 static int
 fetch_rows(DeliveryLane *lane, TimestampTz now)
 {
 	int			max = buffered < FETCH_TOTAL ? FETCH_ROWS : FETCH_FEW;
-	QueueRow   *rows = MemoryContextAlloc(lanes_context, sizeof(QueueRow) * max);
+	QueueRow   *rows = MemoryContextAlloc(delivery_context, sizeof(QueueRow) * max);
 	TimestampTz began_at = GetCurrentTimestamp();
 	int			count = queue_fetch(&lane->key, &lane->position, rows, max);
 	int			due = 0;
 
-	if (!lane->found_due)
-	{
-		lane->read_us += GetCurrentTimestamp() - began_at;
-		lane->rested_at = GetCurrentTimestamp() + REST * lane->read_us;
-	}
+	lane->rested_at = Max(lane->rested_at, began_at) + (REST + 1) * (GetCurrentTimestamp() - began_at);
 	lane->exhausted = count < max;
 	if (count > 0)
 		lane->position = (QueuePosition) {rows[count - 1].send_after, rows[count - 1].message_id};
 	for (int i = 0; i < count; i++)
-		if (is_due(lane, &rows[i], now))
-			rows[due++] = rows[i];
+	{
+		const QueueRow *row = &rows[i];
+		MessageId	id = {row->message_id, lane->key.app_id};
+		bool		was_rejected = apps_was_rejected(row->http_status);
+
+		if (hash_search(items, &id, HASH_FIND, NULL) != NULL)
+			continue;
+		/* A process that knows no better begins with a probe. */
+		if (was_rejected && lane->circuit.changed_at == 0 && lane->circuit.success_at == 0)
+			(void) circuit_open(&lane->circuit, now, now, now);
+		if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
+			lane->failing_since = row->first_attempt_at;
+		/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
+		if (row->next_attempt_at <= now || (was_rejected && !lane->circuit.open))
+			rows[due++] = *row;
+		else
+			lane->rewind_at = Min(lane->rewind_at, row->next_attempt_at);
+	}
 	if (due == 0)
 	{
 		pfree(rows);
@@ -378,7 +387,6 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 	lane->rows = repalloc(rows, sizeof(QueueRow) * due);
 	lane->row_count = due;
 	lane->fetched_at = now;
-	lane->found_due = true;
 	buffered += due;
 	return count;
 }
@@ -416,72 +424,69 @@ lanes_are_hungry(TimestampTz now)
 }
 
 void
-lanes_fill(TimestampTz now)
+lanes_fill(const Installation *installation, TimestampTz now)
 {
-	const char *problem;
+	const char *problem = NULL;
 	int			rows = 0;
 
 	if (now >= scan_at())
 		scan_lanes(now);
-	problem = dlist_is_empty(&fetching) ? NULL : queue_problem();
+	if (!dlist_is_empty(&fetching) && !owner_has_trigger(installation, false))
+		problem = OWNER_TRIGGER_PROBLEM;
 	for (int i = 0; i < FETCH_LANES && rows < FETCH_ROWS && !dlist_is_empty(&fetching); i++)
 	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, turn.node, &fetching);
-		DeliveryLane *lane = dlist_head_element(DeliveryLane, hungry.node, &app->hungry);
+		DeliveryApp *app = dlist_head_element(DeliveryApp, place.node, &fetching);
+		DeliveryLane *lane = dlist_head_element(DeliveryLane, place.node, &app->hungry);
 
 		apps_check_key(lane, problem, now);
 		expire_rows(lane, now);
 		if (!lane->key_missing && circuit_next(&lane->circuit, now) <= now)
 			rows += fetch_rows(lane, now);
-		place(lane, now);		/* behind the others */
+		place_both(lane, now);	/* behind the others */
 	}
 }
 
 /* ---- taking ---- */
 
-static DeliveryItem *
-take_row(DeliveryLane *lane, TimestampTz now)
-{
-	DeliveryApp *app = lane->app;
-	MessageId	id = {lane->rows[lane->row_next].message_id, app->app_id};
-	DeliveryItem *item = hash_search(items, &id, HASH_ENTER, NULL);
-
-	*item = (DeliveryItem) {.id = id, .lane = lane, .key = lane->credentials, .begun = now};
-	item->row = lane->rows[lane->row_next];
-	if (item->row.first_attempt_at == 0)
-		item->row.first_attempt_at = now;
-	item->key->refs++;
-	if (++lane->row_next == lane->row_count)
-		drop_rows(lane);
-	app->trust.unrecorded++;
-	run_trust.unrecorded++;
-	circuit_begin(&app->circuit);
-	circuit_begin(&lane->circuit);
-	allowance_begin(&app->allowance, &wire);
-	place(lane, now);
-	return item;
-}
-
 DeliveryItem *
 lanes_take(TimestampTz now)
 {
 	int			tries = RELIEF_TRIES;
+	DeliveryItem *item;
 
 	/* When nothing is on the wire, whoever has something to send is let in, however many have not. */
 	while (!dlist_is_empty(&crowded) && dlist_is_empty(&ready) && (wire.in_flight == 0 || tries-- > 0))
-		app_place(dlist_head_element(DeliveryApp, turn.node, &crowded), now);
+		app_place(dlist_head_element(DeliveryApp, place.node, &crowded), now);
 	while (!dlist_is_empty(&ready) && trust_permits(&run_trust, now))
 	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, turn.node, &ready);
-		DeliveryLane *lane = pairingheap_container(DeliveryLane, timer.node, pairingheap_first(&app->queue));
+		DeliveryApp *app = dlist_head_element(DeliveryApp, place.node, &ready);
+		DeliveryLane *lane = pairingheap_container(DeliveryLane, place.heap_node, pairingheap_first(&app->queue));
+		MessageId	id = {.app_id = app->row.app_id};
 
-		place(lane, now);		/* behind all others that are ready, if it still is */
-		if (app->turn.list != &ready || lane->timer.heap != &app->queue)
+		place_both(lane, now);	/* behind all others that are ready, if it still is */
+		if (app->place.list != &ready || lane->place.heap != &app->queue)
 			continue;
-		if (pace_take(&app->pace, now))
-			return take_row(lane, now);
-		place_move(&app->turn, NULL);
-		timer_set(&app->timer, &app_timers, pace_next(&app->pace, now));
+		if (!pace_take(&app->pace, now))
+		{
+			place_in_heap(&app->place, &app_timers, pace_next(&app->pace, now));
+			continue;
+		}
+		id.message_id = lane->rows[lane->row_next].message_id;
+		item = hash_search(items, &id, HASH_ENTER, NULL);
+		*item = (DeliveryItem) {.id = id, .place.owner = item, .lane = lane, .key = lane->credentials, .begun = now};
+		item->row = lane->rows[lane->row_next];
+		if (item->row.first_attempt_at == 0)
+			item->row.first_attempt_at = now;
+		item->key->refs++;
+		if (++lane->row_next == lane->row_count)
+			drop_rows(lane);
+		app->trust.unrecorded++;
+		run_trust.unrecorded++;
+		circuit_begin(&app->circuit);
+		circuit_begin(&lane->circuit);
+		allowance_begin(&app->allowance, &wire);
+		place_both(lane, now);
+		return item;
 	}
 	return NULL;
 }
@@ -507,7 +512,7 @@ void
 lanes_end_request(DeliveryItem *item, bool answered)
 {
 	allowance_end(&item->lane->app->allowance, &wire, answered);
-	place(item->lane, GetCurrentTimestamp());
+	place_both(item->lane, GetCurrentTimestamp());
 }
 
 void
@@ -524,7 +529,7 @@ lanes_settle(DeliveryItem *item, TimestampTz next_due)
 	lane->app->trust.unrecorded--;
 	run_trust.unrecorded--;
 	lane->rewind_at = Min(lane->rewind_at, next_due);
-	place(lane, now);
+	place_both(lane, now);
 }
 
 void
@@ -540,7 +545,7 @@ lanes_trust(DeliveryApp *app, bool recorded)
 TimestampTz
 lanes_next_due(TimestampTz now)
 {
-	TimestampTz next = Min(Min(timer_next(&lane_timers), timer_next(&app_timers)), scan_at());
+	TimestampTz next = Min(Min(place_next(&lane_timers), place_next(&app_timers)), scan_at());
 
 	if (!dlist_is_empty(&fetching))
 		return now;

@@ -7,7 +7,9 @@
  */
 #include "postgres.h"
 
+#include "catalog/pg_type.h"
 #include "lib/stringinfo.h"
+#include "utils/array.h"
 #include "utils/builtins.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
@@ -170,6 +172,17 @@ onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted)
 
 	outcome->error_count = Min(outcome->error_count, ERRORS_MAX - 1);
 	add_error(outcome, was_attempted ? attempted : unknown, NULL);
+}
+
+/* The errors as an array of text */
+ArrayType *
+onesignal_errors(const CancelOutcome *outcome)
+{
+	Datum		elements[ERRORS_MAX];
+
+	for (int i = 0; i < outcome->error_count; i++)
+		elements[i] = CStringGetTextDatum(outcome->errors[i]);
+	return construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
 }
 
 /*

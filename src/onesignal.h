@@ -7,6 +7,7 @@
 
 #include "credentials.h"
 #include "http.h"
+#include "utils/array.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
@@ -51,6 +52,7 @@ extern void onesignal_request_end(CancelRequest *request);
 extern CancelVerdict onesignal_glance(const HttpAnswer *answer);
 extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);
 extern void onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted);
+extern ArrayType *onesignal_errors(const CancelOutcome *outcome);
 extern bool onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer);
 extern CancelVerdict onesignal_judge_view(const HttpAnswer *answer);
 

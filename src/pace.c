@@ -7,6 +7,8 @@
  */
 #include "c.h"
 
+#include <float.h>
+
 #include "pace.h"
 
 /* Without a rate_limit: two thirds of the smallest plan's 150/s, which creates share. */
@@ -54,45 +56,32 @@
 
 #define TRUST_PAUSE USECS_PER_SEC
 
-/* Only a pace that was in use may grow: a few requests at once have to wait at any pace. */
-static void
-pace_grow(Pace *pace)
-{
-	double		bound = pace->ceiling > 0 ? pace->ceiling : pace->limit;
-
-	if (!pace->held_back || pace->throttled || pace->started < pace->rate / 2)
-		return;
-	pace->rate *= PACE_GROWTH;
-	if (bound > 0)
-		pace->rate = Min(pace->rate, bound);
-}
-
 /* Brings the counts up to now. */
 static void
 pace_advance(Pace *pace, int64 now)
 {
 	int64		elapsed = now - pace->second_began;
+	double		bound;
 
 	if (now >= pace->ceiling_until)
 		pace->ceiling = 0;
 	if (elapsed < USECS_PER_SEC)
 		return;
-	pace_grow(pace);
+	/* Only a pace that was in use may grow: a few requests at once have to wait at any pace. */
+	bound = pace->ceiling > 0 ? pace->ceiling : pace->limit > 0 ? pace->limit :
+		DBL_MAX;
+	if (pace->held_back && !pace->throttled && pace->started >= pace->rate / 2)
+		pace->rate = Min(pace->rate * PACE_GROWTH, bound);
 	pace->answered_before = elapsed < 2 * USECS_PER_SEC ? pace->answered : 0;
 	pace->second_began = elapsed < 2 * USECS_PER_SEC ? pace->second_began + USECS_PER_SEC : now;
-	pace->held_back = false;
-	pace->throttled = false;
-	pace->started = 0;
-	pace->answered = 0;
+	pace->held_back = pace->throttled = false;
+	pace->started = pace->answered = 0;
 }
 
 void
 pace_init(Pace *pace, double rate_limit)
 {
-	memset(pace, 0, sizeof(*pace));
-	pace->rate = rate_limit < 0 ? PACE_START : rate_limit;
-	pace->limit = rate_limit;
-	pace->tokens = 1.0;
+	*pace = (Pace) {.rate = rate_limit < 0 ? PACE_START : rate_limit, .limit = rate_limit, .tokens = 1.0};
 }
 
 bool
@@ -102,12 +91,10 @@ pace_take(Pace *pace, int64 now)
 
 	if (pace->rate <= 0)
 		return true;
-
 	refill = pace->rate * (double) (now - pace->refilled_at) / USECS_PER_SEC;
 	pace->refilled_at = now;
 	pace_advance(pace, now);
 	pace->tokens = Min(pace->tokens + refill, Max(pace->rate * PACE_BURST, 1.0));
-
 	if (pace->tokens < 1.0)
 	{
 		pace->held_back = true;
@@ -125,7 +112,6 @@ pace_next(const Pace *pace, int64 now)
 
 	if (pace->rate <= 0 || pace->tokens >= 1.0)
 		return now;
-
 	/* Rounded up, or the caller would come a microsecond early; an hour fits any integer. */
 	wait = (1.0 - pace->tokens) / pace->rate * USECS_PER_SEC;
 	return pace->refilled_at + (int64) Min(wait, (double) USECS_PER_HOUR) + 1;
@@ -134,8 +120,6 @@ pace_next(const Pace *pace, int64 now)
 void
 pace_answered(Pace *pace, int64 now)
 {
-	if (pace->rate <= 0)
-		return;
 	pace_advance(pace, now);
 	pace->answered++;
 }

@@ -13,10 +13,10 @@
 #include "datatype/timestamp.h"
 
 /*
- * How fast requests of one app may start.  OneSignal counts creates and
- * cancels in one bucket, and nothing but a 429 tells its size.  So the rate
- * grows by a tenth a second while it holds us back, and a 429 cuts it to 80%
- * of what was answered.
+ * How fast requests of one app may start.  Nothing but a 429 tells how large
+ * OneSignal's bucket is, which creates empty as well.  So the rate grows by a
+ * tenth a second while it holds us back, and a 429 cuts it to 80% of what was
+ * answered.
  */
 typedef struct Pace
 {
@@ -48,12 +48,9 @@ extern void pace_throttled(Pace *pace, int64 begun_at, int64 now);
 
 /*
  * A circuit is closed (all requests may go), or open until a time, after which
- * one request at a time may go, the probe.  An app has one for 429s and for
- * failures in a row; a lane has one for its key.  A zeroed one is closed.
- * src/README.md draws it.
- *
- * Outcomes come with the time at which the request began: what began before
- * the circuit last changed does not change it again.
+ * one request at a time may go, the probe; src/README.md draws it.  A zeroed one
+ * is closed.  A request that began before the circuit last changed does not
+ * change it again.
  */
 typedef struct Circuit
 {
@@ -76,14 +73,13 @@ extern int64 circuit_next(const Circuit *circuit, int64 now);
 extern void circuit_begin(Circuit *circuit);
 extern void circuit_abandon(Circuit *circuit, int64 begun_at);
 
-/* A request has worked.  True: the circuit closed just now. */
+/*
+ * A request has worked, or failed; none will work before "until"; it is closed
+ * by hand.  True: the circuit was closed and opened just now, or the reverse.
+ */
 extern bool circuit_success(Circuit *circuit, int64 begun_at, int64 now);
-
-/* A request has failed, or none will work before "until".  True: the circuit opened just now. */
 extern bool circuit_failure(Circuit *circuit, int64 begun_at, int64 now);
 extern bool circuit_open(Circuit *circuit, int64 begun_at, int64 until, int64 now);
-
-/* Closes it by hand.  True: it was open. */
 extern bool circuit_close(Circuit *circuit, int64 now);
 
 /*

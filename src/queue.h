@@ -9,7 +9,7 @@
 #include "datatype/timestamp.h"
 #include "executor/spi.h"
 #include "fmgr.h"
-#include "storage/block.h"
+#include "onesignal.h"
 #include "utils/uuid.h"
 
 /* ---- statements.c ---- */
@@ -28,10 +28,8 @@ typedef struct Installation
 	int			guc_level;		/* 0: no setting was made */
 } Installation;
 
-/* False if the extension does not exist (any more).  Needs a transaction. */
+/* False if the extension does not exist (any more); owner_get() then raises 42P01.  Needs a transaction. */
 extern bool owner_find(Installation *installation);
-
-/* The same, but it raises 42P01. */
 extern void owner_get(Installation *installation);
 
 /*
@@ -60,11 +58,16 @@ extern void owner_leave(const Installation *installation);
 /* Makes the settings for the rest of this background worker; owner_enter() then only switches the user. */
 extern void owner_settle(void);
 
-/*
- * An SQL statement, prepared when it first runs.  "@" stands for the
- * extension's schema.  Operators and functions are qualified, for some
- * statements run with the caller's search_path.
- */
+/* Statements qualify operators and functions, for some run with the caller's search_path. */
+#define EQ " OPERATOR(pg_catalog.=) "
+#define NE " OPERATOR(pg_catalog.<>) "
+#define GT " OPERATOR(pg_catalog.>) "
+#define LT " OPERATOR(pg_catalog.<) "
+#define GE " OPERATOR(pg_catalog.>=) "
+#define PLUS " OPERATOR(pg_catalog.+) "
+#define MINUS " OPERATOR(pg_catalog.-) "
+
+/* An SQL statement, prepared when it first runs.  "@" stands for the extension's schema. */
 typedef struct Statement
 {
 	const char *sql;
@@ -108,21 +111,15 @@ typedef struct QueuePosition
 	pg_uuid_t	message_id;
 } QueuePosition;
 
-/* What onesignal_app says of the app of a lane. */
-typedef struct QueueAppState
-{
-	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
-	TimestampTz resumed_at;		/* 0: never */
-	TimestampTz circuit_until;	/* of the app itself, not of a lane; 0: closed */
-	bool		has_circuit;	/* some circuit of the app is open */
-	bool		is_of_lane;		/* that circuit is this lane's */
-	double		pace;			/* that was saved lately; negative: none */
-} QueueAppState;
-
+/* A lane that has pending rows, and what onesignal_app says of its app. */
 typedef struct QueueListed
 {
 	QueueLane	lane;
-	QueueAppState app;
+	TimestampTz paused_until;	/* by onesignal_cancel_pause(); 0: not */
+	TimestampTz resumed_at;		/* 0: never */
+	TimestampTz circuit_until;	/* 0: closed */
+	NameData	circuit_role;	/* "": it is the app's, and not of one of its lanes */
+	double		pace;			/* that was saved lately; negative: none */
 } QueueListed;
 
 typedef struct QueueRow
@@ -152,22 +149,6 @@ typedef enum QueueState
 
 extern const char *const queue_state_names[QUEUE_STATES];
 
-/* The result of one attempt.  QUEUE_PENDING: another one follows. */
-typedef struct QueueOutcome
-{
-	pg_uuid_t	app_id;
-	pg_uuid_t	message_id;
-	TimestampTz requested_at;
-	QueueState	state;
-	bool		unanswered;		/* an attempt was sent and had no answer */
-	int			http_status;	/* 0: NULL */
-	int			error_count;
-	char	  **errors;
-	const char *response;		/* JSON text, or NULL */
-	TimestampTz last_attempt_at;
-	TimestampTz next_attempt_at;	/* of QUEUE_PENDING */
-} QueueOutcome;
-
 /* The statement that records returns these numbers: do not change the order. */
 typedef enum QueueRecorded
 {
@@ -177,6 +158,20 @@ typedef enum QueueRecorded
 	QUEUE_UNRECORDABLE			/* the UPDATE itself failed: try again later */
 } QueueRecorded;
 
+/* The result of one attempt.  QUEUE_PENDING: another one follows. */
+typedef struct QueueOutcome
+{
+	void	   *owner;			/* the caller's */
+	pg_uuid_t	app_id;
+	const QueueRow *row;
+	CancelOutcome judged;
+	QueueState	state;
+	bool		unanswered;		/* an attempt was sent and had no answer */
+	TimestampTz last_attempt_at;
+	TimestampTz next_attempt_at;	/* of QUEUE_PENDING */
+	QueueRecorded recorded;		/* by queue_record() */
+} QueueOutcome;
+
 /* What delivery knows of an app, to be saved in onesignal_app. */
 typedef struct QueueApp
 {
@@ -185,21 +180,20 @@ typedef struct QueueApp
 	const char *circuit_role;	/* the lane that it concerns, or NULL: the whole app */
 	const char *circuit_reason;
 	double		pace;			/* requests a second; 0: unlimited */
-	const char *last_error;		/* NULL keeps what is there */
+	char	   *last_error;		/* NULL keeps what is there */
 	int64		totals[QUEUE_STATES];	/* to be added, of finished states */
-	bool		saved;			/* false: somebody has its row locked; try again later */
 } QueueApp;
 
 /*
  * Begins a short transaction of the deliverer, as the table's owner with fixed
  * settings.  in_procedure: one of SPI's non-atomic ones in a CALL, after
- * queue_call_begin(); else the worker's own.  Returns false, with nothing open,
+ * queue_call_begin(); else the worker's own.  Returns NULL, with nothing open,
  * if the extension does not exist (any more).
  *
  * All of these leave CurrentMemoryContext as it was, which must outlive the
  * transaction: what is returned is palloc'd there.
  */
-extern bool queue_begin(bool in_procedure);
+extern const Installation *queue_begin(bool in_procedure);
 extern void queue_commit(void);
 
 /* After an error: restores the user; the caller aborts the transaction, which does the rest. */
@@ -213,12 +207,8 @@ extern void queue_call_begin(FunctionCallInfo fcinfo);
 
 /* ---- queue.c, between queue_begin() and queue_commit() ---- */
 
-/* Why nothing of the table may be delivered; NULL: it may. */
-extern const char *queue_problem(void);
-
-/* The next lanes with pending rows, by app and role, as a List of QueueListed; all zeros: from the first one on. */
-extern List *queue_lanes(const QueueLane *after, int max);
-extern bool queue_has_pending(void);
+/* The next lanes with pending rows, by app and role; after all zeros: from the first one on.  Returns how many. */
+extern int	queue_lanes(const QueueLane *after, QueueListed *listed, int max);
 
 /*
  * Reads the lane's next pending rows in the order of delivery, from a position
@@ -229,28 +219,14 @@ extern int	queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRo
 
 /*
  * Writes the outcomes of attempts without waiting for locked rows.  A row that
- * cannot be written keeps no other from it: *error is then why, palloc'd, or
- * else NULL.
+ * cannot be written keeps no other from it: then it returns why, else NULL.
  */
-extern void queue_record(const QueueOutcome *outcomes, int count, QueueRecorded *recorded, char **error);
+extern const char *queue_record(QueueOutcome *outcomes, int count);
 
 /* Gives up what was requested, and was to be sent, before a time; returns how many. */
 extern int	queue_expire(const QueueLane *lane, TimestampTz before, const char *reason);
 
-/* Saves what is known of apps, and sets saved of each. */
-extern void queue_save_apps(QueueApp *apps, int count);
-
-/*
- * Deletes finished rows in the blocks [block, block + count), and adds how many.
- * Returns whether the table has more blocks: it may be truncated meanwhile.
- * Raises 0A000 if a foreign key references the table.
- */
-extern bool queue_purge(TimestampTz before, BlockNumber block, BlockNumber count, uint64 *purged);
-
-/* ---- queue.c, in anybody's transaction, as the table's owner ---- */
-
-extern bool queue_knows_app(const pg_uuid_t *app_id);	/* has it a row in either table? */
-extern void queue_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason);
-extern void queue_resume(const pg_uuid_t *app_id);
+/* False: not now, for somebody has the app's row locked, or it failed; the log says why. */
+extern bool queue_save_app(const QueueApp *app);
 
 #endif

@@ -193,8 +193,6 @@ owner_leave(const Installation *installation)
 void
 owner_settle(void)
 {
-	if (settled)
-		return;
 	set_all(statement_settings, lengthof(statement_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
 	set_all(worker_settings, lengthof(worker_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
 	settled = true;
@@ -202,38 +200,34 @@ owner_settle(void)
 
 /* ---- running ---- */
 
-static void
-prepare(Statement *statement, const char *schema)
-{
-	Datum		sql = DirectFunctionCall3Coll(replace_text, C_COLLATION_OID, CStringGetTextDatum(statement->sql),
-											  CStringGetTextDatum("@"),
-											  CStringGetTextDatum(psprintf("%s.", quote_identifier(schema))));
-	SPIPlanPtr	plan;
-	int			count = 0;
-
-	while (OidIsValid(statement->types[count]))
-		count++;
-	plan = SPI_prepare(TextDatumGetCString(sql), count, statement->types);
-	if (plan == NULL || SPI_keepplan(plan) != 0)
-		elog(ERROR, "could not prepare \"%s\": %s", statement->sql, SPI_result_code_string(SPI_result));
-	if (statement->plan != NULL)
-		SPI_freeplan(statement->plan);
-	statement->plan = plan;
-	namestrcpy(&statement->schema, schema);
-}
-
 uint64
 statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls)
 {
 	MemoryContext old = CurrentMemoryContext;	/* SPI leaves us in its own */
-	char	   *schema_name = get_namespace_name(schema);
+	char	   *name = get_namespace_name(schema);
 	int			result;
 
-	if (schema_name == NULL)
+	if (name == NULL)
 		elog(ERROR, "schema with OID %u does not exist", schema);
-	if (statement->plan == NULL || strcmp(NameStr(statement->schema), schema_name) != 0)
-		prepare(statement, schema_name);
-	pfree(schema_name);
+	if (statement->plan == NULL || strcmp(NameStr(statement->schema), name) != 0)
+	{
+		Datum		sql = DirectFunctionCall3Coll(replace_text, C_COLLATION_OID, CStringGetTextDatum(statement->sql),
+												  CStringGetTextDatum("@"),
+												  CStringGetTextDatum(psprintf("%s.", quote_identifier(name))));
+		int			count = 0;
+		SPIPlanPtr	plan;
+
+		while (OidIsValid(statement->types[count]))
+			count++;
+		plan = SPI_prepare(TextDatumGetCString(sql), count, statement->types);
+		if (plan == NULL || SPI_keepplan(plan) != 0)
+			elog(ERROR, "could not prepare \"%s\": %s", statement->sql, SPI_result_code_string(SPI_result));
+		if (statement->plan != NULL)
+			SPI_freeplan(statement->plan);
+		statement->plan = plan;
+		namestrcpy(&statement->schema, name);
+	}
+	pfree(name);
 	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
 	if (result < 0)
 		elog(ERROR, "could not run \"%s\": %s", statement->sql, SPI_result_code_string(result));
@@ -281,18 +275,6 @@ take_error(void)
 	return error;
 }
 
-/* ReThrowError() does not copy these fields, and the caller's memory may be gone before the error is reported. */
-static void
-throw_again(ErrorData *error)
-{
-	error->filename = __FILE__;
-	error->lineno = __LINE__;
-	error->funcname = __func__;
-	error->domain = error->context_domain = TEXTDOMAIN;
-	error->message_id = "";
-	ReThrowError(error);
-}
-
 ErrorData *
 statement_try(Statement *statement, Oid schema, Datum *values, const char *nulls)
 {
@@ -323,7 +305,12 @@ statement_try(Statement *statement, Oid schema, Datum *values, const char *nulls
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory")));
+	/* Not ReThrowError(): it does not copy all fields, and the caller's memory may be gone before the report. */
 	if (failed && ends_transaction(error, schema))
-		throw_again(error);
+		ereport(ERROR,
+				(errcode(error->sqlerrcode),
+				 errmsg_internal("%s", error->message),
+				 error->detail != NULL ? errdetail_internal("%s", error->detail) : 0,
+				 error->hint != NULL ? errhint("%s", error->hint) : 0));
 	return error;
 }

@@ -89,8 +89,6 @@ worker_exit(int code, Datum arg)
 {
 	(void) code;
 	(void) arg;
-	if (delivering)
-		wakeup_raise_doubt();
 	wakeup_end(true);
 	deliverer_unlock();
 }
@@ -246,11 +244,13 @@ wait_for_work(TimestampTz due)
 static bool
 something_is_pending(void)
 {
+	static const QueueLane first;
+	QueueListed lane;
 	bool		pending = false;
 
-	if (queue_begin(false))
+	if (queue_begin(false) != NULL)
 	{
-		pending = queue_has_pending();
+		pending = queue_lanes(&first, &lane, 1) > 0;
 		queue_commit();
 	}
 	return pending;
@@ -260,10 +260,8 @@ something_is_pending(void)
 static bool
 was_woken(void)
 {
-	bool		woken;
+	bool		woken = take_wake();
 
-	wakeup_serve_signals();
-	woken = take_wake();
 	return ask_about_prepared() || woken;
 }
 
