@@ -4,9 +4,7 @@
  *
  * Each request has a fresh handle.  libcurl 7.83 to 8.0 reads freed memory when
  * a reused one gets an answer whose first header begins with a blank (curl
- * issue 11101).  A request's key is wiped when the request has ended.
- *
- * Nothing here throws or pallocs: an error would leave through libcurl's frames.
+ * issue 11101).  Nothing here throws or pallocs.
  */
 #include "postgres.h"
 
@@ -30,9 +28,6 @@
 
 /* Seconds; OneSignal asks for less. */
 #define RETRY_AFTER_MAX		3600
-
-/* What a TLS record holds */
-#define TLS_RECORD_MAX		16384L
 
 /*
  * If sent data stays unacknowledged that long, the kernel resets the connection.
@@ -94,24 +89,20 @@ body_callback(char *data, size_t size, size_t count, void *context)
 
 /* Called between socket() and connect(), for every socket that closesocket_callback() will see. */
 static int
-sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
+sockopt_callback(void *context pg_attribute_unused(), curl_socket_t fd, curlsocktype purpose pg_attribute_unused())
 {
 #ifdef TCP_USER_TIMEOUT
 	unsigned int unacknowledged_ms = UNACKNOWLEDGED_MS;
 
 	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
 #endif
-	(void) context;
-	(void) purpose;
 	wire_own(fd);
 	return CURL_SOCKOPT_OK;
 }
 
 static int
-closesocket_callback(void *context, curl_socket_t fd)
+closesocket_callback(void *context pg_attribute_unused(), curl_socket_t fd)
 {
-	(void) context;
-
 	wire_closed(fd);
 	return close(fd);
 }
@@ -149,8 +140,8 @@ set_constant_options(HttpExchange *exchange)
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
 
-	/* A part of a TLS record that does not fit would stay in OpenSSL, and no socket tells of it. */
-	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, TLS_RECORD_MAX);
+	/* Room for a TLS record: a part that does not fit would stay in OpenSSL, and no socket tells of it. */
+	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 16384L);
 
 	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
 	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
@@ -257,19 +248,6 @@ may_be_cut(HttpExchange *exchange)
 	return (first == '{' && last != '}') || (first == '[' && last != ']');
 }
 
-/* Why the answer that libcurl accepted is not usable; NULL: it is. */
-static const char *
-unusable(HttpExchange *exchange, long status)
-{
-	if (!exchange->headers_ended)
-		return "the answer ended within its headers";
-	if (status < 200 || status > 999)
-		return "the answer has no valid status";
-	if (status != 204 && status != 304 && may_be_cut(exchange) && wire_has_ended(exchange->local_port))
-		return "the connection ended within the answer";
-	return NULL;
-}
-
 void
 transfer_conclude(HttpExchange *exchange, CURLcode result)
 {
@@ -280,26 +258,30 @@ transfer_conclude(HttpExchange *exchange, CURLcode result)
 	curl_off_t	retry_after = 0;
 	HttpUrl		parts;
 
-	if (result == CURLE_OK)
-	{
-		curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &status);
-		problem = unusable(exchange, status);
-	}
+	curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &status);
 	if (exchange->oversized)
 		problem = "the answer is larger than 64 kB";
-	else if (result != CURLE_OK && answer->error[0] == '\0')
+	else if (result != CURLE_OK && answer->error[0] != '\0')
+		return;
+	else if (result != CURLE_OK)
 		problem = curl_easy_strerror(result);
+	else if (!exchange->headers_ended)
+		problem = "the answer ended within its headers";
+	else if (status < 200 || status > 999)
+		problem = "the answer has no valid status";
+	else if (status != 204 && status != 304 && may_be_cut(exchange) && !(wire_look(exchange->local_port) & WIRE_OPEN))
+		problem = "the connection ended within the answer";
 	if (problem != NULL)
-		strlcpy(answer->error, problem, HTTP_ERROR_SIZE);
-	else if (result == CURLE_OK)
 	{
-		curl_easy_getinfo(exchange->easy, CURLINFO_RETRY_AFTER, &retry_after);
-		answer->status = (int) status;
-		answer->retry_after = (int) Min(retry_after, RETRY_AFTER_MAX);
-		curl_easy_getinfo(exchange->easy, CURLINFO_REDIRECT_URL, &target);
-		if (target != NULL && http_parse_url(target, &parts))
-			strlcpy(answer->redirect_host, parts.host, HTTP_HOST_SIZE);
+		strlcpy(answer->error, problem, HTTP_ERROR_SIZE);
+		return;
 	}
+	answer->status = (int) status;
+	curl_easy_getinfo(exchange->easy, CURLINFO_RETRY_AFTER, &retry_after);
+	answer->retry_after = (int) Min(retry_after, RETRY_AFTER_MAX);
+	curl_easy_getinfo(exchange->easy, CURLINFO_REDIRECT_URL, &target);
+	if (target != NULL && http_parse_url(target, &parts))
+		strlcpy(answer->redirect_host, parts.host, HTTP_HOST_SIZE);
 }
 
 void
@@ -315,7 +297,6 @@ transfer_release(HttpExchange *exchange)
 
 /* ---- URLs ---- */
 
-/* By the parser that the request itself will go through.  False: not an absolute URL with a host. */
 bool
 http_parse_url(const char *text, HttpUrl *parts)
 {

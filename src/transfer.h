@@ -22,8 +22,7 @@ typedef struct HttpExchange
 	int64		timeout_us;
 	int64		connect_us;		/* how long it may stay unsent */
 	int			resubmitted;	/* how often */
-	bool		unsent;			/* it counts in group->unsent */
-	int			local_port;		/* of the connection that it is sent over; 0: not yet */
+	int			local_port;		/* of the connection that it is sent over; 0: it counts in group->unsent */
 	size_t		header_bytes;
 	bool		headers_ended;	/* the empty line after them has been seen */
 	bool		oversized;
