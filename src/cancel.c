@@ -71,8 +71,7 @@ typedef struct CancelRun
 	int			next;			/* the first item that was not begun */
 	int			done;			/* how many results are final */
 	dlist_head	waiting;		/* to be tried again, or for View message */
-	const Credentials *credentials;
-	CancelRequest request;
+	Credentials *credentials;
 	HttpGroup	group;
 	Pace		pace;
 	int64		not_before_us;	/* OneSignal asked us to wait until then (429) */
@@ -198,13 +197,13 @@ submit_item(CancelRun *run, CancelItem *item, int64 now)
 	}
 	if (item->checking)
 	{
-		request = onesignal_request(&run->request, "GET", message_id);
+		request = onesignal_request(run->credentials, "GET", message_id);
 		if (++run->views % VIEWS_MAX == 0)
 			run->view_next_us = now + VIEWS_PAUSE_US;
 	}
 	else
 	{
-		request = onesignal_request(&run->request, "DELETE", message_id);
+		request = onesignal_request(run->credentials, "DELETE", message_id);
 		item->attempts++;
 	}
 	request->group = &run->group;
@@ -373,13 +372,11 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 		dlist_init(&run.waiting);
 		run.show_us = count > 1 ? http_clock_us() + SHOW_US : PG_INT64_MAX;
 		pace_init(&run.pace, count == 1 ? 0 : credentials.rate_limit);
-		onesignal_request_begin(&run.request, app_id, &credentials);
 		run_to_end(&run);
 	}
 	PG_FINALLY();
 	{
 		http_abandon();
-		onesignal_request_end(&run.request);
 		credentials_wipe(&credentials);
 	}
 	PG_END_TRY();

@@ -6,6 +6,7 @@
 #ifndef ONESIGNAL_CANCEL_CREDENTIALS_H
 #define ONESIGNAL_CANCEL_CREDENTIALS_H
 
+#include "http.h"
 #include "nodes/pg_list.h"
 #include "utils/uuid.h"
 
@@ -16,16 +17,17 @@
 
 /* ---- credentials.c ---- */
 
-/* The strings live in the caller's memory context; credentials_wipe() wipes the key. */
+/* What an app's requests are made with.  All of it lives in the caller's memory context. */
 typedef struct Credentials
 {
 	Oid			server;
 	char	   *server_name;
-	char	   *base_url;		/* without a trailing slash */
-	char	   *ca_file;		/* or NULL */
-	char	   *proxy;			/* or NULL */
 	double		rate_limit;		/* requests a second; 0: unlimited */
-	char	   *api_key;
+	char	   *base_url;		/* without a trailing slash */
+	char	   *app_id;
+	StringInfoData url;			/* of the last request */
+	HttpRequest http;			/* onesignal_request() adds method and URL; the user, group and timeouts */
+	char	   *api_key;		/* within http.authorization; credentials_wipe() wipes it */
 } Credentials;
 
 /*

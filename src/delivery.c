@@ -201,7 +201,7 @@ ask_view(DeliveryItem *item, TimestampTz now)
 	app->view_at = now + VIEW_INTERVAL_US;
 	if (item->view_until == 0)
 		item->view_until = now + VIEW_WINDOW_US;
-	http_submit(onesignal_request(&item->key->request, "GET", &item->row.message_id), item);
+	http_submit(onesignal_request(&item->key->credentials, "GET", &item->row.message_id), item);
 	return true;
 }
 
@@ -498,7 +498,7 @@ run(const DeliveryOptions *options)
 			now = GetCurrentTimestamp();
 		}
 		for (begun = 0; may_send && (item = lanes_take(now)) != NULL; begun++)
-			http_submit(onesignal_request(&item->key->request, "DELETE", &item->row.message_id), item);
+			http_submit(onesignal_request(&item->key->credentials, "DELETE", &item->row.message_id), item);
 		next_due = may_send ? lanes_next_due(now) : DT_NOEND;
 		if (is_done(options, now, next_due))
 			return next_due;

@@ -71,7 +71,6 @@ typedef struct LaneKey
 	MemoryContext context;
 	MemoryContextCallback wipe;
 	Credentials credentials;
-	CancelRequest request;
 } LaneKey;
 
 typedef struct DeliveryLane DeliveryLane;

@@ -239,17 +239,22 @@ static void
 open_engine(void)
 {
 	int			fds = 0;
+	CURLM	   *multi;
 
 	if (engine.multi != NULL)
 		return;
 	if (look_timeout == MAX_TIMEOUTS)
 		look_timeout = RegisterTimeout(USER_TIMEOUT, look_at_call);
-	while (engine.connections_max == 0 && fds < Min(FDS_MAX, max_safe_fds / 4) && AcquireExternalFD())
+	multi = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK ? curl_multi_init() : NULL;
+	if (multi == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not initialize libcurl")));
+	while (fds < Min(FDS_MAX, max_safe_fds / 4) && AcquireExternalFD())
 		fds++;
-	if (fds >= FDS_MIN)
-		engine.connections_max = fds / 3 * 2;
-	if (engine.connections_max == 0)
+	if (fds < FDS_MIN)
 	{
+		curl_multi_cleanup(multi);
 		while (fds-- > 0)
 			ReleaseExternalFD();
 		ereport(ERROR,
@@ -257,11 +262,8 @@ open_engine(void)
 				 errmsg("could not reserve file descriptors for HTTP connections"),
 				 errhint("Raise max_files_per_process and the server's ulimit -n.")));
 	}
-	engine.multi = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK ? curl_multi_init() : NULL;
-	if (engine.multi == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("could not initialize libcurl")));
+	engine.connections_max = fds / 3 * 2;
+	engine.multi = multi;
 	curl_multi_setopt(engine.multi, CURLMOPT_SOCKETFUNCTION, socket_callback);
 	curl_multi_setopt(engine.multi, CURLMOPT_TIMERFUNCTION, timer_callback);
 	curl_multi_setopt(engine.multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
@@ -352,21 +354,6 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 	return (connects == 0 || refused) && exchange->resubmitted++ < (refused ? REFUSED_MAX : RESUBMIT_MAX);
 }
 
-static void
-take_result(HttpExchange *exchange, CURLcode result)
-{
-	if (flooded && result != CURLE_OK && exchange->local_port != 0)
-		strlcpy(exchange->answer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
-	else if (may_resubmit(exchange, result))
-	{
-		take_from_libcurl(exchange);
-		if (hand_to_libcurl(exchange))
-			return;
-		result = CURLE_OUT_OF_MEMORY;
-	}
-	conclude(exchange, result);
-}
-
 /* Calls libcurl for a socket that is ready, or for its timer, and takes what has finished. */
 static void
 run_libcurl(curl_socket_t fd, int what)
@@ -389,9 +376,19 @@ run_libcurl(curl_socket_t fd, int what)
 	while ((message = curl_multi_info_read(engine.multi, &left)) != NULL)
 	{
 		HttpExchange *exchange = NULL;
+		CURLcode	result = message->data.result;
 
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
-		take_result(exchange, message->data.result);
+		if (flooded && result != CURLE_OK && exchange->local_port != 0)
+			strlcpy(exchange->answer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
+		else if (may_resubmit(exchange, result))
+		{
+			take_from_libcurl(exchange);
+			if (hand_to_libcurl(exchange))
+				continue;
+			result = CURLE_OUT_OF_MEMORY;
+		}
+		conclude(exchange, result);
 	}
 }
 
@@ -407,21 +404,21 @@ expire(int64 now)
 	dlist_foreach_modify(iter, &engine.active)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
+		bool		unconnected;
 
 		/* After a refused stream or GOAWAY libcurl lets the request wait for another connection. */
-		if (deadline(exchange) <= now && exchange->local_port != 0 && !(wire_look(exchange->local_port) & WIRE_OPEN))
+		if (deadline(exchange) <= now && exchange->local_port != 0 &&
+			!(wire_look(exchange->local_port) & WIRE_OPEN))
 			set_port(exchange, 0);
 		if (deadline(exchange) > now)
 		{
 			engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 			continue;
 		}
-		if (exchange->local_port == 0 && exchange->connect_us < exchange->timeout_us)
-			snprintf(exchange->answer.error, HTTP_ERROR_SIZE,
-					 "Connection timed out after " INT64_FORMAT " milliseconds", exchange->connect_us / 1000);
-		else
-			snprintf(exchange->answer.error, HTTP_ERROR_SIZE,
-					 "no answer within " INT64_FORMAT " ms", exchange->timeout_us / 1000);
+		unconnected = exchange->local_port == 0 && exchange->connect_us < exchange->timeout_us;
+		snprintf(exchange->answer.error, HTTP_ERROR_SIZE, "%s " INT64_FORMAT " ms",
+				 unconnected ? "Connection timed out after" : "no answer within",
+				 (unconnected ? exchange->connect_us : exchange->timeout_us) / 1000);
 		conclude(exchange, CURLE_OPERATION_TIMEDOUT);
 	}
 }

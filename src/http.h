@@ -30,7 +30,7 @@ typedef struct HttpRequest
 	HttpGroup  *group;
 	const char *method;
 	const char *url;
-	const char *const *headers; /* "Name: value", NULL-terminated */
+	const char *authorization;	/* the header with the key */
 	const char *ca_file;		/* NULL: the system's CAs */
 	const char *proxy;			/* NULL: what libcurl's environment says */
 	int			timeout_ms;		/* connecting and sending again included, queueing not */

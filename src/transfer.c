@@ -26,16 +26,6 @@
  */
 #define ANSWER_MAX			(64 * 1024)
 
-/* Seconds; OneSignal asks for less. */
-#define RETRY_AFTER_MAX		3600
-
-/*
- * If sent data stays unacknowledged that long, the kernel resets the connection.
- * Otherwise requests would use a dead path for the quarter of an hour that TCP
- * goes on trying.
- */
-#define UNACKNOWLEDGED_MS	20000
-
 /* ---- what libcurl calls ---- */
 
 /*
@@ -92,7 +82,8 @@ static int
 sockopt_callback(void *context pg_attribute_unused(), curl_socket_t fd, curlsocktype purpose pg_attribute_unused())
 {
 #ifdef TCP_USER_TIMEOUT
-	unsigned int unacknowledged_ms = UNACKNOWLEDGED_MS;
+	/* Otherwise requests would use a dead path for the quarter of an hour that TCP goes on trying. */
+	unsigned int unacknowledged_ms = 20000;
 
 	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
 #endif
@@ -154,6 +145,9 @@ set_constant_options(HttpExchange *exchange)
 bool
 transfer_make(HttpExchange *exchange, const HttpRequest *request)
 {
+	const char *const headers[] = {
+		request->authorization, "Accept: application/json", "User-Agent: onesignal_cancel/" ONESIGNAL_CANCEL_VERSION
+	};
 	CURL	   *easy = curl_easy_init();
 	const char *ca_file = request->ca_file;
 
@@ -162,9 +156,9 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 		return false;
 	exchange->answer.body = "";
 	set_constant_options(exchange);
-	for (const char *const *header = request->headers; *header != NULL; header++)
+	for (size_t i = 0; i < lengthof(headers); i++)
 	{
-		struct curl_slist *longer = curl_slist_append(exchange->headers, *header);
+		struct curl_slist *longer = curl_slist_append(exchange->headers, headers[i]);
 
 		if (longer == NULL)
 			return false;
@@ -232,8 +226,6 @@ may_be_cut(HttpExchange *exchange)
 	curl_off_t	length = -1;
 	long		version = 0;
 	size_t		end = answer->body_length;
-	char		first;
-	char		last;
 
 	curl_easy_getinfo(exchange->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &length);
 	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
@@ -243,9 +235,8 @@ may_be_cut(HttpExchange *exchange)
 		end--;
 	if (end == 0)
 		return version >= CURL_HTTP_VERSION_2_0;
-	first = answer->body[strspn(answer->body, " \t\r\n")];
-	last = answer->body[end - 1];
-	return (first == '{' && last != '}') || (first == '[' && last != ']');
+	return memchr("{[", answer->body[strspn(answer->body, " \t\r\n")], 2) != NULL &&
+		memchr("}]", answer->body[end - 1], 2) == NULL;
 }
 
 void
@@ -278,7 +269,7 @@ transfer_conclude(HttpExchange *exchange, CURLcode result)
 	}
 	answer->status = (int) status;
 	curl_easy_getinfo(exchange->easy, CURLINFO_RETRY_AFTER, &retry_after);
-	answer->retry_after = (int) Min(retry_after, RETRY_AFTER_MAX);
+	answer->retry_after = (int) Min(retry_after, 3600);
 	curl_easy_getinfo(exchange->easy, CURLINFO_REDIRECT_URL, &target);
 	if (target != NULL && http_parse_url(target, &parts))
 		strlcpy(answer->redirect_host, parts.host, HTTP_HOST_SIZE);

@@ -12,9 +12,9 @@
 #define WIRE_SOCKETS_MAX	1024
 
 /* What wire_look() knows of a connection */
-#define WIRE_OPEN			1	/* neither side has closed it */
-#define WIRE_IDLE			2	/* no answer is awaited on it */
-#define WIRE_UNASKED		4	/* idle, but the peer has sent something or closed it */
+#define WIRE_OPEN			1 /* neither side has closed it */
+#define WIRE_IDLE			2 /* no answer is awaited on it */
+#define WIRE_UNASKED		4 /* idle, but the peer has sent something or closed it */
 
 /* Of a socket that is ours, wire_closed() will tell the end. */
 extern void wire_own(int fd);
