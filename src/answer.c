@@ -14,7 +14,6 @@
 
 #include "catalog/namespace.h"
 #include "fmgr.h"
-#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "utils/fmgrprotos.h"
 
@@ -242,8 +241,7 @@ unescape(StringInfo out, const char *json)
 		if (unit < 0 || (unit > 0 && unit <= 0x7f))
 		{
 			/* A backslash belongs to the next character: "\\u0000" is no escape. */
-			length = json[0] != '\\' ? (int) strcspn(json, "\\") : json[1] != '\0' ? 2 :
-				1;
+			length = json[0] == '\\' ? strnlen(json, 2) : strcspn(json, "\\");
 			appendBinaryStringInfo(out, json, length);
 			continue;
 		}

@@ -170,27 +170,12 @@ no_usage(const Lookup *lookup, const ForeignServer *any)
 	return error;
 }
 
-static ErrorData *
-ambiguous(const Lookup *lookup, List *candidates)
-{
-	StringInfoData names;
-	ListCell   *cell;
-
-	initStringInfo(&names);
-	foreach(cell, candidates)
-		appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "", ((ForeignServer *) lfirst(cell))->servername);
-	return problem(ERRCODE_DUPLICATE_OBJECT,
-				   psprintf("more than one server for OneSignal app \"%s\" has a user mapping for %s: %s",
-							lookup->app, lookup->owner_text, names.data),
-				   OidIsValid(lookup->owner) ? "Keep this user mapping on only one of them." :
-				   "Create a user mapping for the role on the server that it should use: it wins over PUBLIC's.");
-}
-
 /* A role's own mapping, on whichever server, wins over PUBLIC's. */
 static ErrorData *
 choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 {
-	List	   *candidates = NIL;
+	int			count = 0;
+	char	   *names = NULL;
 	ForeignServer *any = NULL;
 	ForeignServer *usable = NULL;
 	ListCell   *cell;
@@ -214,23 +199,28 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 		{
 			lookup->owner = lookup->role;
 			lookup->owner_text = psprintf("role \"%s\"", lookup->role_name);
-			candidates = NIL;
+			count = 0;
 		}
-		if (SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->owner), ObjectIdGetDatum(oid)))
-			candidates = lappend(candidates, server);
+		if (!SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->owner), ObjectIdGetDatum(oid)))
+			continue;
+		lookup->server = server;
+		names = count++ == 0 ? server->servername : psprintf("%s\", \"%s", names, server->servername);
 	}
 	if (usable == NULL)
 		return no_usage(lookup, any);
-	if (candidates == NIL)
+	if (count == 0)
 		return problem(ERRCODE_UNDEFINED_OBJECT,
 					   psprintf("no user mapping for role \"%s\" or PUBLIC on server \"%s\"",
 								lookup->role_name, usable->servername),
 					   psprintf("Create one with CREATE USER MAPPING FOR PUBLIC SERVER %s "
 								"OPTIONS (api_key_file '/path/to/key').",
 								quote_identifier(usable->servername)));
-	if (list_length(candidates) > 1)
-		return ambiguous(lookup, candidates);
-	lookup->server = linitial(candidates);
+	if (count > 1)
+		return problem(ERRCODE_DUPLICATE_OBJECT,
+					   psprintf("more than one server for OneSignal app \"%s\" has a user mapping for %s: \"%s\"",
+								lookup->app, lookup->owner_text, names),
+					   OidIsValid(lookup->owner) ? "Keep this user mapping on only one of them." :
+					   "Create a user mapping for the role on the server that it should use: it wins over PUBLIC's.");
 	return NULL;
 }
 
@@ -327,8 +317,7 @@ read_server_options(const ForeignServer *server, Credentials *credentials)
 	char	   *base_url = options_get(server->options, "base_url");
 	const char *invalid = NULL;
 
-	credentials->rate_limit = CREDENTIALS_RATE_ADAPTS;
-	if (rate_limit != NULL && !options_parse_rate(rate_limit, &credentials->rate_limit))
+	if (rate_limit != NULL && options_rate_problem(rate_limit) != NULL)
 		invalid = "rate_limit";
 	if (base_url == NULL)
 		base_url = pstrdup("https://api.onesignal.com");
@@ -340,6 +329,7 @@ read_server_options(const ForeignServer *server, Credentials *credentials)
 	for (size_t length = strlen(base_url); length > 0 && base_url[length - 1] == '/'; length--)
 		base_url[length - 1] = '\0';
 	initStringInfo(&credentials->url);
+	credentials->rate_limit = rate_limit != NULL ? strtod(rate_limit, NULL) : CREDENTIALS_RATE_ADAPTS;
 	credentials->server = server->serverid;
 	credentials->server_name = server->servername;
 	credentials->base_url = base_url;

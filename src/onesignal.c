@@ -7,10 +7,7 @@
  */
 #include "postgres.h"
 
-#include "lib/stringinfo.h"
 #include "utils/builtins.h"
-#include "utils/jsonb.h"
-#include "utils/uuid.h"
 
 #include "onesignal.h"
 
@@ -34,18 +31,15 @@ static bool
 collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
 {
 	JsonbValue	errors;
-	JsonbContainer *array;
 	JsonbValue *element;
+	JsonbContainer *array;
 
 	if (answer_field(&json->root, "errors", &errors) == NULL || errors.type == jbvNull)
 		return false;
-	if (errors.type != jbvBinary || !JsonContainerIsArray(errors.val.binary.data))
-	{
+	array = errors.type == jbvBinary && JsonContainerIsArray(errors.val.binary.data) ? errors.val.binary.data : NULL;
+	if (array == NULL)
 		add_error(outcome, answer_error_text(&errors), api_key);
-		return true;
-	}
-	array = errors.val.binary.data;
-	for (int i = 0; i < ERRORS_MAX && (element = getIthJsonbValueFromContainer(array, i)) != NULL; i++)
+	for (int i = 0; array != NULL && i < ERRORS_MAX && (element = getIthJsonbValueFromContainer(array, i)) != NULL; i++)
 		add_error(outcome, answer_error_text(element), api_key);
 	return true;
 }
@@ -87,10 +81,12 @@ judge_status(int status, int success, bool has_errors)
 	return CANCEL_UNEXPECTED;
 }
 
-/* One line from status and body, for an answer that does not explain itself. */
+/* One line for an answer that does not explain itself. */
 static char *
 explanation(CancelVerdict verdict, const HttpAnswer *answer, const char *api_key)
 {
+	if (answer->status == 0)
+		return answer_text(answer->error);
 	if (answer->status < 300 || answer->status >= 400)
 		return psprintf("%sHTTP %d with %s", verdict == CANCEL_UNEXPECTED ? "unexpected answer: " : "",
 						answer->status, answer_excerpt(answer->body, api_key));
@@ -113,20 +109,13 @@ onesignal_glance(const HttpAnswer *answer)
 void
 onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key)
 {
-	Jsonb	   *json;
 	char	   *text = NULL;
+	Jsonb	   *json = answer->status != 0 ? answer_json(answer->body, answer->body_length, &text) : NULL;
 	bool		has_errors = false;
 
 	memset(outcome, 0, sizeof(*outcome));
 	outcome->status = answer->status;
 	outcome->retry_after = answer->retry_after;
-	if (answer->status == 0)
-	{
-		outcome->verdict = CANCEL_UNANSWERED;
-		add_error(outcome, answer_text(answer->error), api_key);
-		return;
-	}
-	json = answer_json(answer->body, answer->body_length, &text);
 	if (json != NULL && JB_ROOT_IS_OBJECT(json))
 		has_errors = collect_errors(outcome, json, api_key);
 	outcome->verdict = judge_status(answer->status, flag_field(json, "success"), has_errors);

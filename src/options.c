@@ -6,10 +6,6 @@
  * every error raised here hides the statement and the context from the log,
  * and none quotes a value: somebody may have put a key under a wrong name.
  * PostgreSQL 15's input functions for uuids and numbers would raise their own.
- *
- * The validator sees the list as it will be stored, not what a statement
- * changes.  A role that may not set an option can therefore not alter anything
- * else beside it either, as with postgres_fdw's password_required.
  */
 #include "postgres.h"
 
@@ -95,25 +91,17 @@ app_id_problem(const char *value)
 	return options_parse_uuid(value, &app_id) ? NULL : "An app_id must be a uuid.";
 }
 
-bool
-options_parse_rate(const char *text, double *rate)
+const char *
+options_rate_problem(const char *value)
 {
 	char	   *end;
+	double		rate = strtod(value, &end);
 
 	/* strtod() would also take blanks, hexadecimal, infinity and NaN. */
-	if (*text == '\0' || text[strspn(text, "0123456789.eE+-")] != '\0')
-		return false;
-	*rate = strtod(text, &end);
-	return *end == '\0' && (*rate == 0 || (*rate >= RATE_MIN && *rate <= RATE_MAX));
-}
-
-static const char *
-rate_problem(const char *value)
-{
-	double		rate;
-
-	return options_parse_rate(value, &rate) ? NULL :
-		"A rate_limit must be a number of requests a second from 0.001 to 1000000, or 0 for unlimited.";
+	if (*value != '\0' && *end == '\0' && value[strspn(value, "0123456789.eE+-")] == '\0' &&
+		(rate == 0 || (rate >= RATE_MIN && rate <= RATE_MAX)))
+		return NULL;
+	return "A rate_limit must be a number of requests a second from 0.001 to 1000000, or 0 for unlimited.";
 }
 
 static const char *
@@ -177,8 +165,9 @@ host_is_loopback(const char *host)
 		return true;
 	if (inet_pton(AF_INET, host, &ipv4) == 1)
 		return (ntohl(ipv4.s_addr) >> 24) == IN_LOOPBACKNET;
-	/* Only an IPv6 address has brackets. */
-	strlcpy(literal, host + (host[0] == '['), sizeof(literal));
+	if (host[0] != '[')
+		return false;
+	strlcpy(literal, host + 1, sizeof(literal));
 	literal[strcspn(literal, "]")] = '\0';
 	return inet_pton(AF_INET6, literal, &ipv6) == 1 && IN6_IS_ADDR_LOOPBACK(&ipv6);
 }
@@ -219,7 +208,7 @@ options_get(List *options, const char *name)
 
 static const OptionRule rules[] = {
 	{"app_id", ForeignServerRelationId, NULL, app_id_problem},
-	{"rate_limit", ForeignServerRelationId, NULL, rate_problem},
+	{"rate_limit", ForeignServerRelationId, NULL, options_rate_problem},
 	{"base_url", ForeignServerRelationId, SUPERUSERS, options_url_problem},
 	{"ca_file", ForeignServerRelationId, SUPERUSERS, path_problem},
 	{"proxy", ForeignServerRelationId, SUPERUSERS, proxy_problem},
@@ -279,9 +268,9 @@ check_option(List *options, const DefElem *option, Oid catalog)
 }
 
 /*
- * Called by CREATE and ALTER of the wrapper, its servers, user mappings and
- * foreign tables, with the whole list as it will be stored and the catalog
- * that it will be stored in.
+ * PostgreSQL passes the list as it will be stored, not what a statement changes.
+ * A role that may not set an option can therefore not alter anything else beside
+ * it either, as with postgres_fdw's password_required.
  */
 Datum
 onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
