@@ -2,12 +2,11 @@
  * answer.c
  *		Text from outside, made safe and readable.
  *
- * Text from outside may be no JSON, no UTF-8, too deep, too long, or contain
- * the API key.  jsonb's input and the conversion to the database's encoding
- * raise errors for such text.  Catching them would take a subtransaction for
- * each answer, and an error within one (there may be no memory) would leave the
- * session in it.  So this file changes or refuses the text until only lack of
- * memory can raise an error.
+ * jsonb's input and the conversion to the database's encoding raise errors for
+ * some texts.  Catching them would take a subtransaction for each answer, and an
+ * error within one (there may be no memory) would leave the session in it.  So
+ * this file changes or refuses a text until only lack of memory can raise an
+ * error.
  */
 #include "postgres.h"
 
@@ -15,7 +14,6 @@
 
 #include "catalog/namespace.h"
 #include "fmgr.h"
-#include "lib/stringinfo.h"
 #include "mb/pg_wchar.h"
 #include "utils/fmgrprotos.h"
 
@@ -76,15 +74,13 @@ static char *
 redact(const char *text, const char *key)
 {
 	StringInfoData out;
-	size_t		key_length = key != NULL ? strlen(key) : 0;
+	size_t		key_length = strlen(key);
 
 	initStringInfo(&out);
 	while (*text != '\0')
 	{
-		size_t		length = 0;
+		size_t		length = strncmp(text, key, key_length) == 0 ? key_length : spelled_key_length(text, key);
 
-		if (key_length > 0)
-			length = strncmp(text, key, key_length) == 0 ? key_length : spelled_key_length(text, key);
 		if (length > 0)
 			appendStringInfoString(&out, "[api key]");
 		else
@@ -103,69 +99,64 @@ text_encoding(void)
 	return GetDatabaseEncoding() == PG_SQL_ASCII ? PG_UTF8 : GetDatabaseEncoding();
 }
 
-/* Shows the values of bytes that cannot be converted; in JSON, where a backslash does harm, "?". */
 static void
-append_unconvertible(StringInfo out, const char *bytes, int length, bool as_json)
+append_values(StringInfo out, const char *bytes, int length)
 {
-	if (as_json)
-		appendStringInfoChar(out, '?');
-	else
-		for (int i = 0; i < length; i++)
-			appendStringInfo(out, "\\x%02X", (unsigned char) bytes[i]);
+	for (int i = 0; i < length; i++)
+		appendStringInfo(out, "\\x%02X", (unsigned char) bytes[i]);
 }
 
-/* Appends valid UTF-8. */
+/*
+ * Appends bytes in the database's encoding.  It shows the values of those that
+ * cannot be converted; in JSON, where a backslash does harm, "?".
+ */
 static void
-append_converted(StringInfo out, const char *utf8, int length, bool as_json)
+append_converted(StringInfo out, const char *bytes, int length, bool as_json)
 {
 	int			encoding = text_encoding();
 	Oid			conversion = encoding == PG_UTF8 ? InvalidOid : FindDefaultConversionProc(PG_UTF8, encoding);
+	int			valid = 0;		/* so many bytes are UTF-8; the next one, if there is one, is not */
 
-	if (encoding == PG_UTF8)
-	{
-		appendBinaryStringInfo(out, utf8, length);
-		return;
-	}
 	while (length > 0)
 	{
-		int			room = length * MAX_CONVERSION_GROWTH + 1;
 		int			done = 0;
+		int			bad = 0;
 
-		enlargeStringInfo(out, room);
-		if (OidIsValid(conversion))
-			done = pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding, (unsigned char *) utf8, length,
-												 (unsigned char *) out->data + out->len, room, true);
-		out->len += strlen(out->data + out->len);
-		if (done < length)
+		if (valid == 0)
+			valid = pg_encoding_verifymbstr(PG_UTF8, bytes, length);
+		if (encoding == PG_UTF8)
 		{
-			int			size = pg_encoding_mblen(PG_UTF8, utf8 + done);
-
-			append_unconvertible(out, utf8 + done, size, as_json);
-			done += size;
+			appendBinaryStringInfo(out, bytes, valid);
+			done = valid;
 		}
-		utf8 += done;
-		length -= done;
+		else if (OidIsValid(conversion))
+		{
+			int			room = valid * MAX_CONVERSION_GROWTH + 1;
+
+			enlargeStringInfo(out, room);
+			done = pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding, (unsigned char *) bytes, valid,
+												 (unsigned char *) out->data + out->len, room, true);
+			out->len += strlen(out->data + out->len);
+		}
+		if (done < length)
+			bad = done < valid ? pg_encoding_mblen(PG_UTF8, bytes + done) : 1;
+		if (bad > 0 && as_json)
+			appendStringInfoChar(out, '?');
+		else
+			append_values(out, bytes + done, bad);
+		bytes += done + bad;
+		length -= done + bad;
+		valid = Max(valid - done - bad, 0);
 	}
 }
 
-/* Any bytes as text in the database's encoding; it shows what cannot be converted. */
 char *
 answer_text(const char *bytes)
 {
 	StringInfoData out;
-	int			left = strlen(bytes);
 
 	initStringInfo(&out);
-	while (left > 0)
-	{
-		int			valid = pg_encoding_verifymbstr(PG_UTF8, bytes, left);
-
-		append_converted(&out, bytes, valid, false);
-		if (valid < left)
-			append_unconvertible(&out, bytes + valid++, 1, false);
-		bytes += valid;
-		left -= valid;
-	}
+	append_converted(&out, bytes, strlen(bytes), false);
 	return out.data;
 }
 
@@ -176,23 +167,16 @@ static bool
 is_control(const char *character, int length)
 {
 	int			encoding = text_encoding();
-	unsigned char first = character[0];
 	unsigned char last = character[length - 1];
 
-	if (first < 0x20 || first == 0x7f)
-		return true;
 	if (last < 0x80 || last >= 0xa0)
-		return false;
+		return last < 0x20 || last == 0x7f;
 	if (encoding == PG_UTF8)
-		return length == 2 && first == 0xc2;
+		return length == 2 && (unsigned char) character[0] == 0xc2;
 	return (encoding >= PG_LATIN1 && encoding <= PG_LATIN10) ||
 		(encoding >= PG_ISO_8859_5 && encoding <= PG_ISO_8859_8);
 }
 
-/*
- * One line for the row or the log, without the key, cut between characters.
- * Escaped control characters cannot forge log lines or move a terminal's cursor.
- */
 char *
 answer_line(const char *text, const char *api_key)
 {
@@ -206,7 +190,7 @@ answer_line(const char *text, const char *api_key)
 		int			length = Min(pg_encoding_mblen(text_encoding(), in), left);
 
 		if (is_control(in, length))
-			append_unconvertible(&out, in, length, false);
+			append_values(&out, in, length);
 		else
 			appendBinaryStringInfo(&out, in, length);
 		in += length;
@@ -216,7 +200,6 @@ answer_line(const char *text, const char *api_key)
 	return out.data;
 }
 
-/* The beginning of a body that is not OneSignal's. */
 char *
 answer_excerpt(const char *body, const char *api_key)
 {
@@ -258,7 +241,7 @@ unescape(StringInfo out, const char *json)
 		if (unit < 0 || (unit > 0 && unit <= 0x7f))
 		{
 			/* A backslash belongs to the next character: "\\u0000" is no escape. */
-			length = json[0] == '\\' && json[1] != '\0' && !IS_HIGHBIT_SET(json[1]) ? 2 : 1;
+			length = json[0] == '\\' ? strnlen(json, 2) : strcspn(json, "\\");
 			appendBinaryStringInfo(out, json, length);
 			continue;
 		}
@@ -276,54 +259,44 @@ unescape(StringInfo out, const char *json)
 }
 
 /*
- * Can jsonb hold this JSON, and print it in not much more room?  It holds
- * 1e131071 in ten bytes and writes it in 131,072: a body full of these would
- * come out as a gigabyte.  So an exponent has at most two digits.
+ * Can jsonb hold this text, which has no escapes of non-ASCII characters, and
+ * print it in not much more room?  jsonb holds 1e131071 in ten bytes and writes
+ * it in 131,072: a body full of these would come out as a gigabyte.  So an
+ * exponent has at most two digits.
  */
 static bool
-is_modest(const char *json)
+fits_jsonb(const char *text)
 {
 	int			depth = 0;
 	bool		in_string = false;
 
-	for (; *json != '\0'; json++)
+	for (const char *at = text; *at != '\0'; at++)
 	{
-		if (*json == '"')
+		if (*at == '"')
 			in_string = !in_string;
 		else if (in_string)
-			json += json[0] == '\\' && json[1] != '\0' ? 1 : 0;
-		else if (*json == '[' || *json == '{')
+			at += at[0] == '\\' && at[1] != '\0' ? 1 : 0;
+		else if (*at == '[' || *at == '{')
 		{
 			if (++depth > JSON_DEPTH_MAX)
 				return false;
 		}
-		else if (*json == ']' || *json == '}')
+		else if (*at == ']' || *at == '}')
 			depth--;
-		else if (isdigit((unsigned char) *json) || *json == '-')
+		else if (isdigit((unsigned char) *at) || *at == '-')
 		{
-			const char *exponent = json + strspn(json, "+-.0123456789");
-			const char *end = json + strspn(json, "+-.0123456789eE");
+			const char *exponent = at + strspn(at, "+-.0123456789");
+			const char *end = at + strspn(at, "+-.0123456789eE");
 
-			if (end - json > JSON_NUMBER_LENGTH_MAX ||
+			if (end - at > JSON_NUMBER_LENGTH_MAX ||
 				(exponent < end && end - exponent > 3 + (int) strspn(exponent + 1, "+-")))
 				return false;
-			json = end - 1;
+			at = end - 1;
 		}
 	}
-	return true;
+	return is_json(text, GetDatabaseEncoding());
 }
 
-/* Does jsonb take this text?  It has no escapes of non-ASCII characters. */
-static bool
-fits_jsonb(const char *text)
-{
-	return is_modest(text) && is_json(text, GetDatabaseEncoding());
-}
-
-/*
- * A body as jsonb, and as text that jsonb takes; NULL: it is no JSON.  Only
- * characters that the database's encoding lacks are lost.
- */
 Jsonb *
 answer_json(const char *body, size_t length, char **text)
 {
@@ -333,22 +306,16 @@ answer_json(const char *body, size_t length, char **text)
 	/* A NUL byte would end the text early and make JSON of what is none. */
 	if (strlen(body) != length || pg_encoding_verifymbstr(PG_UTF8, body, length) != (int) length)
 		return NULL;
+	initStringInfo(&utf8);
 	initStringInfo(&converted);
-	if (strstr(body, "\\u") == NULL)
-		append_converted(&converted, body, length, true);
-	else
-	{
-		initStringInfo(&utf8);
-		unescape(&utf8, body);
-		append_converted(&converted, utf8.data, utf8.len, true);
-	}
+	unescape(&utf8, body);
+	append_converted(&converted, utf8.data, utf8.len, true);
 	if (!fits_jsonb(converted.data))
 		return NULL;
 	*text = converted.data;
 	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(converted.data)));
 }
 
-/* JSON text without the key; NULL if it is no JSON then, because an escape's backslash went with the key. */
 char *
 answer_without_key(const char *json, const char *api_key)
 {
@@ -363,13 +330,6 @@ answer_field(JsonbContainer *object, const char *name, JsonbValue *into)
 	return getKeyJsonValueFromContainer(object, name, strlen(name), into);
 }
 
-static char *
-string_value(const JsonbValue *value)
-{
-	return pnstrdup(value->val.string.val, value->val.string.len);
-}
-
-/* A string as it is, {"code", "title"} as "code: title", anything else as its JSON text. */
 char *
 answer_error_text(JsonbValue *error)
 {
@@ -378,11 +338,12 @@ answer_error_text(JsonbValue *error)
 	Jsonb	   *json;
 
 	if (error->type == jbvString)
-		return string_value(error);
+		return pnstrdup(error->val.string.val, error->val.string.len);
 	if (error->type == jbvBinary && JsonContainerIsObject(error->val.binary.data) &&
 		answer_field(error->val.binary.data, "code", &code) != NULL && code.type == jbvString &&
 		answer_field(error->val.binary.data, "title", &title) != NULL && title.type == jbvString)
-		return psprintf("%s: %s", string_value(&code), string_value(&title));
+		return psprintf("%.*s: %.*s", code.val.string.len, code.val.string.val,
+						title.val.string.len, title.val.string.val);
 	json = JsonbValueToJsonb(error);
 	return JsonbToCString(NULL, &json->root, VARSIZE(json));
 }

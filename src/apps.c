@@ -211,7 +211,6 @@ wipe_key(void *arg)
 {
 	LaneKey    *key = arg;
 
-	onesignal_request_end(&key->request);
 	credentials_wipe(&key->credentials);
 }
 
@@ -237,10 +236,9 @@ apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 		problem = error->message;
 	if (problem == NULL)
 	{
-		onesignal_request_begin(&key->request, app_id, &key->credentials);
-		key->request.http.group = &lane->app->group;
-		key->request.http.timeout_ms = settings_delivery_timeout;
-		key->request.http.connect_timeout_ms = settings_delivery_connect_timeout;
+		key->credentials.http.group = &lane->app->group;
+		key->credentials.http.timeout_ms = settings_delivery_timeout;
+		key->credentials.http.connect_timeout_ms = settings_delivery_connect_timeout;
 	}
 	MemoryContextSwitchTo(old);
 	if (problem == NULL)

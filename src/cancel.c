@@ -71,8 +71,7 @@ typedef struct CancelRun
 	int			next;			/* the first item that was not begun */
 	int			done;			/* how many results are final */
 	dlist_head	waiting;		/* to be tried again, or for View message */
-	const Credentials *credentials;
-	CancelRequest request;
+	Credentials *credentials;
 	HttpGroup	group;
 	Pace		pace;
 	int64		not_before_us;	/* OneSignal asked us to wait until then (429) */
@@ -164,7 +163,7 @@ start_requests(CancelRun *run)
 		else if (++run->views % VIEWS_MAX == 0)
 			run->view_next_us = now + VIEWS_PAUSE_US;
 		item->started_us = now;
-		request = onesignal_request(&run->request, item->checking ? "GET" : "DELETE",
+		request = onesignal_request(run->credentials, item->checking ? "GET" : "DELETE",
 									&run->message_ids[item - run->items]);
 		request->group = &run->group;
 		request->timeout_ms = (int) Max(settings_timeout - spent_ms, 1);
@@ -318,13 +317,11 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 		dlist_init(&run.waiting);
 		run.show_us = count > 1 ? http_clock_us() + SHOW_US : PG_INT64_MAX;
 		pace_init(&run.pace, count == 1 ? 0 : credentials.rate_limit);
-		onesignal_request_begin(&run.request, app_id, &credentials);
 		run_to_end(&run);
 	}
 	PG_FINALLY();
 	{
 		http_abandon();
-		onesignal_request_end(&run.request);
 		credentials_wipe(&credentials);
 	}
 	PG_END_TRY();

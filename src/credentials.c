@@ -4,9 +4,8 @@
  *
  * Nothing in the catalogs finds a server by one of its options, so each
  * process remembers which servers an app has.  Everything else is looked up
- * each time: PostgreSQL caches the catalogs, rights depend on memberships, and
- * a key that is not kept cannot leak.  A key file is read each time too,
- * because it is replaced without SQL; that takes a few microseconds.
+ * each time: PostgreSQL caches the catalogs, rights depend on memberships, a
+ * key that is not kept cannot leak, and a key file is replaced without SQL.
  *
  * The worker asks for roles that may be gone, and must go on when something
  * is missing.  A look-up therefore returns the error, for the caller to raise.
@@ -39,6 +38,8 @@
 #include "compat.h"
 #include "credentials.h"
 
+#define AUTHORIZATION	"Authorization: Key "
+
 /* The servers of an app. */
 typedef struct AppServers
 {
@@ -49,11 +50,12 @@ typedef struct AppServers
 /* What is asked for, and the server and mapping found so far. */
 typedef struct Lookup
 {
-	const pg_uuid_t *app_id;
+	char	   *app;
 	Oid			role;
 	char	   *role_name;
 	ForeignServer *server;
-	bool		is_own;			/* the role's own mapping, not PUBLIC's */
+	Oid			owner;			/* of the mapping: the role, or InvalidOid for PUBLIC */
+	const char *owner_text;
 } Lookup;
 
 /* Counts changes of the catalogs. */
@@ -82,23 +84,6 @@ catalog_changed(Datum arg pg_attribute_unused(), int cacheid pg_attribute_unused
 	changes++;
 }
 
-static void
-remember_server(HTAB *apps, HeapTuple tuple, TupleDesc descriptor)
-{
-	bool		isnull;
-	Datum		stored = heap_getattr(tuple, Anum_pg_foreign_server_srvoptions, descriptor, &isnull);
-	const char *text = isnull ? NULL : options_get(untransformRelOptions(stored), "app_id");
-	pg_uuid_t	app_id;
-	AppServers *app;
-	bool		found;
-
-	/* Without a usable app_id nobody can ask for the server. */
-	if (text == NULL || !options_parse_uuid(text, &app_id))
-		return;
-	app = hash_search(apps, &app_id, HASH_ENTER, &found);
-	app->servers = lappend_oid(found ? app->servers : NIL, ((Form_pg_foreign_server) GETSTRUCT(tuple))->oid);
-}
-
 /* Reads the wrapper's servers into a hash table in the current memory context. */
 static HTAB *
 read_servers(void)
@@ -118,17 +103,27 @@ read_servers(void)
 				ObjectIdGetDatum(get_foreign_data_wrapper_oid(CREDENTIALS_WRAPPER, true)));
 	scan = systable_beginscan(relation, InvalidOid, false, NULL, 1, &key);
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
-		remember_server(apps, tuple, RelationGetDescr(relation));
+	{
+		bool		isnull;
+		bool		found;
+		Datum		stored = heap_getattr(tuple, Anum_pg_foreign_server_srvoptions,
+										  RelationGetDescr(relation), &isnull);
+		const char *text = isnull ? NULL : options_get(untransformRelOptions(stored), "app_id");
+		pg_uuid_t	app_id;
+		AppServers *app;
+
+		/* Without a usable app_id nobody can ask for the server. */
+		if (text == NULL || !options_parse_uuid(text, &app_id))
+			continue;
+		app = hash_search(apps, &app_id, HASH_ENTER, &found);
+		app->servers = lappend_oid(found ? app->servers : NIL, ((Form_pg_foreign_server) GETSTRUCT(tuple))->oid);
+	}
 	systable_endscan(scan);
 	table_close(relation, AccessShareLock);
 	return apps;
 }
 
-/*
- * Returns the OIDs of an app's servers; the list is valid until the next call.
- * After an error, or when something changes during the scan, the next call
- * reads all again.
- */
+/* Returns the OIDs of an app's servers; the list is valid until the next call. */
 static List *
 servers_of(const pg_uuid_t *app_id)
 {
@@ -142,14 +137,13 @@ servers_of(const pg_uuid_t *app_id)
 	{
 		MemoryContext caller;
 
-		as_of = 0;
 		if (context == NULL)
 			context = AllocSetContextCreate(CacheMemoryContext, "onesignal_cancel servers", ALLOCSET_SMALL_SIZES);
 		MemoryContextReset(context);
 		caller = MemoryContextSwitchTo(context);
 		apps = read_servers();
 		MemoryContextSwitchTo(caller);
-		as_of = now;
+		as_of = now;			/* not after an error: then the next call reads all again */
 	}
 	app = hash_search(apps, app_id, HASH_FIND, NULL);
 	return app != NULL ? app->servers : NIL;
@@ -161,89 +155,72 @@ servers_of(const pg_uuid_t *app_id)
 static ErrorData *
 no_usage(const Lookup *lookup, const ForeignServer *any)
 {
-	const char *app = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(lookup->app_id)));
 	ErrorData  *error;
 
 	if (any == NULL)
-		return problem(ERRCODE_UNDEFINED_OBJECT, psprintf("no server for OneSignal app \"%s\"", app),
+		return problem(ERRCODE_UNDEFINED_OBJECT, psprintf("no server for OneSignal app \"%s\"", lookup->app),
 					   psprintf("Create one with CREATE SERVER name FOREIGN DATA WRAPPER %s OPTIONS (app_id '%s').",
-								CREDENTIALS_WRAPPER, app));
+								CREDENTIALS_WRAPPER, lookup->app));
 	error = problem(ERRCODE_INSUFFICIENT_PRIVILEGE,
 					psprintf("permission denied for foreign server %s", any->servername),
 					psprintf("Grant it with GRANT USAGE ON FOREIGN SERVER %s TO %s.",
 							 quote_identifier(any->servername), quote_identifier(lookup->role_name)));
 	error->detail = psprintf("To cancel messages of OneSignal app \"%s\", role \"%s\" needs USAGE on its server.",
-							 app, lookup->role_name);
+							 lookup->app, lookup->role_name);
 	return error;
-}
-
-/* Whose mapping it is. */
-static const char *
-mapping_text(const Lookup *lookup)
-{
-	return lookup->is_own ? psprintf("role \"%s\"", lookup->role_name) : "PUBLIC";
-}
-
-static ErrorData *
-ambiguous(const Lookup *lookup, List *candidates)
-{
-	StringInfoData names;
-	ListCell   *cell;
-
-	initStringInfo(&names);
-	foreach(cell, candidates)
-		appendStringInfo(&names, "%s\"%s\"", names.len > 0 ? ", " : "", ((ForeignServer *) lfirst(cell))->servername);
-	return problem(ERRCODE_DUPLICATE_OBJECT,
-				   psprintf("more than one server for OneSignal app \"%s\" has a user mapping for %s: %s",
-							DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(lookup->app_id))),
-							mapping_text(lookup), names.data),
-				   lookup->is_own ? "Keep this user mapping on only one of them." :
-				   "Create a user mapping for the role on the server that it should use: it wins over PUBLIC's.");
 }
 
 /* A role's own mapping, on whichever server, wins over PUBLIC's. */
 static ErrorData *
-choose_server(Lookup *lookup)
+choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 {
-	List	   *own = NIL;
-	List	   *shared = NIL;
-	List	   *candidates;
+	int			count = 0;
+	char	   *names = NULL;
 	ForeignServer *any = NULL;
 	ForeignServer *usable = NULL;
 	ListCell   *cell;
 
+	lookup->owner_text = "PUBLIC";
 	/* The ACL check raises an error for a server that is gone.  It reads the role first, which this caches. */
 	(void) superuser_arg(lookup->role);
-	foreach(cell, servers_of(lookup->app_id))
+	foreach(cell, servers_of(app_id))
 	{
-		Datum		oid = ObjectIdGetDatum(lfirst_oid(cell));
-		ForeignServer *server = GetForeignServerExtended(lfirst_oid(cell), FSV_MISSING_OK);
+		Oid			oid = lfirst_oid(cell);
+		ForeignServer *server = GetForeignServerExtended(oid, FSV_MISSING_OK);
 
 		if (server == NULL)
 			continue;
 		any = server;
-		if (foreign_server_aclcheck(lfirst_oid(cell), lookup->role, ACL_USAGE) != ACLCHECK_OK)
+		if (foreign_server_aclcheck(oid, lookup->role, ACL_USAGE) != ACLCHECK_OK)
 			continue;
 		usable = server;
-		if (SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->role), oid))
-			own = lappend(own, server);
-		else if (SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(InvalidOid), oid))
-			shared = lappend(shared, server);
+		if (!OidIsValid(lookup->owner) &&
+			SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->role), ObjectIdGetDatum(oid)))
+		{
+			lookup->owner = lookup->role;
+			lookup->owner_text = psprintf("role \"%s\"", lookup->role_name);
+			count = 0;
+		}
+		if (!SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->owner), ObjectIdGetDatum(oid)))
+			continue;
+		lookup->server = server;
+		names = count++ == 0 ? server->servername : psprintf("%s\", \"%s", names, server->servername);
 	}
 	if (usable == NULL)
 		return no_usage(lookup, any);
-	lookup->is_own = own != NIL;
-	candidates = lookup->is_own ? own : shared;
-	if (candidates == NIL)
+	if (count == 0)
 		return problem(ERRCODE_UNDEFINED_OBJECT,
 					   psprintf("no user mapping for role \"%s\" or PUBLIC on server \"%s\"",
 								lookup->role_name, usable->servername),
 					   psprintf("Create one with CREATE USER MAPPING FOR PUBLIC SERVER %s "
 								"OPTIONS (api_key_file '/path/to/key').",
 								quote_identifier(usable->servername)));
-	if (list_length(candidates) > 1)
-		return ambiguous(lookup, candidates);
-	lookup->server = linitial(candidates);
+	if (count > 1)
+		return problem(ERRCODE_DUPLICATE_OBJECT,
+					   psprintf("more than one server for OneSignal app \"%s\" has a user mapping for %s: \"%s\"",
+								lookup->app, lookup->owner_text, names),
+					   OidIsValid(lookup->owner) ? "Keep this user mapping on only one of them." :
+					   "Create a user mapping for the role on the server that it should use: it wins over PUBLIC's.");
 	return NULL;
 }
 
@@ -290,57 +267,44 @@ read_key_file(const char *path, char *buffer)
 		"it must contain exactly one line of printable ASCII without spaces";
 }
 
+/* Reads the key into a buffer of OPTIONS_KEY_MAX + 2 bytes, which is empty. */
 static ErrorData *
-key_from_file(const Lookup *lookup, const char *path, char **key)
+read_key(const Lookup *lookup, char *buffer)
 {
-	char		buffer[OPTIONS_KEY_MAX + 2];
-	const char *reason = read_key_file(path, buffer);
-	char	   *located;
+	List	   *options = GetUserMapping(lookup->owner, lookup->server->serverid)->options;
+	const char *path = options_get(options, "api_key_file");
+	char	   *stored = options_get(options, "api_key");
+	const char *reason = path != NULL ? read_key_file(path, buffer) : NULL;
 	ErrorData  *error;
 
-	if (reason == NULL)
-		*key = pstrdup(buffer);
-	explicit_bzero(buffer, sizeof(buffer));
-	if (reason == NULL)
+	if (path == NULL && stored != NULL)
+	{
+		strlcpy(buffer, stored, OPTIONS_KEY_MAX + 2);
+		explicit_bzero(stored, strlen(stored));
+	}
+	if (reason == NULL && options_key_problem(buffer) == NULL)
 		return NULL;
-
+	if (path == NULL)
+		return problem(ERRCODE_UNDEFINED_OBJECT,
+					   psprintf("user mapping for %s on server \"%s\" %s",
+								lookup->owner_text, lookup->server->servername,
+								stored != NULL ? "holds no valid API key" : "has no API key"),
+					   psprintf("Set it with ALTER USER MAPPING FOR %s SERVER %s "
+								"OPTIONS (%sADD api_key_file '/path/to/key').",
+								OidIsValid(lookup->owner) ? quote_identifier(lookup->role_name) : "PUBLIC",
+								quote_identifier(lookup->server->servername),
+								stored != NULL ? "DROP api_key, " : ""));
 	error = problem(ERRCODE_UNDEFINED_FILE,
 					psprintf("could not read the API key file of the user mapping for %s on server \"%s\": %s",
-							 mapping_text(lookup), lookup->server->servername, reason),
+							 lookup->owner_text, lookup->server->servername, reason),
 					"The file must be readable by the user that runs PostgreSQL (owner postgres, mode 600) and "
 					"contain the key alone, without \"Key \" or \"Basic \".");
 	/* Only the log, and roles that may read the file, are told where it is. */
-	located = psprintf("The file is \"%s\".", path);
 	if (has_privs_of_role(lookup->role, ROLE_PG_READ_SERVER_FILES))
-		error->detail = located;
+		error->detail = psprintf("The file is \"%s\".", path);
 	else
-		error->detail_log = located;
+		error->detail_log = psprintf("The file is \"%s\".", path);
 	return error;
-}
-
-static ErrorData *
-find_api_key(const Lookup *lookup, char **key)
-{
-	Oid			owner = lookup->is_own ? lookup->role : InvalidOid;
-	List	   *options = GetUserMapping(owner, lookup->server->serverid)->options;
-	const char *path = options_get(options, "api_key_file");
-	char	   *stored = options_get(options, "api_key");
-
-	if (path != NULL)
-		return key_from_file(lookup, path, key);
-	if (stored != NULL && options_key_problem(stored) == NULL)
-		*key = pstrdup(stored);
-	if (stored != NULL)
-		explicit_bzero(stored, strlen(stored));
-	if (*key != NULL)
-		return NULL;
-	return problem(ERRCODE_UNDEFINED_OBJECT,
-				   psprintf("user mapping for %s on server \"%s\" %s", mapping_text(lookup),
-							lookup->server->servername, stored != NULL ? "holds no valid API key" : "has no API key"),
-				   psprintf("Set it with ALTER USER MAPPING FOR %s SERVER %s "
-							"OPTIONS (%sADD api_key_file '/path/to/key').",
-							lookup->is_own ? quote_identifier(lookup->role_name) : "PUBLIC",
-							quote_identifier(lookup->server->servername), stored != NULL ? "DROP api_key, " : ""));
 }
 
 /* ---- the whole of it ---- */
@@ -353,8 +317,7 @@ read_server_options(const ForeignServer *server, Credentials *credentials)
 	char	   *base_url = options_get(server->options, "base_url");
 	const char *invalid = NULL;
 
-	credentials->rate_limit = CREDENTIALS_RATE_ADAPTS;
-	if (rate_limit != NULL && !options_parse_rate(rate_limit, &credentials->rate_limit))
+	if (rate_limit != NULL && options_rate_problem(rate_limit) != NULL)
 		invalid = "rate_limit";
 	if (base_url == NULL)
 		base_url = pstrdup("https://api.onesignal.com");
@@ -365,19 +328,22 @@ read_server_options(const ForeignServer *server, Credentials *credentials)
 					   psprintf("invalid value for option \"%s\" of server \"%s\"", invalid, server->servername), NULL);
 	for (size_t length = strlen(base_url); length > 0 && base_url[length - 1] == '/'; length--)
 		base_url[length - 1] = '\0';
+	initStringInfo(&credentials->url);
+	credentials->rate_limit = rate_limit != NULL ? strtod(rate_limit, NULL) : CREDENTIALS_RATE_ADAPTS;
 	credentials->server = server->serverid;
 	credentials->server_name = server->servername;
 	credentials->base_url = base_url;
-	credentials->ca_file = options_get(server->options, "ca_file");
-	credentials->proxy = options_get(server->options, "proxy");
+	credentials->http.ca_file = options_get(server->options, "ca_file");
+	credentials->http.proxy = options_get(server->options, "proxy");
 	return NULL;
 }
 
 ErrorData *
 credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 {
-	Lookup		lookup = {.app_id = app_id, .role = role};
+	Lookup		lookup = {.role = role};
 	ErrorData  *error;
+	char		key[OPTIONS_KEY_MAX + 2];
 
 	Assert(IsTransactionState());	/* callers see to it */
 
@@ -388,14 +354,28 @@ credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 	if (lookup.role_name == NULL)
 		return problem(ERRCODE_INSUFFICIENT_PRIVILEGE, psprintf("role with OID %u does not exist", role), NULL);
 
-	error = choose_server(&lookup);
-	if (error == NULL && credentials != NULL)
+	lookup.app = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(app_id)));
+	error = choose_server(&lookup, app_id);
+	if (error != NULL || credentials == NULL)
+		return error;
+	memset(credentials, 0, sizeof(*credentials));
+	credentials->app_id = lookup.app;
+	error = read_server_options(lookup.server, credentials);
+	if (error != NULL)
+		return error;
+	key[0] = '\0';
+	error = read_key(&lookup, key);
+	if (error == NULL)
 	{
-		memset(credentials, 0, sizeof(*credentials));
-		error = read_server_options(lookup.server, credentials);
-		if (error == NULL)
-			error = find_api_key(&lookup, &credentials->api_key);
+		/* psprintf() could leave a copy of the key behind. */
+		Size		size = strlen(AUTHORIZATION) + strlen(key) + 1;
+		char	   *header = palloc(size);
+
+		snprintf(header, size, "%s%s", AUTHORIZATION, key);
+		credentials->http.authorization = header;
+		credentials->api_key = header + strlen(AUTHORIZATION);
 	}
+	explicit_bzero(key, sizeof(key));
 	return error;
 }
 
@@ -411,11 +391,8 @@ credentials_get(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 void
 credentials_wipe(Credentials *credentials)
 {
-	if (credentials->api_key == NULL)
-		return;
-	explicit_bzero(credentials->api_key, strlen(credentials->api_key));
-	pfree(credentials->api_key);
-	credentials->api_key = NULL;
+	if (credentials->api_key != NULL)
+		explicit_bzero(credentials->api_key, strlen(credentials->api_key));
 }
 
 bool

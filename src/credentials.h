@@ -6,6 +6,7 @@
 #ifndef ONESIGNAL_CANCEL_CREDENTIALS_H
 #define ONESIGNAL_CANCEL_CREDENTIALS_H
 
+#include "http.h"
 #include "nodes/pg_list.h"
 #include "utils/uuid.h"
 
@@ -16,16 +17,17 @@
 
 /* ---- credentials.c ---- */
 
-/* The strings live in the caller's memory context; credentials_wipe() wipes the key. */
+/* What an app's requests are made with.  All of it lives in the caller's memory context. */
 typedef struct Credentials
 {
 	Oid			server;
 	char	   *server_name;
-	char	   *base_url;		/* without a trailing slash */
-	char	   *ca_file;		/* or NULL */
-	char	   *proxy;			/* or NULL */
 	double		rate_limit;		/* requests a second; 0: unlimited */
-	char	   *api_key;
+	char	   *base_url;		/* without a trailing slash */
+	char	   *app_id;
+	StringInfoData url;			/* of the last request */
+	HttpRequest http;			/* onesignal_request() adds method and URL; the user, group and timeouts */
+	char	   *api_key;		/* within http.authorization; credentials_wipe() wipes it */
 } Credentials;
 
 /*
@@ -54,15 +56,13 @@ extern uint64 credentials_generation(void);
 /* App API keys are about 120 characters long; this is room for the next format. */
 #define OPTIONS_KEY_MAX 4096
 
-/* Return NULL for a valid key or base_url, else a sentence that says why it is not. */
+/* Return NULL for a valid key, base_url or rate_limit, else a sentence that says why it is not. */
 extern const char *options_key_problem(const char *key);
 extern const char *options_url_problem(const char *url);
+extern const char *options_rate_problem(const char *value);
 
 /* Reads what uuid_in() reads, but never throws. */
 extern bool options_parse_uuid(const char *text, pg_uuid_t *uuid);
-
-/* Requests a second, 0 for unlimited. */
-extern bool options_parse_rate(const char *text, double *rate);
 
 /* The value of an option in a list of DefElem, or NULL; not a copy. */
 extern char *options_get(List *options, const char *name);

@@ -196,7 +196,7 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, TimestampTz now)
 		{
 			app->view_at = now + VIEW_INTERVAL_US;
 			item->view_until = was_asked ? item->view_until : now + VIEW_WINDOW_US;
-			http_submit(onesignal_request(&item->key->request, "GET", &item->row.message_id), item);
+			http_submit(onesignal_request(&item->key->credentials, "GET", &item->row.message_id), item);
 			return false;
 		}
 		if (was_asked && may_send && app->paused_until <= now)
@@ -441,7 +441,7 @@ run(const DeliveryOptions *options)
 			now = GetCurrentTimestamp();
 		}
 		for (begun = 0; may_send && (item = lanes_take(now)) != NULL; begun++)
-			http_submit(onesignal_request(&item->key->request, "DELETE", &item->row.message_id), item);
+			http_submit(onesignal_request(&item->key->credentials, "DELETE", &item->row.message_id), item);
 		next_due = may_send ? lanes_next_due(now) : DT_NOEND;
 		if (is_done(options, now, next_due))
 			return next_due;

@@ -68,7 +68,6 @@ typedef struct LaneKey
 	int			refs;
 	MemoryContextCallback wipe;
 	Credentials credentials;
-	CancelRequest request;
 } LaneKey;
 
 typedef struct DeliveryLane DeliveryLane;

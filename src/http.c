@@ -5,13 +5,12 @@
  * Each process has one multi handle, opened on first use and kept: connections,
  * TLS sessions, the parsed CA store and DNS answers outlive transactions.
  * libcurl never waits.  It names the sockets and the timer that it needs, and
- * http_wait() waits for them (wire.c) and for the latch, so that an interrupt
- * always takes effect at once.
+ * http_wait() waits for them and for the latch, so that interrupts take effect.
  *
- * libcurl's callbacks only record: an error or a palloc would leave through C
- * frames that do not expect it.  All memory is malloc'd and belongs to the
- * static engine, so that no error loses it.  When the process exits, the kernel
- * closes what is open: libcurl could wait for a resolver.
+ * libcurl's callbacks only record: an error or a palloc would leave through its
+ * frames.  All memory is malloc'd and belongs to the static engine, so that no
+ * error loses it.  The kernel closes what is open when the process exits:
+ * libcurl could wait for a resolver.
  */
 #include "postgres.h"
 
@@ -84,7 +83,7 @@ static HttpEngine engine = {.timer_us = PG_INT64_MAX, .next_deadline_us = PG_INT
 static TimeoutId look_timeout = MAX_TIMEOUTS;	/* until it is registered */
 static int64 cpu_before_us;		/* of this thread, at the first look at a call; 0: none yet */
 static bool letting_go;			/* the call ends an exchange: nothing that it reads is of use */
-static volatile sig_atomic_t flooded;	/* this call was cut short */
+static volatile sig_atomic_t flooded;	/* run_libcurl() has cut a peer off */
 
 int64
 http_clock_us(void)
@@ -104,13 +103,10 @@ http_clock_us(void)
  * whole call: look_at_call() needs SIGALRM.
  */
 static int
-resolver_callback(void *resolver, void *reserved, void *context)
+resolver_callback(void *resolver pg_attribute_unused(), void *reserved pg_attribute_unused(),
+				  void *context pg_attribute_unused())
 {
 	sigset_t	blocked = BlockSig;
-
-	(void) resolver;
-	(void) reserved;
-	(void) context;
 
 	sigaddset(&blocked, SIGQUIT);
 	if (!engine.signals_blocked)
@@ -128,12 +124,9 @@ restore_signals(void)
 }
 
 static int
-socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *socket_context)
+socket_callback(CURL *easy pg_attribute_unused(), curl_socket_t fd, int what, void *context pg_attribute_unused(),
+				void *socket_context pg_attribute_unused())
 {
-	(void) easy;
-	(void) context;
-	(void) socket_context;
-
 	/* CURL_POLL_REMOVE asks for neither. */
 	wire_watch(fd, (what & CURL_POLL_IN) != 0, (what & CURL_POLL_OUT) != 0);
 	/* libcurl names a resolver's pipe right after it has started the thread. */
@@ -142,20 +135,10 @@ socket_callback(CURL *easy, curl_socket_t fd, int what, void *context, void *soc
 }
 
 static int
-timer_callback(CURLM *multi, long timeout_ms, void *context)
+timer_callback(CURLM *multi pg_attribute_unused(), long timeout_ms, void *context pg_attribute_unused())
 {
-	(void) multi;
-	(void) context;
-
 	engine.timer_us = timeout_ms < 0 ? PG_INT64_MAX : http_clock_us() + timeout_ms * INT64CONST(1000);
 	return 0;
-}
-
-static void
-set_unsent(HttpExchange *exchange, bool unsent)
-{
-	exchange->group->unsent += (int) unsent - (int) exchange->unsent;
-	exchange->unsent = unsent;
 }
 
 /* While the group has answers, waiting for a connection costs an exchange none of its time. */
@@ -168,36 +151,43 @@ waits_since(const HttpExchange *exchange)
 static int64
 deadline(const HttpExchange *exchange)
 {
-	return exchange->unsent ? waits_since(exchange) + exchange->connect_us :
+	return exchange->local_port == 0 ? waits_since(exchange) + exchange->connect_us :
 		exchange->answer.begun_us + exchange->timeout_us;
 }
 
-/* It is sent over the connection with this local port, or (0) waits for one, for the first time or again. */
+/* It is sent over the connection with this local port, or (0) waits for one again. */
 static void
 set_port(HttpExchange *exchange, int local_port)
 {
+	exchange->group->unsent += (local_port == 0) - (exchange->local_port == 0);
 	exchange->answer.sent_before |= exchange->local_port != 0;
 	exchange->local_port = local_port;
-	set_unsent(exchange, local_port == 0);
 	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 }
 
 /* The connection is there and the request is about to go out, for the first time or again. */
 static int
-prereq_callback(void *context, char *peer_ip, char *local_ip, int peer_port, int local_port)
+prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_ip pg_attribute_unused(),
+				int peer_port pg_attribute_unused(), int local_port)
 {
 	HttpExchange *exchange = context;
-	bool		readable;
 	long		connects = 1;
+	int			seen;
 
-	(void) peer_ip;
-	(void) local_ip;
-	(void) peer_port;
-
-	/* On a connection that was there before, libcurl would take what came unasked for the answer. */
+	/*
+	 * On a connection that was there before, libcurl would take what came
+	 * unasked for the answer.  Its versions differ in whether they close a
+	 * connection when this callback refuses it; when they cannot write to it,
+	 * they all do.
+	 */
 	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
-	if (connects == 0 && wire_is_idle(local_port, &readable) && (readable || transfer_has_unread_tls(exchange)))
-		return CURL_PREREQFUNC_ABORT;
+	seen = connects == 0 ? wire_look(local_port) : 0;
+	exchange->doomed = (seen & WIRE_UNASKED) || ((seen & WIRE_IDLE) && transfer_has_unread_tls(exchange));
+	if (exchange->doomed)
+	{
+		wire_end(local_port);
+		return CURL_PREREQFUNC_OK;
+	}
 	exchange->answer.begun_us = waits_since(exchange);
 	set_port(exchange, local_port);
 	return CURL_PREREQFUNC_OK;
@@ -222,7 +212,7 @@ look_at_call(void)
 		cpu_before_us = cpu_us;
 	if (ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending)))
 		(void) wire_cut_off(true);
-	if (cpu_us - cpu_before_us >= (is_late ? LATE_CPU_US : FLOOD_CPU_US) && wire_cut_off(false))
+	if (cpu_us - cpu_before_us >= (is_late ? LATE_CPU_US : FLOOD_CPU_US) && wire_cut_off(false) && !letting_go)
 		flooded = true;
 }
 
@@ -237,7 +227,6 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 	int			running;
 
 	cpu_before_us = 0;
-	flooded = false;
 	letting_go = gone != NULL;
 	enable_timeout_every(look_timeout, GetCurrentTimestamp() + LOOK_MS * INT64CONST(1000), LOOK_MS);
 	if (gone != NULL)
@@ -256,39 +245,34 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
  * these to other extensions.
  */
 static void
-reserve_descriptors(void)
-{
-	int			fds = 0;
-
-	while (fds < Min(FDS_MAX, max_safe_fds / 4) && AcquireExternalFD())
-		fds++;
-	if (fds >= FDS_MIN)
-	{
-		engine.connections_max = fds / 3 * 2;
-		return;
-	}
-	while (fds-- > 0)
-		ReleaseExternalFD();
-	ereport(ERROR,
-			(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
-			 errmsg("could not reserve file descriptors for HTTP connections"),
-			 errhint("Raise max_files_per_process and the server's ulimit -n.")));
-}
-
-static void
 open_engine(void)
 {
+	int			fds = 0;
+	CURLM	   *multi;
+
 	if (engine.multi != NULL)
 		return;
 	if (look_timeout == MAX_TIMEOUTS)
 		look_timeout = RegisterTimeout(USER_TIMEOUT, look_at_call);
-	if (engine.connections_max == 0)
-		reserve_descriptors();
-	engine.multi = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK ? curl_multi_init() : NULL;
-	if (engine.multi == NULL)
+	multi = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK ? curl_multi_init() : NULL;
+	if (multi == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("could not initialize libcurl")));
+	while (fds < Min(FDS_MAX, max_safe_fds / 4) && AcquireExternalFD())
+		fds++;
+	if (fds < FDS_MIN)
+	{
+		curl_multi_cleanup(multi);
+		while (fds-- > 0)
+			ReleaseExternalFD();
+		ereport(ERROR,
+				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
+				 errmsg("could not reserve file descriptors for HTTP connections"),
+				 errhint("Raise max_files_per_process and the server's ulimit -n.")));
+	}
+	engine.connections_max = fds / 3 * 2;
+	engine.multi = multi;
 	curl_multi_setopt(engine.multi, CURLMOPT_SOCKETFUNCTION, socket_callback);
 	curl_multi_setopt(engine.multi, CURLMOPT_TIMERFUNCTION, timer_callback);
 	curl_multi_setopt(engine.multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
@@ -298,26 +282,26 @@ open_engine(void)
 
 /* ---- one exchange ---- */
 
-/* Hands it to libcurl, for the first time or again. */
+/* Hands it to libcurl, for the first time or again.  This resolves nothing yet: the next run_libcurl() does. */
 static bool
 hand_to_libcurl(HttpExchange *exchange)
 {
 	exchange->answer.error[0] = '\0';
 	exchange->launched_us = http_clock_us();
-	/* This resolves nothing yet: the next run_libcurl() does. */
+	exchange->doomed = false;
 	if (curl_multi_add_handle(engine.multi, exchange->easy) != CURLM_OK)
 		return false;
+	exchange->group->unsent += exchange->local_port == 0;
 	set_port(exchange, 0);
 	engine.handed_over++;
 	return true;
 }
 
-/* libcurl lets go of it. */
 static void
 take_from_libcurl(HttpExchange *exchange)
 {
 	call_libcurl(exchange, 0, 0);
-	set_unsent(exchange, false);
+	exchange->group->unsent -= exchange->local_port == 0;
 }
 
 /* From engine.active into engine.finished, with or without an answer. */
@@ -330,34 +314,27 @@ move_to_finished(HttpExchange *exchange)
 	engine.in_flight--;
 }
 
-/* For debug3.  It shows neither headers nor texts from outside, which may have the key. */
-static void
-log_exchange(HttpExchange *exchange, CURLcode result)
-{
-	char	   *url = NULL;
-	long		version = 0;
-
-	if (!message_level_is_interesting(DEBUG3))
-		return;
-	curl_easy_getinfo(exchange->easy, CURLINFO_EFFECTIVE_URL, &url);
-	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
-	elog(DEBUG3, "onesignal_cancel: %s from port %d, HTTP/%s, %.1f ms: %d (%s)", url, exchange->local_port,
-		 version >= CURL_HTTP_VERSION_2_0 ? "2" : "1", (http_clock_us() - exchange->answer.begun_us) / 1000.0,
-		 exchange->answer.status, curl_easy_strerror(result));
-}
-
 /* Completes the answer, or the words that say why there is none. */
 static void
 conclude(HttpExchange *exchange, CURLcode result)
 {
 	HttpAnswer *answer = &exchange->answer;
+	char	   *url = NULL;
+	long		version = 0;
 
 	transfer_conclude(exchange, result);
 	move_to_finished(exchange);
 	answer->sent = exchange->local_port != 0 || answer->sent_before;
 	if (answer->status != 0)
 		exchange->group->answered_us = http_clock_us();
-	log_exchange(exchange, result);
+	if (!message_level_is_interesting(DEBUG3))
+		return;
+	/* This shows neither headers nor texts from outside, which may have the key. */
+	curl_easy_getinfo(exchange->easy, CURLINFO_EFFECTIVE_URL, &url);
+	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
+	elog(DEBUG3, "onesignal_cancel: %s from port %d, HTTP/%s, %.1f ms: %d (%s)", url, exchange->local_port,
+		 version >= CURL_HTTP_VERSION_2_0 ? "2" : "1", (http_clock_us() - answer->begun_us) / 1000.0,
+		 answer->status, curl_easy_strerror(result));
 }
 
 /* Has the connection failed in a way that says nothing about the request?  DELETE may be sent again. */
@@ -370,8 +347,8 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 
 	if (exchange->header_bytes > 0)
 		return false;
-	if (result == CURLE_ABORTED_BY_CALLBACK)
-		return true;			/* by prereq_callback(): libcurl has closed that connection */
+	if (exchange->doomed)
+		return exchange->resubmitted++ < REFUSED_MAX;
 	if (result == CURLE_OPERATION_TIMEDOUT) /* to libcurl, waiting for a stream is connecting */
 		return others_answered && deadline(exchange) > http_clock_us();
 	if (result != CURLE_SEND_ERROR && result != CURLE_RECV_ERROR && result != CURLE_GOT_NOTHING &&
@@ -387,50 +364,44 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 	return (connects == 0 || refused) && exchange->resubmitted++ < (refused ? REFUSED_MAX : RESUBMIT_MAX);
 }
 
-static void
-take_result(HttpExchange *exchange, CURLcode result, bool was_flooded)
-{
-	/* Newer versions of libcurl keep a connection of which nghttp2 cannot go on reading, and fail with each request. */
-	if (result == CURLE_HTTP2)
-		wire_end(exchange->local_port);
-	if (was_flooded && result != CURLE_OK && exchange->local_port != 0)
-		strlcpy(exchange->answer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
-	else if (may_resubmit(exchange, result))
-	{
-		take_from_libcurl(exchange);
-		if (hand_to_libcurl(exchange))
-			return;
-		result = CURLE_OUT_OF_MEMORY;
-	}
-	conclude(exchange, result);
-}
-
 /* Calls libcurl for a socket that is ready, or for its timer, and takes what has finished. */
 static void
 run_libcurl(curl_socket_t fd, int what)
 {
 	CURLMsg    *message;
 	int			left;
-	bool		was_flooded;
 	bool		many = engine.handed_over > 1;
 	long		share = (engine.connections_max - wire_count()) / HOST_CONNECTIONS_MAX;
 
 	/* A host may have an eighth of the connections that are left: hosts that hang leave some for the next. */
 	curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
 	engine.handed_over = 0;
+	flooded = false;
 	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */
 	if (many)
 		wire_cork(true);
 	call_libcurl(NULL, fd, what);
 	if (many)
 		wire_cork(false);
-	was_flooded = flooded;
 	while ((message = curl_multi_info_read(engine.multi, &left)) != NULL)
 	{
 		HttpExchange *exchange = NULL;
+		CURLcode	result = message->data.result;
 
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
-		take_result(exchange, message->data.result, was_flooded);
+		/* Newer versions of libcurl keep a connection of which nghttp2 cannot go on reading, and fail with each request. */
+		if (result == CURLE_HTTP2)
+			wire_end(exchange->local_port);
+		if (flooded && result != CURLE_OK && exchange->local_port != 0)
+			strlcpy(exchange->answer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
+		else if (may_resubmit(exchange, result))
+		{
+			take_from_libcurl(exchange);
+			if (hand_to_libcurl(exchange))
+				continue;
+			result = CURLE_OUT_OF_MEMORY;
+		}
+		conclude(exchange, result);
 	}
 }
 
@@ -446,21 +417,21 @@ expire(int64 now)
 	dlist_foreach_modify(iter, &engine.active)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
+		bool		unconnected;
 
 		/* After a refused stream or GOAWAY libcurl lets the request wait for another connection. */
-		if (deadline(exchange) <= now && !exchange->unsent && wire_has_ended(exchange->local_port))
+		if (deadline(exchange) <= now && exchange->local_port != 0 &&
+			!(wire_look(exchange->local_port) & WIRE_OPEN))
 			set_port(exchange, 0);
 		if (deadline(exchange) > now)
 		{
 			engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 			continue;
 		}
-		if (exchange->unsent && exchange->connect_us < exchange->timeout_us)
-			snprintf(exchange->answer.error, HTTP_ERROR_SIZE,
-					 "Connection timed out after " INT64_FORMAT " milliseconds", exchange->connect_us / 1000);
-		else
-			snprintf(exchange->answer.error, HTTP_ERROR_SIZE,
-					 "no answer within " INT64_FORMAT " ms", exchange->timeout_us / 1000);
+		unconnected = exchange->local_port == 0 && exchange->connect_us < exchange->timeout_us;
+		snprintf(exchange->answer.error, HTTP_ERROR_SIZE, "%s " INT64_FORMAT " ms",
+				 unconnected ? "Connection timed out after" : "no answer within",
+				 (unconnected ? exchange->connect_us : exchange->timeout_us) / 1000);
 		conclude(exchange, CURLE_OPERATION_TIMEDOUT);
 	}
 }
@@ -487,12 +458,6 @@ http_in_flight(void)
 	return engine.in_flight;
 }
 
-/*
- * Starts an exchange; http_wait() returns its answer when it has finished.
- * Copies all of the request but the group.  Call it only while group->unsent is
- * below HTTP_UNSENT_MAX.  Raises 53000 without file descriptors and 53200
- * without memory; all other failures are in the answer.
- */
 void
 http_submit(const HttpRequest *request, void *owner)
 {
@@ -527,13 +492,6 @@ http_submit(const HttpRequest *request, void *owner)
 			 errdetail("Failed while preparing an HTTP request.")));
 }
 
-/*
- * Waits until an exchange has finished and returns its answer, which is valid
- * until the next call of http_wait(), http_next() or http_abandon().  NULL:
- * until_us (of http_clock_us(); PG_INT64_MAX: no limit) has come, or the latch
- * was set.  Serves interrupts and so may throw: the caller must then call
- * http_abandon().
- */
 const HttpAnswer *
 http_wait(int64 until_us)
 {
@@ -571,7 +529,6 @@ http_wait(int64 until_us)
 	}
 }
 
-/* The answer of another exchange that has finished, without looking for more; else NULL. */
 const HttpAnswer *
 http_next(void)
 {
@@ -584,7 +541,6 @@ http_next(void)
 	return &engine.returned->answer;
 }
 
-/* Ends all that is in flight without an answer, with this error; http_next() returns it. */
 void
 http_give_up(const char *words)
 {
@@ -600,11 +556,6 @@ http_give_up(const char *words)
 	}
 }
 
-/*
- * At the end of a statement or run, and on error paths: drops all that is in
- * flight or finished, and ends the connections that their peers have closed.
- * Never throws.
- */
 void
 http_abandon(void)
 {
@@ -616,7 +567,6 @@ http_abandon(void)
 	wire_tidy();
 }
 
-/* "libcurl 7.88.1, OpenSSL/3.0.15, nghttp2 1.52.0": the loaded versions */
 void
 http_append_versions(StringInfo out)
 {

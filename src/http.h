@@ -30,7 +30,7 @@ typedef struct HttpRequest
 	HttpGroup  *group;
 	const char *method;
 	const char *url;
-	const char *const *headers; /* "Name: value", NULL-terminated */
+	const char *authorization;	/* the header with the key */
 	const char *ca_file;		/* NULL: the system's CAs */
 	const char *proxy;			/* NULL: what libcurl's environment says */
 	int			timeout_ms;		/* connecting and sending again included, queueing not */
@@ -61,13 +61,38 @@ typedef struct HttpUrl
 extern int64 http_clock_us(void);
 
 extern int	http_in_flight(void);
+
+/*
+ * Starts an exchange.  Copies all of the request but the group, whose unsent
+ * must be below HTTP_UNSENT_MAX.  Raises 53000 without file descriptors and
+ * 53200 without memory; all other failures are in the answer.
+ */
 extern void http_submit(const HttpRequest *request, void *owner);
+
+/*
+ * Waits until an exchange has finished and returns its answer, which is valid
+ * until the next call of http_wait(), http_next() or http_abandon().  NULL:
+ * until_us (PG_INT64_MAX: no limit) has come, or the latch was set.  Serves
+ * interrupts and so may throw: the caller must then call http_abandon().
+ */
 extern const HttpAnswer *http_wait(int64 until_us);
+
+/* The answer of another exchange that has finished, without looking for more; else NULL. */
 extern const HttpAnswer *http_next(void);
+
+/* Ends all that is in flight without an answer, with this error; http_next() returns it. */
 extern void http_give_up(const char *words);
+
+/*
+ * At the end of a statement or run, and on error paths: drops all that is in
+ * flight or finished, and ends the connections that their peers have closed.
+ */
 extern void http_abandon(void);
 
+/* By the parser that the request itself will go through.  False: not an absolute URL with a host. */
 extern bool http_parse_url(const char *url, HttpUrl *parts);
+
+/* The loaded versions: "libcurl 7.88.1, OpenSSL/3.0.15, nghttp2 1.52.0" */
 extern void http_append_versions(StringInfo out);
 
 #endif

@@ -11,8 +11,6 @@
 #include "lib/stringinfo.h"
 #include "utils/array.h"
 #include "utils/builtins.h"
-#include "utils/jsonb.h"
-#include "utils/uuid.h"
 
 #include "onesignal.h"
 
@@ -36,18 +34,15 @@ static bool
 collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
 {
 	JsonbValue	errors;
-	JsonbContainer *array;
 	JsonbValue *element;
+	JsonbContainer *array;
 
 	if (answer_field(&json->root, "errors", &errors) == NULL || errors.type == jbvNull)
 		return false;
-	if (errors.type != jbvBinary || !JsonContainerIsArray(errors.val.binary.data))
-	{
+	array = errors.type == jbvBinary && JsonContainerIsArray(errors.val.binary.data) ? errors.val.binary.data : NULL;
+	if (array == NULL)
 		add_error(outcome, answer_error_text(&errors), api_key);
-		return true;
-	}
-	array = errors.val.binary.data;
-	for (int i = 0; i < ERRORS_MAX && (element = getIthJsonbValueFromContainer(array, i)) != NULL; i++)
+	for (int i = 0; array != NULL && i < ERRORS_MAX && (element = getIthJsonbValueFromContainer(array, i)) != NULL; i++)
 		add_error(outcome, answer_error_text(element), api_key);
 	return true;
 }
@@ -89,37 +84,22 @@ judge_status(int status, int success, bool has_errors)
 	return CANCEL_UNEXPECTED;
 }
 
-/* Adds one line from status and body when the answer does not explain itself. */
-static void
-explain(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key)
+/* One line for an answer that does not explain itself. */
+static char *
+explanation(CancelVerdict verdict, const HttpAnswer *answer, const char *api_key)
 {
-	bool		is_redirect = answer->status >= 300 && answer->status < 400;
-	const char *prefix = "";
-	char	   *line;
-
-	if (outcome->verdict == CANCEL_UNEXPECTED)
-	{
-		outcome->error_count = 0;	/* these are not OneSignal's words */
-		prefix = "unexpected answer: ";
-	}
-	if (outcome->error_count > 0 || outcome->verdict == CANCEL_DONE || outcome->verdict == CANCEL_REFUSED ||
-		outcome->verdict == CANCEL_NOT_FOUND)
-		return;
-	if (!is_redirect)
-		line = psprintf("%sHTTP %d with %s", prefix, answer->status, answer_excerpt(answer->body, api_key));
-	else if (answer->redirect_host[0] == '\0')
-		line = psprintf("HTTP %d redirects nowhere", answer->status);
-	else
-		line = psprintf("HTTP %d redirects to host \"%s\", which is not followed",
-						answer->status, answer_text(answer->redirect_host));
-	add_error(outcome, line, api_key);
+	if (answer->status == 0)
+		return answer_text(answer->error);
+	if (answer->status < 300 || answer->status >= 400)
+		return psprintf("%sHTTP %d with %s", verdict == CANCEL_UNEXPECTED ? "unexpected answer: " : "",
+						answer->status, answer_excerpt(answer->body, api_key));
+	if (answer->redirect_host[0] == '\0')
+		return psprintf("HTTP %d redirects nowhere", answer->status);
+	return psprintf("HTTP %d redirects to host \"%s\", which is not followed",
+					answer->status, answer_text(answer->redirect_host));
 }
 
-/*
- * What an answer says about app and key, without a look at the message; needs
- * no transaction.  An answer that is no JSON object is some proxy's page, which
- * says as little as a 5xx.
- */
+/* An answer that is no JSON object is some proxy's page, which says as little as a 5xx. */
 CancelVerdict
 onesignal_glance(const HttpAnswer *answer)
 {
@@ -129,41 +109,27 @@ onesignal_glance(const HttpAnswer *answer)
 	return verdict == CANCEL_UNEXPECTED ? CANCEL_UNAVAILABLE : verdict;
 }
 
-/*
- * What an answer means.  Raises no error because of the answer, and pallocs a
- * small multiple of the body's size (at most 64 kB) in the current context.  A
- * transaction must be open.
- */
 void
 onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key)
 {
-	Jsonb	   *json;
 	char	   *text = NULL;
+	Jsonb	   *json = answer->status != 0 ? answer_json(answer->body, answer->body_length, &text) : NULL;
 	bool		has_errors = false;
 
 	memset(outcome, 0, sizeof(*outcome));
 	outcome->status = answer->status;
 	outcome->retry_after = answer->retry_after;
-	if (answer->status == 0)
-	{
-		outcome->verdict = CANCEL_UNANSWERED;
-		add_error(outcome, answer_text(answer->error), api_key);
-		return;
-	}
-	json = answer_json(answer->body, answer->body_length, &text);
 	if (json != NULL && JB_ROOT_IS_OBJECT(json))
 		has_errors = collect_errors(outcome, json, api_key);
 	outcome->verdict = judge_status(answer->status, flag_field(json, "success"), has_errors);
-	explain(outcome, answer, api_key);
+	if (outcome->verdict == CANCEL_UNEXPECTED)
+		outcome->error_count = 0;	/* these are not OneSignal's words */
+	if (outcome->error_count == 0 && outcome->verdict > CANCEL_NOT_FOUND)
+		add_error(outcome, explanation(outcome->verdict, answer, api_key), api_key);
 	if (json != NULL && !(outcome->verdict == CANCEL_DONE && outcome->error_count == 0))
 		outcome->response = answer_without_key(text, api_key);
 }
 
-/*
- * For a refusal that could not be checked by View message: its errors end with
- * the reason for the doubt.  That is an attempt without a usable answer, or a
- * crash or restart that may have forgotten one.
- */
 void
 onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted)
 {
@@ -171,7 +137,7 @@ onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted)
 	const char *unknown = "an attempt before the last restart, if there was one, may have canceled it";
 
 	outcome->error_count = Min(outcome->error_count, ERRORS_MAX - 1);
-	add_error(outcome, was_attempted ? attempted : unknown, NULL);
+	add_error(outcome, was_attempted ? attempted : unknown, "");
 }
 
 /* The errors as an array of text */
@@ -186,8 +152,7 @@ onesignal_errors(const CancelOutcome *outcome)
 }
 
 /*
- * May the request have had its effect, although the answer does not say so?  A
- * gateway answers 504 or a page of its own when it lost OneSignal's answer.
+ * A gateway answers 504 or a page of its own when it lost OneSignal's answer.
  * 503 says that the request was not taken.
  */
 bool
@@ -199,11 +164,6 @@ onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer
 		(outcome->verdict == CANCEL_UNAVAILABLE || outcome->verdict == CANCEL_UNEXPECTED);
 }
 
-/*
- * What View message says: CANCEL_DONE, the message is canceled; CANCEL_REFUSED,
- * it is not, or there is none; CANCEL_UNAVAILABLE, ask again; anything else,
- * asking again is of no use.  A transaction must be open.
- */
 CancelVerdict
 onesignal_judge_view(const HttpAnswer *answer)
 {
@@ -219,51 +179,16 @@ onesignal_judge_view(const HttpAnswer *answer)
 	return verdict;
 }
 
-/*
- * Prepares the requests of one app; the credentials must outlive them.  The
- * caller owes onesignal_request_end(), on its error path too, for the key, and
- * states group and timeouts.
- */
-void
-onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id, const Credentials *credentials)
-{
-	memset(request, 0, sizeof(*request));
-	request->app_id = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(app_id)));
-	initStringInfo(&request->url);
-	appendStringInfo(&request->url, "%s/notifications/", credentials->base_url);
-	request->url_prefix = request->url.len;
-
-	request->authorization = psprintf("Authorization: Key %s", credentials->api_key);
-	request->headers[0] = request->authorization;
-	request->headers[1] = "Accept: application/json";
-	request->headers[2] = "User-Agent: onesignal_cancel/" ONESIGNAL_CANCEL_VERSION;
-
-	request->http.headers = request->headers;
-	request->http.ca_file = credentials->ca_file;
-	request->http.proxy = credentials->proxy;
-}
-
-/*
- * The request for this message: "DELETE" cancels it, "GET" asks View message
- * whether it was canceled.  Valid until the next call.
- */
 HttpRequest *
-onesignal_request(CancelRequest *request, const char *method, const pg_uuid_t *message_id)
+onesignal_request(Credentials *credentials, const char *method, const pg_uuid_t *message_id)
 {
 	char	   *message = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(message_id)));
+	StringInfo	url = &credentials->url;
 
-	request->url.len = request->url_prefix;
-	appendStringInfo(&request->url, "%s?app_id=%s", message, request->app_id);
-	request->http.url = request->url.data;
-	request->http.method = method;
+	resetStringInfo(url);
+	appendStringInfo(url, "%s/notifications/%s?app_id=%s", credentials->base_url, message, credentials->app_id);
+	credentials->http.url = url->data;
+	credentials->http.method = method;
 	pfree(message);
-	return &request->http;
-}
-
-void
-onesignal_request_end(CancelRequest *request)
-{
-	if (request->authorization != NULL)
-		explicit_bzero(request->authorization, strlen(request->authorization));
-	request->authorization = NULL;
+	return &credentials->http;
 }

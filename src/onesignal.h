@@ -11,7 +11,7 @@
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
-/* What an answer means for the message. */
+/* What an answer means for the message.  The first three explain themselves. */
 typedef enum CancelVerdict
 {
 	CANCEL_DONE,				/* 200 with success */
@@ -34,35 +34,58 @@ typedef struct CancelOutcome
 	char	   *response;		/* the body when it is JSON (fit for jsonb), else NULL */
 } CancelOutcome;
 
-/* Built once an app and reused for each message. */
-typedef struct CancelRequest
-{
-	HttpRequest http;
-	StringInfoData url;
-	int			url_prefix;		/* length of "{base_url}/notifications/" */
-	char	   *app_id;
-	char	   *authorization;	/* holds the key: wiped by onesignal_request_end() */
-	const char *headers[4];		/* the last one NULL */
-} CancelRequest;
+/* "DELETE" cancels the message, "GET" asks whether it was canceled (View message).  Valid until the next call. */
+extern HttpRequest *onesignal_request(Credentials *credentials, const char *method, const pg_uuid_t *message_id);
 
-extern void onesignal_request_begin(CancelRequest *request, const pg_uuid_t *app_id, const Credentials *credentials);
-extern HttpRequest *onesignal_request(CancelRequest *request, const char *method, const pg_uuid_t *message_id);
-extern void onesignal_request_end(CancelRequest *request);
-
+/* What an answer says about app and key, without a look at the message.  The others here need a transaction. */
 extern CancelVerdict onesignal_glance(const HttpAnswer *answer);
+
+/*
+ * What an answer means.  No answer raises an error.  This pallocs a small
+ * multiple of the body's size (at most 64 kB) in the current context.
+ */
 extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);
-extern void onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted);
 extern ArrayType *onesignal_errors(const CancelOutcome *outcome);
-extern bool onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer);
+
+/*
+ * What View message says: CANCEL_DONE, the message is canceled; CANCEL_REFUSED,
+ * it is not, or there is none; CANCEL_UNAVAILABLE, ask again; anything else,
+ * asking again is of no use.
+ */
 extern CancelVerdict onesignal_judge_view(const HttpAnswer *answer);
 
-/* Text from outside, made safe and readable (answer.c) */
+/* Adds to a refusal that could not be checked why it is in doubt: an attempt, or maybe one before a restart. */
+extern void onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted);
+
+/* May the request have had its effect, although the answer does not say so? */
+extern bool onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer);
+
+/* ---- text from outside, made safe and readable: answer.c ---- */
+
+/* Any bytes as text in the database's encoding; it shows the values of those that cannot be converted. */
 extern char *answer_text(const char *bytes);
+
+/*
+ * One line for the row or the log, without the key, cut between characters.
+ * Escaped control characters cannot forge log lines or move a terminal's cursor.
+ */
 extern char *answer_line(const char *text, const char *api_key);
+
+/* The beginning of a body that is not OneSignal's. */
 extern char *answer_excerpt(const char *body, const char *api_key);
+
+/*
+ * A body as jsonb, and as text that jsonb takes; NULL: it is no JSON.  Only
+ * characters that the database's encoding lacks are lost.
+ */
 extern Jsonb *answer_json(const char *body, size_t length, char **text);
+
+/* JSON text without the key; NULL if it is no JSON then, because an escape's backslash went with the key. */
 extern char *answer_without_key(const char *json, const char *api_key);
+
 extern JsonbValue *answer_field(JsonbContainer *object, const char *name, JsonbValue *into);
+
+/* A string as it is, {"code", "title"} as "code: title", anything else as its JSON text. */
 extern char *answer_error_text(JsonbValue *error);
 
 #endif

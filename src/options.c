@@ -5,16 +5,12 @@
  * PostgreSQL logs a rejected CREATE USER MAPPING with its text, key and all.  So
  * every error raised here hides the statement and the context from the log,
  * and none quotes a value: somebody may have put a key under a wrong name.
- * PostgreSQL's input functions are not used for uuids and numbers, because on
- * PostgreSQL 15 they can only raise errors of their own.
- *
- * The validator sees the list as it will be stored, not what a statement
- * changes.  A role that may not set an option can therefore not alter anything
- * else beside it either, as with postgres_fdw's password_required.
+ * PostgreSQL 15's input functions for uuids and numbers would raise their own.
  */
 #include "postgres.h"
 
 #include <arpa/inet.h>
+#include <ctype.h>
 
 #include "access/reloptions.h"
 #include "catalog/pg_attribute.h"
@@ -76,22 +72,15 @@ options_parse_uuid(const char *text, pg_uuid_t *uuid)
 	bool		braces = *text == '{';
 
 	text += braces;
-	memset(uuid, 0, sizeof(*uuid));
 	for (int i = 0; i < UUID_LEN * 2; i++)
 	{
-		static const char digits[] = "0123456789abcdef";
-		const char *digit = *text != '\0' ? strchr(digits, pg_tolower((unsigned char) *text)) : NULL;
-
-		if (digit == NULL)
+		text += *text == '-' && i > 0 && i % 4 == 0;
+		if (!isxdigit((unsigned char) *text))
 			return false;
-		uuid->data[i / 2] = (unsigned char) (uuid->data[i / 2] << 4 | (digit - digits));
+		uuid->data[i / 2] = uuid->data[i / 2] << 4 | (*text <= '9' ? *text - '0' : (*text - 'a' + 10) & 0xf);
 		text++;
-		if (*text == '-' && i % 4 == 3 && i < UUID_LEN * 2 - 1)
-			text++;
 	}
-	if (braces && *text++ != '}')
-		return false;
-	return *text == '\0';
+	return strcmp(text, braces ? "}" : "") == 0;
 }
 
 static const char *
@@ -102,25 +91,17 @@ app_id_problem(const char *value)
 	return options_parse_uuid(value, &app_id) ? NULL : "An app_id must be a uuid.";
 }
 
-bool
-options_parse_rate(const char *text, double *rate)
+const char *
+options_rate_problem(const char *value)
 {
 	char	   *end;
+	double		rate = strtod(value, &end);
 
 	/* strtod() would also take blanks, hexadecimal, infinity and NaN. */
-	if (*text == '\0' || text[strspn(text, "0123456789.eE+-")] != '\0')
-		return false;
-	*rate = strtod(text, &end);
-	return *end == '\0' && (*rate == 0 || (*rate >= RATE_MIN && *rate <= RATE_MAX));
-}
-
-static const char *
-rate_problem(const char *value)
-{
-	double		rate;
-
-	return options_parse_rate(value, &rate) ? NULL :
-		"A rate_limit must be a number of requests a second from 0.001 to 1000000, or 0 for unlimited.";
+	if (*value != '\0' && *end == '\0' && value[strspn(value, "0123456789.eE+-")] == '\0' &&
+		(rate == 0 || (rate >= RATE_MIN && rate <= RATE_MAX)))
+		return NULL;
+	return "A rate_limit must be a number of requests a second from 0.001 to 1000000, or 0 for unlimited.";
 }
 
 static const char *
@@ -135,9 +116,9 @@ path_problem(const char *value)
 }
 
 /*
- * What holds for every URL.  Characters are looked at before libcurl's parser
- * is asked, because its versions differ on an empty query or user.  Everybody
- * can read srvoptions, so no password may hide in it.
+ * Characters are looked at before libcurl's parser is asked, because its
+ * versions differ on an empty query or user.  Everybody can read srvoptions, so
+ * no password may hide in it.
  */
 static const char *
 any_url_problem(const char *url, HttpUrl *parts)
@@ -179,15 +160,15 @@ host_is_loopback(const char *host)
 	struct in_addr ipv4;
 	struct in6_addr ipv6;
 	char		literal[HTTP_HOST_SIZE];
-	size_t		length = strlen(host);
 
 	if (pg_strcasecmp(host, "localhost") == 0)
 		return true;
 	if (inet_pton(AF_INET, host, &ipv4) == 1)
 		return (ntohl(ipv4.s_addr) >> 24) == IN_LOOPBACKNET;
-	if (length < 2 || host[0] != '[' || host[length - 1] != ']')
+	if (host[0] != '[')
 		return false;
-	strlcpy(literal, host + 1, length - 1);
+	strlcpy(literal, host + 1, sizeof(literal));
+	literal[strcspn(literal, "]")] = '\0';
 	return inet_pton(AF_INET6, literal, &ipv6) == 1 && IN6_IS_ADDR_LOOPBACK(&ipv6);
 }
 
@@ -202,11 +183,10 @@ options_url_problem(const char *url)
 	HttpUrl		parts;
 	const char *problem = any_url_problem(url, &parts);
 
-	if (problem != NULL)
-		return problem;
-	if (strcmp(parts.scheme, "https") == 0 || (strcmp(parts.scheme, "http") == 0 && host_is_loopback(parts.host)))
-		return NULL;
-	return "The URL must start with https://, or with http:// and a loopback address.";
+	if (problem == NULL && strcmp(parts.scheme, "https") != 0 &&
+		(strcmp(parts.scheme, "http") != 0 || !host_is_loopback(parts.host)))
+		problem = "The URL must start with https://, or with http:// and a loopback address.";
+	return problem;
 }
 
 char *
@@ -228,7 +208,7 @@ options_get(List *options, const char *name)
 
 static const OptionRule rules[] = {
 	{"app_id", ForeignServerRelationId, NULL, app_id_problem},
-	{"rate_limit", ForeignServerRelationId, NULL, rate_problem},
+	{"rate_limit", ForeignServerRelationId, NULL, options_rate_problem},
 	{"base_url", ForeignServerRelationId, SUPERUSERS, options_url_problem},
 	{"ca_file", ForeignServerRelationId, SUPERUSERS, path_problem},
 	{"proxy", ForeignServerRelationId, SUPERUSERS, proxy_problem},
@@ -249,45 +229,34 @@ refuse(int sqlstate, const char *message, const char *detail, const char *hint)
 			 errhidecontext(true)));
 }
 
-static const char *
-object_of(Oid catalog)
-{
-	return catalog == ForeignServerRelationId ? "server" : "user mapping";
-}
-
-static void
-refuse_unknown(const char *name, Oid catalog)
-{
-	StringInfoData valid;
-
-	initStringInfo(&valid);
-	for (const OptionRule *rule = rules; rule < rules + lengthof(rules); rule++)
-		if (rule->catalog == catalog)
-			appendStringInfo(&valid, "%s%s", valid.len > 0 ? ", " : "", rule->name);
-	refuse(ERRCODE_FDW_INVALID_OPTION_NAME, psprintf("invalid option \"%s\"", name), NULL,
-		   valid.len == 0 ? "There are no valid options here." :
-		   psprintf("Valid options of a %s are: %s.", object_of(catalog), valid.data));
-}
-
 static void
 check_option(List *options, const DefElem *option, Oid catalog)
 {
 	/* An SQL call of the validator can bring an option without a value. */
 	const char *value = option->arg != NULL ? strVal(option->arg) : "";
+	const char *object = catalog == ForeignServerRelationId ? "server" : "user mapping";
 	const OptionRule *rule = rules;
 	const char *problem;
+	StringInfoData valid;
 
 	while (rule < rules + lengthof(rules) && (rule->catalog != catalog || strcmp(rule->name, option->defname) != 0))
 		rule++;
 	if (rule == rules + lengthof(rules))
-		refuse_unknown(option->defname, catalog);
+	{
+		initStringInfo(&valid);
+		for (rule = rules; rule < rules + lengthof(rules); rule++)
+			if (rule->catalog == catalog)
+				appendStringInfo(&valid, "%s%s", valid.len > 0 ? ", " : "", rule->name);
+		refuse(ERRCODE_FDW_INVALID_OPTION_NAME, psprintf("invalid option \"%s\"", option->defname), NULL,
+			   valid.len == 0 ? "There are no valid options here." :
+			   psprintf("Valid options of a %s are: %s.", object, valid.data));
+	}
 
 	if ((rule->setter == SUPERUSERS && !superuser()) ||
 		(rule->setter == FILE_READERS && !has_privs_of_role(GetUserId(), ROLE_PG_READ_SERVER_FILES)))
 		refuse(ERRCODE_INSUFFICIENT_PRIVILEGE,
 			   psprintf("permission denied to set option \"%s\"", rule->name),
-			   psprintf("Only %s may create or change a %s that has this option.", rule->setter, object_of(catalog)),
-			   NULL);
+			   psprintf("Only %s may create or change a %s that has this option.", rule->setter, object), NULL);
 	problem = rule->problem(value);
 	if (problem != NULL)
 		refuse(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE,
@@ -298,33 +267,17 @@ check_option(List *options, const DefElem *option, Oid catalog)
 			   psprintf("option \"%s\" provided more than once", rule->name), NULL, NULL);
 }
 
-static void
-check_together(List *options, Oid catalog)
-{
-	const char *base_url = options_get(options, "base_url");
-
-	if (catalog == ForeignServerRelationId && options_get(options, "app_id") == NULL)
-		refuse(ERRCODE_FDW_OPTION_NAME_NOT_FOUND, "option \"app_id\" is required", NULL,
-			   "Set the id of the OneSignal app: OPTIONS (app_id '...').");
-	if (options_get(options, "proxy") != NULL && base_url != NULL && pg_strncasecmp(base_url, "http:", 5) == 0)
-		refuse(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE, "option \"proxy\" needs a base_url that starts with https://",
-			   "Without TLS the proxy would see the key.", NULL);
-	if (options_get(options, "api_key") != NULL && options_get(options, "api_key_file") != NULL)
-		refuse(ERRCODE_FDW_INVALID_OPTION_NAME,
-			   "options \"api_key\" and \"api_key_file\" cannot be set at the same time", NULL,
-			   "To change from one to the other, drop one in the statement that adds the other.");
-}
-
 /*
- * Called by CREATE and ALTER of the wrapper, its servers, user mappings and
- * foreign tables, with the whole list as it will be stored and the catalog
- * that it will be stored in.
+ * PostgreSQL passes the list as it will be stored, not what a statement changes.
+ * A role that may not set an option can therefore not alter anything else beside
+ * it either, as with postgres_fdw's password_required.
  */
 Datum
 onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
 {
 	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
 	Oid			catalog = PG_GETARG_OID(1);
+	const char *base_url = options_get(options, "base_url");
 	ListCell   *cell;
 
 	if (catalog == ForeignTableRelationId || catalog == AttributeRelationId)
@@ -335,7 +288,16 @@ onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
 	{
 		check_option(options, lfirst_node(DefElem, cell), catalog);
 	}
-	check_together(options, catalog);
+	if (catalog == ForeignServerRelationId && options_get(options, "app_id") == NULL)
+		refuse(ERRCODE_FDW_OPTION_NAME_NOT_FOUND, "option \"app_id\" is required", NULL,
+			   "Set the id of the OneSignal app: OPTIONS (app_id '...').");
+	if (options_get(options, "proxy") != NULL && base_url != NULL && pg_strncasecmp(base_url, "http:", 5) == 0)
+		refuse(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE, "option \"proxy\" needs a base_url that starts with https://",
+			   "Without TLS the proxy would see the key.", NULL);
+	if (options_get(options, "api_key") != NULL && options_get(options, "api_key_file") != NULL)
+		refuse(ERRCODE_FDW_INVALID_OPTION_NAME,
+			   "options \"api_key\" and \"api_key_file\" cannot be set at the same time", NULL,
+			   "To change from one to the other, drop one in the statement that adds the other.");
 
 	/* Requested cancels may wait for a new key or address. */
 	if (catalog == ForeignServerRelationId || catalog == UserMappingRelationId)

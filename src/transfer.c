@@ -4,9 +4,7 @@
  *
  * Each request has a fresh handle.  libcurl 7.83 to 8.0 reads freed memory when
  * a reused one gets an answer whose first header begins with a blank (curl
- * issue 11101).  A request's key is wiped when the request has ended.
- *
- * Nothing here throws or pallocs: an error would leave through libcurl's frames.
+ * issue 11101).  Nothing here throws or pallocs.
  */
 #include "postgres.h"
 
@@ -27,19 +25,6 @@
  * Beyond 64 kB of either it is some proxy's.
  */
 #define ANSWER_MAX			(64 * 1024)
-
-/* Seconds; OneSignal asks for less. */
-#define RETRY_AFTER_MAX		3600
-
-/* What a TLS record holds */
-#define TLS_RECORD_MAX		16384L
-
-/*
- * If sent data stays unacknowledged that long, the kernel resets the connection.
- * Otherwise requests would use a dead path for the quarter of an hour that TCP
- * goes on trying.
- */
-#define UNACKNOWLEDGED_MS	20000
 
 /* ---- what libcurl calls ---- */
 
@@ -62,6 +47,9 @@ header_callback(char *data, size_t size, size_t count, void *context)
 	HttpExchange *exchange = context;
 	size_t		length = size * count;
 
+	/* What was left in the TLS library of a connection that is cut off */
+	if (exchange->doomed)
+		return 0;
 	exchange->header_bytes += length;
 	if (exchange->header_bytes > ANSWER_MAX)
 		return refuse_more(exchange);
@@ -94,24 +82,21 @@ body_callback(char *data, size_t size, size_t count, void *context)
 
 /* Called between socket() and connect(), for every socket that closesocket_callback() will see. */
 static int
-sockopt_callback(void *context, curl_socket_t fd, curlsocktype purpose)
+sockopt_callback(void *context pg_attribute_unused(), curl_socket_t fd, curlsocktype purpose pg_attribute_unused())
 {
 #ifdef TCP_USER_TIMEOUT
-	unsigned int unacknowledged_ms = UNACKNOWLEDGED_MS;
+	/* Otherwise requests would use a dead path for the quarter of an hour that TCP goes on trying. */
+	unsigned int unacknowledged_ms = 20000;
 
 	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
 #endif
-	(void) context;
-	(void) purpose;
 	wire_own(fd);
 	return CURL_SOCKOPT_OK;
 }
 
 static int
-closesocket_callback(void *context, curl_socket_t fd)
+closesocket_callback(void *context pg_attribute_unused(), curl_socket_t fd)
 {
-	(void) context;
-
 	wire_closed(fd);
 	return close(fd);
 }
@@ -149,8 +134,8 @@ set_constant_options(HttpExchange *exchange)
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
 
-	/* A part of a TLS record that does not fit would stay in OpenSSL, and no socket tells of it. */
-	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, TLS_RECORD_MAX);
+	/* Room for a TLS record: a part that does not fit would stay in OpenSSL, and no socket tells of it. */
+	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 16384L);
 
 	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
 	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
@@ -163,6 +148,9 @@ set_constant_options(HttpExchange *exchange)
 bool
 transfer_make(HttpExchange *exchange, const HttpRequest *request)
 {
+	const char *const headers[] = {
+		request->authorization, "Accept: application/json", "User-Agent: onesignal_cancel/" ONESIGNAL_CANCEL_VERSION
+	};
 	CURL	   *easy = curl_easy_init();
 	const char *ca_file = request->ca_file;
 
@@ -171,9 +159,9 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 		return false;
 	exchange->answer.body = "";
 	set_constant_options(exchange);
-	for (const char *const *header = request->headers; *header != NULL; header++)
+	for (size_t i = 0; i < lengthof(headers); i++)
 	{
-		struct curl_slist *longer = curl_slist_append(exchange->headers, *header);
+		struct curl_slist *longer = curl_slist_append(exchange->headers, headers[i]);
 
 		if (longer == NULL)
 			return false;
@@ -242,8 +230,6 @@ may_be_cut(HttpExchange *exchange)
 	curl_off_t	length = -1;
 	long		version = 0;
 	size_t		end = answer->body_length;
-	char		first;
-	char		last;
 
 	curl_easy_getinfo(exchange->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &length);
 	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
@@ -253,22 +239,8 @@ may_be_cut(HttpExchange *exchange)
 		end--;
 	if (end == 0)
 		return version >= CURL_HTTP_VERSION_2_0;
-	first = answer->body[strspn(answer->body, " \t\r\n")];
-	last = answer->body[end - 1];
-	return (first == '{' && last != '}') || (first == '[' && last != ']');
-}
-
-/* Why the answer that libcurl accepted is not usable; NULL: it is. */
-static const char *
-unusable(HttpExchange *exchange, long status)
-{
-	if (!exchange->headers_ended)
-		return "the answer ended within its headers";
-	if (status < 200 || status > 999)
-		return "the answer has no valid status";
-	if (status != 204 && status != 304 && may_be_cut(exchange) && wire_has_ended(exchange->local_port))
-		return "the connection ended within the answer";
-	return NULL;
+	return memchr("{[", answer->body[strspn(answer->body, " \t\r\n")], 2) != NULL &&
+		memchr("}]", answer->body[end - 1], 2) == NULL;
 }
 
 void
@@ -281,26 +253,30 @@ transfer_conclude(HttpExchange *exchange, CURLcode result)
 	curl_off_t	retry_after = 0;
 	HttpUrl		parts;
 
-	if (result == CURLE_OK)
-	{
-		curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &status);
-		problem = unusable(exchange, status);
-	}
+	curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &status);
 	if (exchange->oversized)
 		problem = "the answer is larger than 64 kB";
-	else if (result != CURLE_OK && answer->error[0] == '\0')
+	else if (result != CURLE_OK && answer->error[0] != '\0')
+		return;
+	else if (result != CURLE_OK)
 		problem = curl_easy_strerror(result);
+	else if (!exchange->headers_ended)
+		problem = "the answer ended within its headers";
+	else if (status < 200 || status > 999)
+		problem = "the answer has no valid status";
+	else if (status != 204 && status != 304 && may_be_cut(exchange) && !(wire_look(exchange->local_port) & WIRE_OPEN))
+		problem = "the connection ended within the answer";
 	if (problem != NULL)
-		strlcpy(answer->error, problem, HTTP_ERROR_SIZE);
-	else if (result == CURLE_OK)
 	{
-		curl_easy_getinfo(exchange->easy, CURLINFO_RETRY_AFTER, &retry_after);
-		answer->status = (int) status;
-		answer->retry_after = (int) Min(retry_after, RETRY_AFTER_MAX);
-		curl_easy_getinfo(exchange->easy, CURLINFO_REDIRECT_URL, &target);
-		if (target != NULL && http_parse_url(target, &parts))
-			strlcpy(answer->redirect_host, parts.host, HTTP_HOST_SIZE);
+		strlcpy(answer->error, problem, HTTP_ERROR_SIZE);
+		return;
 	}
+	answer->status = (int) status;
+	curl_easy_getinfo(exchange->easy, CURLINFO_RETRY_AFTER, &retry_after);
+	answer->retry_after = (int) Min(retry_after, 3600);
+	curl_easy_getinfo(exchange->easy, CURLINFO_REDIRECT_URL, &target);
+	if (target != NULL && http_parse_url(target, &parts))
+		strlcpy(answer->redirect_host, parts.host, HTTP_HOST_SIZE);
 }
 
 void
@@ -316,7 +292,6 @@ transfer_release(HttpExchange *exchange)
 
 /* ---- URLs ---- */
 
-/* By the parser that the request itself will go through.  False: not an absolute URL with a host. */
 bool
 http_parse_url(const char *text, HttpUrl *parts)
 {

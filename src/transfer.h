@@ -22,8 +22,8 @@ typedef struct HttpExchange
 	int64		timeout_us;
 	int64		connect_us;		/* how long it may stay unsent */
 	int			resubmitted;	/* how often */
-	bool		unsent;			/* it counts in group->unsent */
-	int			local_port;		/* of the connection that it is sent over; 0: not yet */
+	bool		doomed;			/* its connection was cut off before it was sent */
+	int			local_port;		/* of the connection that it is sent over; 0: it counts in group->unsent */
 	size_t		header_bytes;
 	bool		headers_ended;	/* the empty line after them has been seen */
 	bool		oversized;

@@ -2,9 +2,8 @@
  * wire.c
  *		Sockets that somebody else opens and closes, and waiting for them.
  *
- * libcurl opens and closes sockets, and says which of them to watch and for what.
- * A WaitEventSet keeps them together with the latch.  It is made anew when it
- * lacks a socket; between two requests on one connection nothing changes.
+ * A WaitEventSet has the sockets and the latch.  It is made anew when it lacks a
+ * socket; between two requests on one connection nothing changes.
  */
 #include "postgres.h"
 
@@ -56,12 +55,15 @@ find_socket(int fd)
 	return NULL;
 }
 
-/* The last entry takes the place. */
-static void
-forget_socket(WatchedSocket *watched)
+/* The last entry takes its place. */
+void
+wire_closed(int fd)
 {
-	if (watched->registered != 0)
-		set_is_stale = true;
+	WatchedSocket *watched = find_socket(fd);
+
+	if (watched == NULL)
+		return;
+	set_is_stale |= watched->registered != 0;
 	*watched = sockets[--socket_count];
 }
 
@@ -79,8 +81,7 @@ find_or_add_socket(int fd)
 	(void) fstat(fd, &status);
 	if (watched != NULL && watched->inode == status.st_ino)
 		return watched;
-	if (watched != NULL)
-		forget_socket(watched);
+	wire_closed(fd);
 	if (socket_count == WIRE_SOCKETS_MAX)
 		return NULL;
 	watched = &sockets[socket_count++];
@@ -97,15 +98,6 @@ wire_own(int fd)
 
 	if (watched != NULL)
 		watched->ours = true;
-}
-
-void
-wire_closed(int fd)
-{
-	WatchedSocket *watched = find_socket(fd);
-
-	if (watched != NULL)
-		forget_socket(watched);
 }
 
 int
@@ -125,7 +117,7 @@ wire_watch(int fd, bool readable, bool writable)
 	watched->wanted = wanted;
 	/* An idle connection stays in the set for the next request.  Nobody tells the end of a resolver's pipe. */
 	if (wanted == 0 && !watched->ours)
-		forget_socket(watched);
+		wire_closed(fd);
 	else if (wanted != 0 && wanted != watched->registered)
 		set_is_stale = true;
 }
@@ -144,41 +136,25 @@ has_port(WatchedSocket *watched, int port)
 	return port != 0 && watched->port == port;
 }
 
-/* 1: something can be read, 0: the connection has ended, -1: nothing. */
-static int
-peek(const WatchedSocket *watched)
+int
+wire_look(int port)
 {
-	char		byte;
-	int			got = (int) recv(watched->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+	int			seen = 0;
 
-	return got < 0 && errno != EAGAIN ? 0 : got;
-}
-
-bool
-wire_is_idle(int port, bool *readable)
-{
-	bool		idle = false;
-
-	*readable = false;
-	for (int i = 0; i < socket_count; i++)
+	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
 	{
-		if (sockets[i].wanted != 0 || !has_port(&sockets[i], port))
+		char		byte;
+		ssize_t		got;
+
+		if (!has_port(watched, port))
 			continue;
-		idle = true;
-		*readable |= peek(&sockets[i]) >= 0;
+		got = recv(watched->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
+		if (got > 0 || (got < 0 && errno == EAGAIN))
+			seen |= WIRE_OPEN;
+		if (watched->wanted == 0)
+			seen |= got < 0 && errno == EAGAIN ? WIRE_IDLE : WIRE_IDLE | WIRE_UNASKED;
 	}
-	return idle;
-}
-
-bool
-wire_has_ended(int port)
-{
-	for (int i = 0; i < socket_count; i++)
-	{
-		if (has_port(&sockets[i], port) && peek(&sockets[i]) != 0)
-			return false;
-	}
-	return true;
+	return seen;
 }
 
 /* The descriptor is libcurl's, which closes it when it next looks for a connection.  The connection is over. */
@@ -194,7 +170,7 @@ wire_tidy(void)
 		if (!watched->ours || watched->wanted != 0)
 			continue;
 		if (fstat(watched->fd, &status) != 0 || status.st_ino != watched->inode)
-			forget_socket(watched);
+			wire_closed(watched->fd);
 		else if (poll(&look, 1, 0) == 1)
 			(void) shutdown(watched->fd, SHUT_RDWR);
 	}
@@ -213,9 +189,9 @@ cut_off(const WatchedSocket *watched)
 void
 wire_end(int port)
 {
-	for (int i = 0; i < socket_count; i++)
-		if (has_port(&sockets[i], port))
-			cut_off(&sockets[i]);
+	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
+		if (has_port(watched, port))
+			cut_off(watched);
 }
 
 bool
@@ -224,28 +200,24 @@ wire_cut_off(bool all)
 	WatchedSocket *worst = NULL;
 	int			most = 0;
 
-	for (int i = 0; i < socket_count; i++)
+	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
 	{
-		WatchedSocket *watched = &sockets[i];
 		int			unread = 0;
 
-		if (!watched->ours)
-			continue;
-		if (all && watched->wanted != 0)
-			cut_off(watched);
-		else if (!all && ioctl(watched->fd, FIONREAD, &unread) == 0 && unread > most)
+		if (watched->ours && ioctl(watched->fd, FIONREAD, &unread) == 0 && unread > most)
 		{
 			worst = watched;
 			most = unread;
 		}
 	}
-	if (worst != NULL)
-		cut_off(worst);
+	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
+		if (all ? watched->ours && watched->wanted != 0 : watched == worst)
+			cut_off(watched);
 	return worst != NULL;
 }
 
 void
-wire_cork(bool corked)
+wire_cork(bool corked pg_attribute_unused())
 {
 #ifdef TCP_CORK
 	int			value = corked;
@@ -255,8 +227,6 @@ wire_cork(bool corked)
 		if (sockets[i].ours)
 			(void) setsockopt(sockets[i].fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value));
 	}
-#else
-	(void) corked;
 #endif
 }
 

@@ -11,7 +11,12 @@
 /* How many sockets can be watched at one time. */
 #define WIRE_SOCKETS_MAX	1024
 
-/* wire_closed() will tell the end of this socket.  wire_count(): how many are known. */
+/* What wire_look() knows of a connection */
+#define WIRE_OPEN			1 /* neither side has closed it */
+#define WIRE_IDLE			2 /* no answer is awaited on it */
+#define WIRE_UNASKED		4 /* idle, but the peer has sent something or closed it */
+
+/* Of a socket that is ours, wire_closed() will tell the end. */
 extern void wire_own(int fd);
 extern void wire_closed(int fd);
 extern int	wire_count(void);
@@ -19,13 +24,8 @@ extern int	wire_count(void);
 /* For what the socket is watched from now on. */
 extern void wire_watch(int fd, bool readable, bool writable);
 
-/*
- * A local port names a connection.  wire_is_idle(): no answer is awaited on it;
- * *readable: the peer has sent something or closed.  wire_has_ended(): either
- * side has closed it.
- */
-extern bool wire_is_idle(int port, bool *readable);
-extern bool wire_has_ended(int port);
+/* A connection is found by its local port. */
+extern int	wire_look(int port);
 
 /* Ends our side of the connection; of each that its peer has closed while it was idle. */
 extern void wire_end(int port);
@@ -36,7 +36,7 @@ extern void wire_cork(bool corked);
 
 /*
  * For a signal handler: cuts off all that is watched, or the connection with the
- * most unread input, which a flooding peer has.  True: one had unread input.
+ * most unread input, which a flooding peer has.  True: some had unread input.
  */
 extern bool wire_cut_off(bool all);
 
