@@ -106,14 +106,14 @@ subtest 'an idle connection ends' => sub {
 # Each of these serves one request of a connection well, and then does that. Some are libcurl's to
 # send again: it counts over an easy handle's whole life how often it did, and gives up at five.
 # After a broken frame libcurl 8 waits for something more to come, and here nothing does.
-my $old_libcurl = $node->safe_psql('postgres', 'SELECT onesignal_cancel_version()') =~ m{libcurl 7\.};
+my $libcurl = $node->safe_psql('postgres', 'SELECT onesignal_cancel_version()');
 for (
     [ 'GOAWAY', 'h2_goaway', 8 ],
     [ 'connection closed', 'h2_close', 3 ],
     [ 'connection reset', 'h2_rst', 8 ],
     [ 'stream reset', 'h2_reset', 3, times => 1 ],
     [ 'stream refused', 'h2_refuse', 3, times => 1 ],
-    ([ 'broken frames', 'h2_bad_frame', 3 ]) x !!$old_libcurl)
+    ([ 'broken frames', 'h2_bad_frame', 3 ]) x ($libcurl =~ /libcurl 7\./))
 {
     my ($name, $mode, $calls, %options) = @$_;
     my $raw = $api->raw_server(mode => $mode, after => 1, %options);
@@ -123,7 +123,9 @@ for (
     cmp_ok($raw->requests, '>', $calls, "$name: some were sent twice");
 }
 
+# libcurl 8.22 keeps none.
 subtest 'the CA store is parsed once' => sub {
+    plan skip_all => 'this libcurl parses it for each connection' if $libcurl =~ /libcurl 8\.22\./;
     my $ca = PostgreSQL::Test::Utils::tempdir() . '/ca.pem';
     copy($api->ca, $ca) or die $!;
     my $app = new_app($api->url, server_options => { ca_file => $ca });
