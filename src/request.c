@@ -84,18 +84,11 @@ require_privileges(const Installation *installation)
 			 errhint("Grant the privilege with GRANT USAGE ON SCHEMA %s TO %s.", quote_identifier(schema), role)));
 }
 
-/* send_after and reason may be NULL. */
+/* Values and nulls are the parameters of write_row. */
 static void
-enqueue(const pg_uuid_t *app_id, const pg_uuid_t *message_id, const TimestampTz *send_after, text *reason)
+enqueue(Datum *values, const char *nulls)
 {
 	Installation installation;
-	Datum		values[] = {
-		UUIDPGetDatum(app_id),
-		UUIDPGetDatum(message_id),
-		TimestampTzGetDatum(send_after ? *send_after : 0),
-		PointerGetDatum(reason),
-	};
-	char		nulls[] = {' ', ' ', send_after ? ' ' : 'n', reason ? ' ' : 'n'};
 
 	PreventCommandIfReadOnly("INSERT");
 	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
@@ -124,17 +117,22 @@ enqueue(const pg_uuid_t *app_id, const pg_uuid_t *message_id, const TimestampTz 
 Datum
 onesignal_cancel_enqueue(PG_FUNCTION_ARGS)
 {
-	static const char *const names[] = {"app_id", "message_id"};
-	TimestampTz send_after = PG_ARGISNULL(2) ? 0 : PG_GETARG_TIMESTAMPTZ(2);
+	Datum		values[4];
+	char		nulls[4];
 
-	for (int i = 0; i < 2; i++)
-		if (PG_ARGISNULL(i))
+	for (int i = 0; i < 4; i++)
+	{
+		const char *name = i == 0 ? "app_id" : "message_id";
+
+		if (i < 2 && PG_ARGISNULL(i))
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("%s must not be null", names[i]),
-					 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", names[i])));
-	enqueue(PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1),
-			PG_ARGISNULL(2) ? NULL : &send_after, PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3));
+					 errmsg("%s must not be null", name),
+					 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", name)));
+		values[i] = PG_GETARG_DATUM(i);
+		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
+	}
+	enqueue(values, nulls);
 	PG_RETURN_VOID();
 }
 
@@ -168,23 +166,14 @@ server_hint(const Row *row, const char *name)
 }
 
 /*
- * Partitions number columns differently, so this looks them up by name for each
- * row.  Returns the number, which is not positive if there is no such column.
+ * Returns the column's number and its type, of a domain the base type.  The
+ * look-up is by name for each row, since partitions number columns differently.
  */
 static int
-column_number(const Row *row, const char *name)
-{
-	return SPI_fnumber(RelationGetDescr(row->relation), name);
-}
-
-/* Returns the column's type, of a domain its base type; InvalidOid: it is NULL. */
-static Oid
-read_value(const Row *row, const char *name, bool is_time, Datum *value)
+find_column(const Row *row, const char *name, bool is_time, Oid *type)
 {
 	TupleDesc	descriptor = RelationGetDescr(row->relation);
-	int			number = column_number(row, name);
-	bool		isnull;
-	Oid			type;
+	int			number = SPI_fnumber(descriptor, name);
 
 	if (number <= 0)
 		ereport(ERROR,
@@ -192,33 +181,27 @@ read_value(const Row *row, const char *name, bool is_time, Datum *value)
 				 errmsg("column \"%s\" of table \"%s\" does not exist",
 						name, RelationGetRelationName(row->relation)),
 				 errdetail("Trigger function onesignal_cancel_trigger() was given that name.")));
-	type = getBaseType(SPI_gettypeid(descriptor, number));
-	if (is_time ? type != TIMESTAMPTZOID && type != TIMESTAMPOID && type != DATEOID :
-		type != UUIDOID && type != TEXTOID && type != VARCHAROID && type != BPCHAROID)
+	*type = getBaseType(SPI_gettypeid(descriptor, number));
+	if (is_time ? *type != TIMESTAMPTZOID && *type != TIMESTAMPOID && *type != DATEOID :
+		*type != UUIDOID && *type != TEXTOID && *type != VARCHAROID && *type != BPCHAROID)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
 						name, RelationGetRelationName(row->relation), format_type_be(SPI_gettypeid(descriptor, number)),
 						is_time ? "timestamp with time zone" : "uuid or text"),
 				 server_hint(row, name)));
-	*value = SPI_getbinval(row->tuple, descriptor, number, &isnull);
-	return isnull ? InvalidOid : type;
+	return number;
 }
 
 /* False: it is NULL, or a text of blanks. */
 static bool
 uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
 {
-	Datum		value;
-	Oid			type = read_value(row, name, false, &value);
-	char	   *id;
+	Oid			type;
+	int			number = find_column(row, name, false, &type);
+	char	   *id = SPI_getvalue(row->tuple, RelationGetDescr(row->relation), number);
 
-	if (type == UUIDOID)
-		*uuid = *DatumGetUUIDP(value);
-	if (type == UUIDOID || !OidIsValid(type))
-		return OidIsValid(type);
-	id = TextDatumGetCString(value);
-	if (id[strspn(id, " \t\n\v\f\r")] == '\0')
+	if (id == NULL || id[strspn(id, " \t\n\v\f\r")] == '\0')
 		return false;
 	if (!options_parse_uuid(id, uuid))
 		ereport(ERROR,
@@ -231,19 +214,16 @@ uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
 	return true;
 }
 
-/* False: it is NULL. */
-static bool
-time_column(const Row *row, const char *name, TimestampTz *time)
+static Datum
+time_column(const Row *row, const char *name, bool *isnull)
 {
-	Datum		value;
-	Oid			type = read_value(row, name, true, &value);
+	Oid			type;
+	int			number = find_column(row, name, true, &type);
+	Datum		value = SPI_getbinval(row->tuple, RelationGetDescr(row->relation), number, isnull);
 
-	if (type == TIMESTAMPOID)
-		value = DirectFunctionCall1(timestamp_timestamptz, value);
-	else if (type == DATEOID)
-		value = DirectFunctionCall1(date_timestamptz, value);
-	*time = DatumGetTimestampTz(value);
-	return OidIsValid(type);
+	if (*isnull || type == TIMESTAMPTZOID)
+		return value;
+	return DirectFunctionCall1(type == DATEOID ? date_timestamptz : timestamp_timestamptz, value);
 }
 
 static void
@@ -251,7 +231,7 @@ resolve_app(const Row *row, pg_uuid_t *app_id)
 {
 	if (options_parse_uuid(row->app, app_id))
 		return;
-	if (column_number(row, row->app) > 0)
+	if (SPI_fnumber(RelationGetDescr(row->relation), row->app) > 0)
 	{
 		if (!uuid_column(row, row->app, app_id))
 			ereport(ERROR,
@@ -302,9 +282,10 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 	Row			row;
 	pg_uuid_t	app_id;
 	pg_uuid_t	message_id;
-	TimestampTz send_after;
+	Datum		values[] = {UUIDPGetDatum(&app_id), UUIDPGetDatum(&message_id), 0, 0};
+	char		nulls[] = {' ', ' ', 'n', 'n'};
 	bool		has_message;
-	bool		has_send_after;
+	bool		isnull = true;
 
 	check_call(fcinfo);
 	arguments = trigger->tg_trigger->tgargs;
@@ -321,7 +302,9 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 		return PointerGetDatum(NULL);
 
 	resolve_app(&row, &app_id);
-	has_send_after = trigger->tg_trigger->tgnargs == 3 && time_column(&row, arguments[2], &send_after);
-	enqueue(&app_id, &message_id, has_send_after ? &send_after : NULL, NULL);
+	if (trigger->tg_trigger->tgnargs == 3)
+		values[2] = time_column(&row, arguments[2], &isnull);
+	nulls[2] = isnull ? 'n' : ' ';
+	enqueue(values, nulls);
 	return PointerGetDatum(NULL);
 }
