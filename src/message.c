@@ -159,15 +159,20 @@ statement_merges(Oid table)
 
 /* ---- what a statement's rows share ---- */
 
-/* The owner may have altered the table, and then a value could be read as of another type. */
-static void
-check_table(Relation relation, Oid function)
+static Shared *
+get_shared(FunctionCallInfo fcinfo, Relation relation)
 {
+	FmgrInfo   *called = fcinfo->flinfo;
+	Shared	   *shared = called->fn_extra;
 	TupleDesc	descriptor = RelationGetDescr(relation);
-	bool		ours = RelationGetNamespace(relation) == get_func_namespace(function) &&
+	bool		ours;
+
+	if (shared != NULL)
+		return shared;
+	/* The owner may have altered the table, and then a value could be read as of another type. */
+	ours = RelationGetNamespace(relation) == get_func_namespace(called->fn_oid) &&
 		strcmp(RelationGetRelationName(relation), "onesignal_message") == 0 &&
 		descriptor->natts >= COLUMN_COUNT && type_is_enum(TupleDescAttr(descriptor, STATE)->atttypid);
-
 	for (int column = 0; ours && column < COLUMN_COUNT; column++)
 		ours = column == STATE || TupleDescAttr(descriptor, column)->atttypid == column_types[column];
 	if (!ours)
@@ -176,20 +181,9 @@ check_table(Relation relation, Oid function)
 				 errmsg("onesignal_message_change() can only be used on the extension's own table"),
 				 errdetail("Table \"%s\" is not onesignal_message, or its columns were altered.",
 						   RelationGetRelationName(relation))));
-}
-
-static Shared *
-get_shared(FunctionCallInfo fcinfo, Relation relation)
-{
-	Shared	   *shared = fcinfo->flinfo->fn_extra;
-
-	if (shared == NULL)
-	{
-		check_table(relation, fcinfo->flinfo->fn_oid);
-		shared = MemoryContextAllocZero(fcinfo->flinfo->fn_mcxt, sizeof(Shared));
-		shared->merges = statement_merges(RelationGetRelid(relation));
-		fcinfo->flinfo->fn_extra = shared;
-	}
+	shared = MemoryContextAllocZero(called->fn_mcxt, sizeof(Shared));
+	shared->merges = statement_merges(RelationGetRelid(relation));
+	called->fn_extra = shared;
 	return shared;
 }
 

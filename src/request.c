@@ -29,14 +29,6 @@
 PG_FUNCTION_INFO_V1(onesignal_cancel_enqueue);
 PG_FUNCTION_INFO_V1(onesignal_cancel_trigger);
 
-/* The row that a trigger was fired for. */
-typedef struct Row
-{
-	Relation	relation;
-	HeapTuple	tuple;
-	const char *app;			/* the argument that may name a column or a server */
-} Row;
-
 /* ---- writing the message's row ---- */
 
 /* As the current user. */
@@ -154,11 +146,11 @@ server_app(const char *name, pg_uuid_t *app_id)
 
 /* Adds a hint if the column that an error is about may have been meant to be a server. */
 static int
-server_hint(const Row *row, const char *name)
+server_hint(const TriggerData *row, const char *name)
 {
 	pg_uuid_t	app_id;
 
-	if (strcmp(name, row->app) != 0 || !server_app(name, &app_id))
+	if (strcmp(name, row->tg_trigger->tgargs[1]) != 0 || !server_app(name, &app_id))
 		return 0;
 	return errhint("There is also a server \"%s\", but a column is tried first: "
 				   "rename the server, or give the app's id.",
@@ -170,16 +162,16 @@ server_hint(const Row *row, const char *name)
  * look-up is by name for each row, since partitions number columns differently.
  */
 static int
-find_column(const Row *row, const char *name, bool is_time, Oid *type)
+find_column(const TriggerData *row, const char *name, bool is_time, Oid *type)
 {
-	TupleDesc	descriptor = RelationGetDescr(row->relation);
+	TupleDesc	descriptor = RelationGetDescr(row->tg_relation);
 	int			number = SPI_fnumber(descriptor, name);
 
 	if (number <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("column \"%s\" of table \"%s\" does not exist",
-						name, RelationGetRelationName(row->relation)),
+						name, RelationGetRelationName(row->tg_relation)),
 				 errdetail("Trigger function onesignal_cancel_trigger() was given that name.")));
 	*type = getBaseType(SPI_gettypeid(descriptor, number));
 	if (is_time ? *type != TIMESTAMPTZOID && *type != TIMESTAMPOID && *type != DATEOID :
@@ -187,7 +179,7 @@ find_column(const Row *row, const char *name, bool is_time, Oid *type)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
-						name, RelationGetRelationName(row->relation), format_type_be(SPI_gettypeid(descriptor, number)),
+						name, RelationGetRelationName(row->tg_relation), format_type_be(SPI_gettypeid(descriptor, number)),
 						is_time ? "timestamp with time zone" : "uuid or text"),
 				 server_hint(row, name)));
 	return number;
@@ -195,11 +187,11 @@ find_column(const Row *row, const char *name, bool is_time, Oid *type)
 
 /* False: it is NULL, or a text of blanks. */
 static bool
-uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
+uuid_column(const TriggerData *row, const char *name, pg_uuid_t *uuid)
 {
 	Oid			type;
 	int			number = find_column(row, name, false, &type);
-	char	   *id = SPI_getvalue(row->tuple, RelationGetDescr(row->relation), number);
+	char	   *id = SPI_getvalue(row->tg_trigtuple, RelationGetDescr(row->tg_relation), number);
 
 	if (id == NULL || id[strspn(id, " \t\n\v\f\r")] == '\0')
 		return false;
@@ -208,45 +200,35 @@ uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
 				 errmsg("invalid input syntax for type uuid: \"%s\"", id),
 				 errdetail("It is the value of column \"%s\" of table \"%s\".",
-						   name, RelationGetRelationName(row->relation)),
+						   name, RelationGetRelationName(row->tg_relation)),
 				 errhint("OneSignal's ids are uuids. Where there is none, the column must be null or empty."),
 				 server_hint(row, name)));
 	return true;
 }
 
-static Datum
-time_column(const Row *row, const char *name, bool *isnull)
-{
-	Oid			type;
-	int			number = find_column(row, name, true, &type);
-	Datum		value = SPI_getbinval(row->tuple, RelationGetDescr(row->relation), number, isnull);
-
-	if (*isnull || type == TIMESTAMPTZOID)
-		return value;
-	return DirectFunctionCall1(type == DATEOID ? date_timestamptz : timestamp_timestamptz, value);
-}
-
 static void
-resolve_app(const Row *row, pg_uuid_t *app_id)
+resolve_app(const TriggerData *row, pg_uuid_t *app_id)
 {
-	if (options_parse_uuid(row->app, app_id))
+	const char *app = row->tg_trigger->tgargs[1];
+
+	if (options_parse_uuid(app, app_id))
 		return;
-	if (SPI_fnumber(RelationGetDescr(row->relation), row->app) > 0)
+	if (SPI_fnumber(RelationGetDescr(row->tg_relation), app) > 0)
 	{
-		if (!uuid_column(row, row->app, app_id))
+		if (!uuid_column(row, app, app_id))
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("column \"%s\" of table \"%s\" is null or empty, but the row has a message to cancel",
-							row->app, RelationGetRelationName(row->relation)),
-					 server_hint(row, row->app)));
+							app, RelationGetRelationName(row->tg_relation)),
+					 server_hint(row, app)));
 	}
-	else if (!server_app(row->app, app_id))
+	else if (!server_app(app, app_id))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("could not find OneSignal app \"%s\"", row->app),
+				 errmsg("could not find OneSignal app \"%s\"", app),
 				 errdetail("It is neither a uuid, nor a column of table \"%s\", "
 						   "nor a server of foreign-data wrapper \"%s\".",
-						   RelationGetRelationName(row->relation), CREDENTIALS_WRAPPER),
+						   RelationGetRelationName(row->tg_relation), CREDENTIALS_WRAPPER),
 				 errhint("Give the app's id, the name of a column that holds it, or the name of a server.")));
 }
 
@@ -278,24 +260,24 @@ Datum
 onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TriggerData row;
 	char	  **arguments;
-	Row			row;
 	pg_uuid_t	app_id;
 	pg_uuid_t	message_id;
 	Datum		values[] = {UUIDPGetDatum(&app_id), UUIDPGetDatum(&message_id), 0, 0};
 	char		nulls[] = {' ', ' ', 'n', 'n'};
 	bool		has_message;
-	bool		isnull = true;
+	int			number;
+	Oid			type;
+	bool		isnull;
 
 	check_call(fcinfo);
 	arguments = trigger->tg_trigger->tgargs;
-	row.relation = trigger->tg_relation;
-	row.tuple = trigger->tg_trigtuple;
-	row.app = arguments[1];
+	row = *trigger;
 	has_message = uuid_column(&row, arguments[0], &message_id);
 	if (!has_message && TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 	{
-		row.tuple = trigger->tg_newtuple;
+		row.tg_trigtuple = trigger->tg_newtuple;
 		has_message = uuid_column(&row, arguments[0], &message_id);
 	}
 	if (!has_message)
@@ -303,8 +285,13 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 
 	resolve_app(&row, &app_id);
 	if (trigger->tg_trigger->tgnargs == 3)
-		values[2] = time_column(&row, arguments[2], &isnull);
-	nulls[2] = isnull ? 'n' : ' ';
+	{
+		number = find_column(&row, arguments[2], true, &type);
+		values[2] = SPI_getbinval(row.tg_trigtuple, RelationGetDescr(row.tg_relation), number, &isnull);
+		if (!isnull && type != TIMESTAMPTZOID)
+			values[2] = DirectFunctionCall1(type == DATEOID ? date_timestamptz : timestamp_timestamptz, values[2]);
+		nulls[2] = isnull ? 'n' : ' ';
+	}
 	enqueue(values, nulls);
 	return PointerGetDatum(NULL);
 }
