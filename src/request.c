@@ -179,7 +179,8 @@ find_column(const TriggerData *row, const char *name, bool is_time, Oid *type)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
-						name, RelationGetRelationName(row->tg_relation), format_type_be(SPI_gettypeid(descriptor, number)),
+						name, RelationGetRelationName(row->tg_relation),
+						format_type_be(SPI_gettypeid(descriptor, number)),
 						is_time ? "timestamp with time zone" : "uuid or text"),
 				 server_hint(row, name)));
 	return number;

@@ -109,7 +109,7 @@ typedef struct Slot
 	Oid			database;		/* InvalidOid: never used */
 	SlotState	state;
 	int			proc;			/* of the RUNNING worker, or NO_PROC */
-	bool		wake;			/* something was requested or changed; FREE with it: a worker could not start */
+	int			wake;			/* WAKEUP_ bits; FREE with some: a worker could not start */
 	TimestampTz due;			/* when the launcher starts a worker, unless it is RUNNING; DT_NOEND: never */
 } Slot;
 
@@ -206,7 +206,7 @@ find_slot(Oid database, bool takes)
 		return NULL;
 	shared->sweep_due = Min(shared->sweep_due, last->due);
 	last->database = database;
-	last->wake = false;
+	last->wake = 0;
 	set_slot(last, SLOT_FREE, DT_NOEND);
 	return last;
 }
@@ -262,7 +262,7 @@ warn_of_no_worker(void)
 }
 
 void
-wakeup_worker(Oid database, bool may_start)
+wakeup_worker(Oid database, int wake, bool may_start)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Slot	   *slot;
@@ -277,7 +277,8 @@ wakeup_worker(Oid database, bool may_start)
 		starts = may_start && !has_worker(slot, now);
 		if (starts)
 			set_slot(slot, SLOT_STARTING, now + STARTING_FOR);
-		slot->wake |= slot->state != SLOT_FREE;
+		if (slot->state != SLOT_FREE)
+			slot->wake |= wake;
 		proc = slot->proc;
 	}
 	SpinLockRelease(&shared->lock);
@@ -320,7 +321,8 @@ on_transaction_end(XactEvent event, void *arg pg_attribute_unused())
 	if (event == XACT_EVENT_PRE_PREPARE && owner_find(&installation))
 		LockRelationOid(installation.message_table, RowExclusiveLock);
 	if (event == XACT_EVENT_PREPARE || event == XACT_EVENT_COMMIT)
-		wakeup_worker(MyDatabaseId, settings_enabled && settings_background_delivery);
+		wakeup_worker(MyDatabaseId, event == XACT_EVENT_PREPARE ? WAKEUP_PREPARE : WAKEUP_COMMIT,
+					  settings_enabled && settings_background_delivery);
 }
 
 void
@@ -369,14 +371,14 @@ wakeup_enter(Oid database)
 	return mine != NULL;
 }
 
-bool
+int
 wakeup_take(void)
 {
-	bool		wake;
+	int			wake;
 
 	SpinLockAcquire(&shared->lock);
 	wake = mine->wake;
-	mine->wake = false;
+	mine->wake = 0;
 	SpinLockRelease(&shared->lock);
 	return wake;
 }
@@ -389,10 +391,10 @@ wakeup_leave(TimestampTz due, bool must)
 	if (mine == NULL)
 		return true;
 	SpinLockAcquire(&shared->lock);
-	leaves = must || (!mine->wake && (due == DT_NOEND || shared->launcher != NO_PROC));
+	leaves = must || (mine->wake == 0 && (due == DT_NOEND || shared->launcher != NO_PROC));
 	if (leaves)
 	{
-		mine->wake = false;		/* another worker looks anyway, and could start */
+		mine->wake = 0;			/* another worker looks anyway, and could start */
 		set_slot(mine, SLOT_FREE, due);
 		mine = NULL;
 	}
@@ -449,7 +451,7 @@ wakeup_status(void)
 	slot = read_slot(MyDatabaseId);
 	if (has_worker(&slot, GetCurrentTimestamp()))
 		return "working";
-	if (slot.wake)
+	if (slot.wake != 0)
 		return "no free worker";
 	/* The launcher starts a worker for the next retry, or in place of one that died. */
 	return slot.due != DT_NOEND && shared->launcher != NO_PROC ? "working" : "waits for a request";
@@ -535,7 +537,7 @@ launcher_turn(void)
 		{
 			/* A worker in a dropped database would fail again and again. */
 			if (next_database(database - 1) == database)
-				wakeup_worker(database, true);
+				wakeup_worker(database, WAKEUP_COMMIT, true);
 			continue;
 		}
 		pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
@@ -544,7 +546,7 @@ launcher_turn(void)
 			TimestampTz until = GetCurrentTimestamp() + SWEEP_STEP;
 			Slot		slot;
 
-			wakeup_worker(database, true);
+			wakeup_worker(database, WAKEUP_COMMIT, true);
 			do
 			{
 				wakeup_wait(until, "OnesignalCancelLauncher");

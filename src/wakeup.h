@@ -32,8 +32,12 @@ extern void wakeup_raise_doubt(void);
 /* What happens to pending rows here, in the words of view onesignal_cancel_status. */
 extern const char *wakeup_status(void);
 
+/* Something was requested or changed; the same, in a transaction that is only prepared. */
+#define WAKEUP_COMMIT	1
+#define WAKEUP_PREPARE	2
+
 /* Wakes the database's worker, or starts one if that is allowed.  Never throws. */
-extern void wakeup_worker(Oid database, bool may_start);
+extern void wakeup_worker(Oid database, int wake, bool may_start);
 
 /* Registers a worker for the database, or, with InvalidOid while the library is preloaded, the launcher. */
 extern bool wakeup_register(Oid database);
@@ -44,7 +48,7 @@ extern bool wakeup_register(Oid database);
 #define WAKEUP_RESTART_AFTER	(5 * USECS_PER_SEC)
 
 extern bool wakeup_enter(Oid database); /* false: another worker is there */
-extern bool wakeup_take(void);	/* was the worker woken since it last asked? */
+extern int	wakeup_take(void);	/* who woke the worker since it last asked: bits, or 0 */
 
 /*
  * due: when the launcher has to start a worker again; DT_NOEND: never.  Unless

@@ -6,11 +6,10 @@
  *
  * COMMIT PREPARED wakes nobody.  So while a prepared transaction holds a lock
  * on onesignal_message, the worker stays and looks for rows again and again:
- * each time after a sixtieth of the time that has passed since it was last
- * woken, as a PREPARE does.  It asks about the lock before it looks for rows,
- * and locks are released after rows are visible: when there is no lock any
- * more, the look sees all rows.  Shared memory forgets in a crash, so a worker
- * also asks when it starts.
+ * each time after a sixtieth of the time that has passed since the PREPARE.  It
+ * asks about the lock before it looks for rows, and locks are released after
+ * rows are visible: when there is no lock any more, the look sees all rows.
+ * Shared memory forgets in a crash, so a worker also asks when it starts.
  *
  * A session that drops, renames or copies the database locks it, and waits up
  * to five seconds for all others to leave.  The worker then hands over to a
@@ -80,8 +79,8 @@ static TimestampTz next_run = 0;
 /* Does it stay for worker_idle_timeout?  Not before it knows of something pending. */
 static bool stays = false;
 
-/* When it was last woken, and when to ask about prepared transactions; DT_NOEND: there are none. */
-static TimestampTz woken_at = 0;
+/* When a PREPARE last woke it, or it began; when to ask about prepared transactions, DT_NOEND: there are none. */
+static TimestampTz prepared_at = 0;
 static TimestampTz ask_at = 0;
 
 /* Is delivery_run() at work, and did SIGTERM come? */
@@ -219,10 +218,11 @@ is_locked(Oid database)
 static bool
 take_wake(void)
 {
-	if (!wakeup_take())
-		return false;
-	woken_at = ask_at = GetCurrentTimestamp();
-	return true;
+	int			wake = wakeup_take();
+
+	if ((wake & WAKEUP_PREPARE) != 0)
+		prepared_at = ask_at = GetCurrentTimestamp();
+	return wake != 0;
 }
 
 /* Call it before looking for rows.  True: the worker must look. */
@@ -231,7 +231,7 @@ ask_about_prepared(void)
 {
 	MemoryContext context = CurrentMemoryContext;
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz again = now + Min(Max((now - woken_at) / PREPARED_SHARE, PREPARED_MIN), PREPARED_MAX);
+	TimestampTz again = now + Min(Max((now - prepared_at) / PREPARED_SHARE, PREPARED_MIN), PREPARED_MAX);
 	Installation installation;
 
 	if (now < ask_at)
@@ -338,7 +338,7 @@ take_turn(void)
 	if (is_locked(MyDatabaseId))
 	{
 		wakeup_leave(DT_NOEND, true);
-		wakeup_worker(MyDatabaseId, true);
+		wakeup_worker(MyDatabaseId, WAKEUP_COMMIT, true);
 		return false;
 	}
 	take_wake();
@@ -447,7 +447,7 @@ worker_main(Datum arg)
 	if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
 		SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
 	enable_timeout_every(RegisterTimeout(USER_TIMEOUT, on_second), GetCurrentTimestamp() + USECS_PER_SEC, 1000);
-	woken_at = GetCurrentTimestamp();
+	prepared_at = GetCurrentTimestamp();
 	work();
 	proc_exit(0);
 }
