@@ -18,7 +18,6 @@ OBJS = \
 	src/delivery.o \
 	src/http.o \
 	src/lanes.o \
-	src/launcher.o \
 	src/message.o \
 	src/onesignal.o \
 	src/options.o \

@@ -389,7 +389,7 @@ run_libcurl(curl_socket_t fd, int what)
 		CURLcode	result = message->data.result;
 
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
-		/* Newer versions of libcurl keep a connection of which nghttp2 cannot go on reading, and fail with each request. */
+		/* Newer versions of libcurl would keep a connection of which nghttp2 cannot go on reading. */
 		if (result == CURLE_HTTP2)
 			wire_end(exchange->local_port);
 		if (flooded && result != CURLE_OK && exchange->local_port != 0)

@@ -76,36 +76,13 @@ static const Oid column_types[COLUMN_COUNT] = {
 	TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID, TIMESTAMPTZOID
 };
 
-typedef enum Action
-{
-	NOTHING,
-	REQUEST,
-	ADOPT,						/* if the requester can no longer cancel */
-	TAKE_BACK,
-	FORBIDDEN
-} Action;
-
-/* What a statement does to a row of a state when it sets cancel to false, and to true. */
-static const Action actions[QUEUE_STATES][2] = {
-	[QUEUE_SCHEDULED] = {NOTHING, REQUEST},
-	[QUEUE_PENDING] = {TAKE_BACK, ADOPT},
-	[QUEUE_CANCELED] = {FORBIDDEN, NOTHING},
-	[QUEUE_REFUSED] = {TAKE_BACK, NOTHING},
-	[QUEUE_FAILED] = {TAKE_BACK, REQUEST},
-};
-
-/*
- * What the rows of one statement share: there may be a million.  It lives in
- * fn_extra and so no longer than the statement: the next one sees a REVOKE.
- */
+/* What the rows of one statement share.  It lives in fn_extra, and so no longer than the statement. */
 typedef struct Shared
 {
 	bool		merges;			/* the statement is a MERGE */
 	bool		noticed;		/* it was told that a value of its is ignored */
 	bool		inserts;		/* it is an INSERT, ... */
 	QueueState	inserted;		/* ... whose last row had this state: ON CONFLICT sees what we made of it */
-	pg_uuid_t	granted_app;	/* this role may cancel its messages */
-	Oid			granted_role;
 } Shared;
 
 /* A row as it is (before an INSERT: its defaults), and as it is to be. */
@@ -118,7 +95,6 @@ typedef struct MessageRow
 	bool		old_nulls[MaxHeapAttributeNumber];
 	Datum		new[MaxHeapAttributeNumber];
 	bool		new_nulls[MaxHeapAttributeNumber];
-	bool		replaced[MaxHeapAttributeNumber];	/* this trigger has changed it */
 } MessageRow;
 
 /* ---- which statement ---- */
@@ -183,15 +159,20 @@ statement_merges(Oid table)
 
 /* ---- what a statement's rows share ---- */
 
-/* The owner may have altered the table, and then a value could be read as of another type. */
-static void
-check_table(Relation relation, Oid function)
+static Shared *
+get_shared(FunctionCallInfo fcinfo, Relation relation)
 {
+	FmgrInfo   *called = fcinfo->flinfo;
+	Shared	   *shared = called->fn_extra;
 	TupleDesc	descriptor = RelationGetDescr(relation);
-	bool		ours = RelationGetNamespace(relation) == get_func_namespace(function) &&
+	bool		ours;
+
+	if (shared != NULL)
+		return shared;
+	/* The owner may have altered the table, and then a value could be read as of another type. */
+	ours = RelationGetNamespace(relation) == get_func_namespace(called->fn_oid) &&
 		strcmp(RelationGetRelationName(relation), "onesignal_message") == 0 &&
 		descriptor->natts >= COLUMN_COUNT && type_is_enum(TupleDescAttr(descriptor, STATE)->atttypid);
-
 	for (int column = 0; ours && column < COLUMN_COUNT; column++)
 		ours = column == STATE || TupleDescAttr(descriptor, column)->atttypid == column_types[column];
 	if (!ours)
@@ -200,20 +181,9 @@ check_table(Relation relation, Oid function)
 				 errmsg("onesignal_message_change() can only be used on the extension's own table"),
 				 errdetail("Table \"%s\" is not onesignal_message, or its columns were altered.",
 						   RelationGetRelationName(relation))));
-}
-
-static Shared *
-get_shared(FunctionCallInfo fcinfo, Relation relation)
-{
-	Shared	   *shared = fcinfo->flinfo->fn_extra;
-
-	if (shared == NULL)
-	{
-		check_table(relation, fcinfo->flinfo->fn_oid);
-		shared = MemoryContextAllocZero(fcinfo->flinfo->fn_mcxt, sizeof(Shared));
-		shared->merges = statement_merges(RelationGetRelid(relation));
-		fcinfo->flinfo->fn_extra = shared;
-	}
+	shared = MemoryContextAllocZero(called->fn_mcxt, sizeof(Shared));
+	shared->merges = statement_merges(RelationGetRelid(relation));
+	called->fn_extra = shared;
 	return shared;
 }
 
@@ -254,7 +224,6 @@ set_value(MessageRow *row, int column, Datum value)
 {
 	row->new[column] = value;
 	row->new_nulls[column] = false;
-	row->replaced[column] = true;
 }
 
 static Datum
@@ -264,13 +233,6 @@ state_value(const MessageRow *row, QueueState state)
 											ObjectIdGetDatum(TupleDescAttr(row->descriptor, STATE)->atttypid));
 
 	return Int32GetDatum(DatumGetInt32(value)); /* tuples sign-extend an OID */
-}
-
-/* A value of type name has NAMEDATALEN bytes, the text that is looked up only its own. */
-static Datum
-current_role(void)
-{
-	return DirectFunctionCall1(namein, CStringGetDatum(GetUserNameFromId(GetUserId(), false)));
 }
 
 /* Leaves the column as it is in the row. */
@@ -296,28 +258,11 @@ keep_value(MessageRow *row, int column)
 
 /* ---- what is refused ---- */
 
-/* May this role cancel the row's message? */
-static bool
-is_granted(MessageRow *row, Oid role)
-{
-	Shared	   *shared = row->shared;
-	const pg_uuid_t *app_id = DatumGetUUIDP(row->new[APP_ID]);
-
-	if (row->new_nulls[APP_ID])
-		return true;			/* the NOT NULL constraint will say so */
-	if (role == shared->granted_role && memcmp(app_id, &shared->granted_app, UUID_LEN) == 0)
-		return true;
-	if (credentials_find(app_id, role, NULL) != NULL)
-		return false;
-	shared->granted_app = *app_id;
-	shared->granted_role = role;
-	return true;
-}
-
 static void
-require_access(MessageRow *row)
+require_access(const MessageRow *row)
 {
-	if (!is_granted(row, GetUserId()))
+	/* Of a NULL the NOT NULL constraint complains. */
+	if (!row->new_nulls[APP_ID])
 		credentials_get(DatumGetUUIDP(row->new[APP_ID]), GetUserId(), NULL);
 }
 
@@ -342,30 +287,24 @@ require_last(const TriggerData *trigger)
 				 errhint("Rename it: triggers fire in the order of their names.")));
 }
 
-/* PostgreSQL dumps an extension's table as the extension makes it, but its rows with all columns. */
-static void
-warn_of_added_column(const MessageRow *row)
-{
-	static bool warned = false;
-
-	for (int column = COLUMN_COUNT; !warned && column < row->descriptor->natts; column++)
-	{
-		Form_pg_attribute attribute = TupleDescAttr(row->descriptor, column);
-
-		warned = !attribute->attisdropped;
-		if (warned)
-			ereport(WARNING,
-					(errmsg("a dump of this database cannot restore table \"%s\"",
-							RelationGetRelationName(row->trigger->tg_relation)),
-					 errdetail("Column \"%s\" was added to it: pg_dump writes the column's values, "
-							   "but CREATE EXTENSION does not make the column.",
-							   NameStr(attribute->attname)),
-					 errhint("Keep the column in a table of your own that refers to message_id and app_id, "
-							 "and drop it here.")));
-	}
-}
-
 /* ---- what happens ---- */
+
+/* Writes what delivery needs of a pending row, where it is missing, and wakes the worker. */
+static void
+fill_request(MessageRow *row)
+{
+	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+
+	/* A value of type name has NAMEDATALEN bytes, the role's name only its own. */
+	if (row->new_nulls[REQUESTED_BY])
+		set_value(row, REQUESTED_BY,
+				  DirectFunctionCall1(namein, CStringGetDatum(GetUserNameFromId(GetUserId(), false))));
+	if (row->new_nulls[REQUESTED_AT])
+		set_value(row, REQUESTED_AT, now);
+	if (row->new_nulls[NEXT_ATTEMPT_AT])
+		set_value(row, NEXT_ATTEMPT_AT, now);
+	wakeup_request();
+}
 
 /*
  * Begins a request, or takes it back, and clears what a former request left in
@@ -376,47 +315,37 @@ warn_of_added_column(const MessageRow *row)
 static void
 set_request(MessageRow *row, bool requests, bool was_pending)
 {
-	Datum		now = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
-
 	require_access(row);
 	set_value(row, STATE, state_value(row, requests ? QUEUE_PENDING : QUEUE_SCHEDULED));
 	for (int column = HTTP_STATUS; column <= FINISHED_AT; column++)
-		if (column != ATTEMPTS && column != UNANSWERED)
-		{
-			set_value(row, column, (Datum) 0);
-			row->new_nulls[column] = true;
-		}
+		row->new_nulls[column] |= column != ATTEMPTS && column != UNANSWERED;
 	set_value(row, ATTEMPTS, Int32GetDatum(0));
 	if (was_pending)
 		set_value(row, UNANSWERED, BoolGetDatum(true));
-	if (!requests)
-		return;
-	warn_of_added_column(row);
-	set_value(row, REQUESTED_BY, current_role());
-	set_value(row, REQUESTED_AT, now);
-	set_value(row, NEXT_ATTEMPT_AT, now);
-	wakeup_request();
+	if (requests)
+		fill_request(row);
 }
 
 /* Can this role cancel the message, and the one that requested it no longer? */
 static bool
-adopts(MessageRow *row)
+adopts(const MessageRow *row)
 {
+	const pg_uuid_t *app_id = DatumGetUUIDP(row->old[APP_ID]);
 	Oid			requester = row->old_nulls[REQUESTED_BY] ? InvalidOid :
 		get_role_oid(NameStr(*DatumGetName(row->old[REQUESTED_BY])), true);
 
-	return (!OidIsValid(requester) || !is_granted(row, requester)) && is_granted(row, GetUserId());
+	return (!OidIsValid(requester) || credentials_find(app_id, requester, NULL) != NULL) &&
+		credentials_find(app_id, GetUserId(), NULL) == NULL;
 }
 
 static void
 set_cancel(MessageRow *row, QueueState was, bool cancel)
 {
-	Action		action = actions[was][cancel];
-
-	if (action == REQUEST || action == TAKE_BACK || (action == ADOPT && adopts(row)))
+	if (cancel ? was == QUEUE_SCHEDULED || was == QUEUE_FAILED || (was == QUEUE_PENDING && adopts(row)) :
+		was == QUEUE_PENDING || was == QUEUE_REFUSED || was == QUEUE_FAILED)
 		set_request(row, cancel, was == QUEUE_PENDING);
 	/* It is false already when the answer came after the take-back. */
-	if (action == FORBIDDEN && DatumGetBool(row->old[CANCEL]))
+	else if (!cancel && was == QUEUE_CANCELED && DatumGetBool(row->old[CANCEL]))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot withdraw the cancel of message %s",
@@ -459,8 +388,8 @@ row_updated(MessageRow *row)
 	if (was == QUEUE_PENDING && differs(row, SEND_AFTER) && (cancel || !named))
 	{
 		require_access(row);
-		set_value(row, NEXT_ATTEMPT_AT, TimestampTzGetDatum(GetCurrentTransactionStartTimestamp()));
-		wakeup_request();
+		row->new_nulls[NEXT_ATTEMPT_AT] = true;
+		fill_request(row);
 	}
 	if (named)
 		set_cancel(row, was, cancel);
@@ -469,9 +398,18 @@ row_updated(MessageRow *row)
 static void
 row_inserted(MessageRow *row)
 {
-	Datum		now = row->old[CREATED_AT];
+	static const int filled[] = {STATE, ATTEMPTS, UNANSWERED, CREATED_AT};
 	QueueState	written = state_in(row->new, row->new_nulls);
 	bool		trusted = has_privs_of_role(GetUserId(), row->trigger->tg_relation->rd_rel->relowner);
+
+	/* What an INSERT that names none of the extension's columns gives them. */
+	memset(row->old_nulls, true, sizeof(row->old_nulls));
+	row->old[STATE] = state_value(row, QUEUE_SCHEDULED);
+	row->old[ATTEMPTS] = Int32GetDatum(0);
+	row->old[UNANSWERED] = BoolGetDatum(false);
+	row->old[CREATED_AT] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
+	for (size_t i = 0; i < lengthof(filled); i++)
+		row->old_nulls[filled[i]] = false;
 
 	row->shared->inserts = !row->shared->merges;
 	row->shared->inserted = written;
@@ -488,28 +426,7 @@ row_inserted(MessageRow *row)
 			set_request(row, true, false);
 	}
 	else if (written == QUEUE_PENDING)
-	{
-		/* A dump of an older version may lack what delivery needs. */
-		if (row->new_nulls[REQUESTED_BY])
-			set_value(row, REQUESTED_BY, current_role());
-		if (row->new_nulls[REQUESTED_AT])
-			set_value(row, REQUESTED_AT, now);
-		if (row->new_nulls[NEXT_ATTEMPT_AT])
-			set_value(row, NEXT_ATTEMPT_AT, now);
-		wakeup_request();
-	}
-}
-
-/* What an INSERT that names none of the extension's columns gives them. */
-static void
-set_defaults(MessageRow *row)
-{
-	memset(row->old_nulls, true, sizeof(row->old_nulls));
-	row->old[STATE] = state_value(row, QUEUE_SCHEDULED);
-	row->old[ATTEMPTS] = Int32GetDatum(0);
-	row->old[UNANSWERED] = BoolGetDatum(false);
-	row->old[CREATED_AT] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
-	row->old_nulls[STATE] = row->old_nulls[ATTEMPTS] = row->old_nulls[UNANSWERED] = row->old_nulls[CREATED_AT] = false;
+		fill_request(row);
 }
 
 /* onesignal_message_change() RETURNS trigger: of onesignal_message alone */
@@ -535,21 +452,15 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 	row.trigger = trigger;
 	row.shared = get_shared(fcinfo, trigger->tg_relation);
 	row.descriptor = RelationGetDescr(trigger->tg_relation);
-	memset(row.replaced, false, sizeof(row.replaced));
 	heap_deform_tuple(tuple, row.descriptor, row.new, row.new_nulls);
 	if (inserts)
-	{
-		set_defaults(&row);
 		row_inserted(&row);
-	}
 	else
 	{
 		heap_deform_tuple(trigger->tg_trigtuple, row.descriptor, row.old, row.old_nulls);
 		row_updated(&row);
 	}
-	if (memchr(row.replaced, true, sizeof(row.replaced)) != NULL)
-		tuple = heap_modify_tuple(tuple, row.descriptor, row.new, row.new_nulls, row.replaced);
-	return PointerGetDatum(tuple);
+	return PointerGetDatum(heap_form_tuple(row.descriptor, row.new, row.new_nulls));
 }
 
 /*

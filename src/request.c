@@ -29,14 +29,6 @@
 PG_FUNCTION_INFO_V1(onesignal_cancel_enqueue);
 PG_FUNCTION_INFO_V1(onesignal_cancel_trigger);
 
-/* The row that a trigger was fired for. */
-typedef struct Row
-{
-	Relation	relation;
-	HeapTuple	tuple;
-	const char *app;			/* the argument that may name a column or a server */
-} Row;
-
 /* ---- writing the message's row ---- */
 
 /* As the current user. */
@@ -84,18 +76,11 @@ require_privileges(const Installation *installation)
 			 errhint("Grant the privilege with GRANT USAGE ON SCHEMA %s TO %s.", quote_identifier(schema), role)));
 }
 
-/* send_after and reason may be NULL. */
+/* Values and nulls are the parameters of write_row. */
 static void
-enqueue(const pg_uuid_t *app_id, const pg_uuid_t *message_id, const TimestampTz *send_after, text *reason)
+enqueue(Datum *values, const char *nulls)
 {
 	Installation installation;
-	Datum		values[] = {
-		UUIDPGetDatum(app_id),
-		UUIDPGetDatum(message_id),
-		TimestampTzGetDatum(send_after ? *send_after : 0),
-		PointerGetDatum(reason),
-	};
-	char		nulls[] = {' ', ' ', send_after ? ' ' : 'n', reason ? ' ' : 'n'};
 
 	PreventCommandIfReadOnly("INSERT");
 	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
@@ -124,17 +109,22 @@ enqueue(const pg_uuid_t *app_id, const pg_uuid_t *message_id, const TimestampTz 
 Datum
 onesignal_cancel_enqueue(PG_FUNCTION_ARGS)
 {
-	static const char *const names[] = {"app_id", "message_id"};
-	TimestampTz send_after = PG_ARGISNULL(2) ? 0 : PG_GETARG_TIMESTAMPTZ(2);
+	Datum		values[4];
+	char		nulls[4];
 
-	for (int i = 0; i < 2; i++)
-		if (PG_ARGISNULL(i))
+	for (int i = 0; i < 4; i++)
+	{
+		const char *name = i == 0 ? "app_id" : "message_id";
+
+		if (i < 2 && PG_ARGISNULL(i))
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("%s must not be null", names[i]),
-					 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", names[i])));
-	enqueue(PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1),
-			PG_ARGISNULL(2) ? NULL : &send_after, PG_ARGISNULL(3) ? NULL : PG_GETARG_TEXT_PP(3));
+					 errmsg("%s must not be null", name),
+					 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", name)));
+		values[i] = PG_GETARG_DATUM(i);
+		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
+	}
+	enqueue(values, nulls);
 	PG_RETURN_VOID();
 }
 
@@ -156,11 +146,11 @@ server_app(const char *name, pg_uuid_t *app_id)
 
 /* Adds a hint if the column that an error is about may have been meant to be a server. */
 static int
-server_hint(const Row *row, const char *name)
+server_hint(const TriggerData *row, const char *name)
 {
 	pg_uuid_t	app_id;
 
-	if (strcmp(name, row->app) != 0 || !server_app(name, &app_id))
+	if (strcmp(name, row->tg_trigger->tgargs[1]) != 0 || !server_app(name, &app_id))
 		return 0;
 	return errhint("There is also a server \"%s\", but a column is tried first: "
 				   "rename the server, or give the app's id.",
@@ -168,105 +158,78 @@ server_hint(const Row *row, const char *name)
 }
 
 /*
- * Partitions number columns differently, so this looks them up by name for each
- * row.  Returns the number, which is not positive if there is no such column.
+ * Returns the column's number and its type, of a domain the base type.  The
+ * look-up is by name for each row, since partitions number columns differently.
  */
 static int
-column_number(const Row *row, const char *name)
+find_column(const TriggerData *row, const char *name, bool is_time, Oid *type)
 {
-	return SPI_fnumber(RelationGetDescr(row->relation), name);
-}
-
-/* Returns the column's type, of a domain its base type; InvalidOid: it is NULL. */
-static Oid
-read_value(const Row *row, const char *name, bool is_time, Datum *value)
-{
-	TupleDesc	descriptor = RelationGetDescr(row->relation);
-	int			number = column_number(row, name);
-	bool		isnull;
-	Oid			type;
+	TupleDesc	descriptor = RelationGetDescr(row->tg_relation);
+	int			number = SPI_fnumber(descriptor, name);
 
 	if (number <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
 				 errmsg("column \"%s\" of table \"%s\" does not exist",
-						name, RelationGetRelationName(row->relation)),
+						name, RelationGetRelationName(row->tg_relation)),
 				 errdetail("Trigger function onesignal_cancel_trigger() was given that name.")));
-	type = getBaseType(SPI_gettypeid(descriptor, number));
-	if (is_time ? type != TIMESTAMPTZOID && type != TIMESTAMPOID && type != DATEOID :
-		type != UUIDOID && type != TEXTOID && type != VARCHAROID && type != BPCHAROID)
+	*type = getBaseType(SPI_gettypeid(descriptor, number));
+	if (is_time ? *type != TIMESTAMPTZOID && *type != TIMESTAMPOID && *type != DATEOID :
+		*type != UUIDOID && *type != TEXTOID && *type != VARCHAROID && *type != BPCHAROID)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
-						name, RelationGetRelationName(row->relation), format_type_be(SPI_gettypeid(descriptor, number)),
+						name, RelationGetRelationName(row->tg_relation),
+						format_type_be(SPI_gettypeid(descriptor, number)),
 						is_time ? "timestamp with time zone" : "uuid or text"),
 				 server_hint(row, name)));
-	*value = SPI_getbinval(row->tuple, descriptor, number, &isnull);
-	return isnull ? InvalidOid : type;
+	return number;
 }
 
 /* False: it is NULL, or a text of blanks. */
 static bool
-uuid_column(const Row *row, const char *name, pg_uuid_t *uuid)
+uuid_column(const TriggerData *row, const char *name, pg_uuid_t *uuid)
 {
-	Datum		value;
-	Oid			type = read_value(row, name, false, &value);
-	char	   *id;
+	Oid			type;
+	int			number = find_column(row, name, false, &type);
+	char	   *id = SPI_getvalue(row->tg_trigtuple, RelationGetDescr(row->tg_relation), number);
 
-	if (type == UUIDOID)
-		*uuid = *DatumGetUUIDP(value);
-	if (type == UUIDOID || !OidIsValid(type))
-		return OidIsValid(type);
-	id = TextDatumGetCString(value);
-	if (id[strspn(id, " \t\n\v\f\r")] == '\0')
+	if (id == NULL || id[strspn(id, " \t\n\v\f\r")] == '\0')
 		return false;
 	if (!options_parse_uuid(id, uuid))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),
 				 errmsg("invalid input syntax for type uuid: \"%s\"", id),
 				 errdetail("It is the value of column \"%s\" of table \"%s\".",
-						   name, RelationGetRelationName(row->relation)),
+						   name, RelationGetRelationName(row->tg_relation)),
 				 errhint("OneSignal's ids are uuids. Where there is none, the column must be null or empty."),
 				 server_hint(row, name)));
 	return true;
 }
 
-/* False: it is NULL. */
-static bool
-time_column(const Row *row, const char *name, TimestampTz *time)
-{
-	Datum		value;
-	Oid			type = read_value(row, name, true, &value);
-
-	if (type == TIMESTAMPOID)
-		value = DirectFunctionCall1(timestamp_timestamptz, value);
-	else if (type == DATEOID)
-		value = DirectFunctionCall1(date_timestamptz, value);
-	*time = DatumGetTimestampTz(value);
-	return OidIsValid(type);
-}
-
 static void
-resolve_app(const Row *row, pg_uuid_t *app_id)
+resolve_app(const TriggerData *row, pg_uuid_t *app_id)
 {
-	if (options_parse_uuid(row->app, app_id))
+	const char *app = row->tg_trigger->tgargs[1];
+
+	if (options_parse_uuid(app, app_id))
 		return;
-	if (column_number(row, row->app) > 0)
+	if (SPI_fnumber(RelationGetDescr(row->tg_relation), app) > 0)
 	{
-		if (!uuid_column(row, row->app, app_id))
+		if (!uuid_column(row, app, app_id))
 			ereport(ERROR,
 					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 					 errmsg("column \"%s\" of table \"%s\" is null or empty, but the row has a message to cancel",
-							row->app, RelationGetRelationName(row->relation)),
-					 server_hint(row, row->app)));
+							app, RelationGetRelationName(row->tg_relation)),
+					 server_hint(row, app)));
 	}
-	else if (!server_app(row->app, app_id))
+	else if (!server_app(app, app_id))
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_OBJECT),
-				 errmsg("could not find OneSignal app \"%s\"", row->app),
+				 errmsg("could not find OneSignal app \"%s\"", app),
 				 errdetail("It is neither a uuid, nor a column of table \"%s\", "
 						   "nor a server of foreign-data wrapper \"%s\".",
-						   RelationGetRelationName(row->relation), CREDENTIALS_WRAPPER),
+						   RelationGetRelationName(row->tg_relation), CREDENTIALS_WRAPPER),
 				 errhint("Give the app's id, the name of a column that holds it, or the name of a server.")));
 }
 
@@ -298,30 +261,38 @@ Datum
 onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	TriggerData row;
 	char	  **arguments;
-	Row			row;
 	pg_uuid_t	app_id;
 	pg_uuid_t	message_id;
-	TimestampTz send_after;
+	Datum		values[] = {UUIDPGetDatum(&app_id), UUIDPGetDatum(&message_id), 0, 0};
+	char		nulls[] = {' ', ' ', 'n', 'n'};
 	bool		has_message;
-	bool		has_send_after;
+	int			number;
+	Oid			type;
+	bool		isnull;
 
 	check_call(fcinfo);
 	arguments = trigger->tg_trigger->tgargs;
-	row.relation = trigger->tg_relation;
-	row.tuple = trigger->tg_trigtuple;
-	row.app = arguments[1];
+	row = *trigger;
 	has_message = uuid_column(&row, arguments[0], &message_id);
 	if (!has_message && TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
 	{
-		row.tuple = trigger->tg_newtuple;
+		row.tg_trigtuple = trigger->tg_newtuple;
 		has_message = uuid_column(&row, arguments[0], &message_id);
 	}
 	if (!has_message)
 		return PointerGetDatum(NULL);
 
 	resolve_app(&row, &app_id);
-	has_send_after = trigger->tg_trigger->tgnargs == 3 && time_column(&row, arguments[2], &send_after);
-	enqueue(&app_id, &message_id, has_send_after ? &send_after : NULL, NULL);
+	if (trigger->tg_trigger->tgnargs == 3)
+	{
+		number = find_column(&row, arguments[2], true, &type);
+		values[2] = SPI_getbinval(row.tg_trigtuple, RelationGetDescr(row.tg_relation), number, &isnull);
+		if (!isnull && type != TIMESTAMPTZOID)
+			values[2] = DirectFunctionCall1(type == DATEOID ? date_timestamptz : timestamp_timestamptz, values[2]);
+		nulls[2] = isnull ? 'n' : ' ';
+	}
+	enqueue(values, nulls);
 	return PointerGetDatum(NULL);
 }

@@ -79,7 +79,7 @@ CHECK_HOOK(check_max_in_flight, settings_max_in_flight)
 CHECK_HOOK(check_retry_window, settings_retry_window)
 
 static void
-define_delivery_settings(void)
+define_settings(void)
 {
 	DefineCustomBoolVariable("onesignal_cancel.enabled",
 							 "Allows requests to OneSignal to leave this server.",
@@ -103,11 +103,6 @@ define_delivery_settings(void)
 							"How long a worker that has nothing to do waits for more before it leaves.",
 							NULL, &settings_worker_idle_timeout,
 							3000, 0, 60 * 60 * 1000, PGC_SUSET, GUC_UNIT_MS, NULL, NULL, NULL);
-}
-
-static void
-define_request_settings(void)
-{
 	DefineCustomIntVariable("onesignal_cancel.timeout",
 							"How long the cancel of one message may take, including retries and waits.",
 							"OneSignal recommends 60 s; its servers answer within 100 s.",
@@ -126,14 +121,13 @@ define_request_settings(void)
 void
 _PG_init(void)
 {
-	define_delivery_settings();
-	define_request_settings();
+	define_settings();
 	MarkGUCPrefixReserved("onesignal_cancel");
 	message_init();
 	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
 	{
 		settings_preloaded = true;
-		wakeup_register_launcher();
+		wakeup_register(InvalidOid);
 	}
 }
 

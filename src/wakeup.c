@@ -1,6 +1,6 @@
 /*
  * wakeup.c
- *		Who delivers in a database, and how a commit wakes or starts its worker.
+ *		How a commit wakes or starts its database's worker, and the launcher does.
  *
  * A commit starts the database's worker, which leaves when nothing falls due
  * any more.  The danger is a commit that comes just when the worker leaves:
@@ -41,21 +41,32 @@
  * looks again and again while a prepared transaction holds a lock on
  * onesignal_message (worker.c).  A transaction that requested has that lock;
  * one that only changed a server takes it before PREPARE.
+ *
+ * The launcher starts workers where nobody commits: at server start, for a
+ * retry, after a death.  It needs shared_preload_libraries and connects to no
+ * database: only a worker can know whether its database has the extension and
+ * something pending.  So when the server starts or is promoted, the launcher
+ * starts a worker in each database, one after the other; a worker that finds
+ * nothing pending leaves at once.  After that the launcher sleeps until a slot
+ * names a time.
  */
 #include "postgres.h"
 
+#include "access/heapam.h"
+#include "access/htup_details.h"
+#include "access/table.h"
+#include "access/tableam.h"
 #include "access/xact.h"
-#include "catalog/pg_extension.h"
+#include "catalog/pg_database.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
-#include "storage/lock.h"
 #include "storage/proc.h"
 #include "storage/spin.h"
-#include "utils/guc.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -65,7 +76,7 @@
 #include "wakeup.h"
 
 /* Change the number with the layout: sessions with a library of another version may be there. */
-#define SLOTS_NAME		"onesignal_cancel slots 3"
+#define SLOTS_NAME		"onesignal_cancel slots 4"
 
 /* When more databases have a worker or wait for one, the launcher looks into all. */
 #define SLOTS_COUNT		128
@@ -75,14 +86,16 @@
 /* A registered worker that has not entered by then never will: its fork failed, for example. */
 #define STARTING_FOR	(10 * USECS_PER_SEC)
 
-/* How soon the launcher replaces a worker that could not start, or ended without leaving. */
-#define RESTART_AFTER	(5 * USECS_PER_SEC)
-
 /* Seconds until the postmaster restarts a launcher that was terminated. */
 #define LAUNCHER_RESTART	5
 
-/* Objects have sub-object 0, and only those of pg_class have columns. */
-#define DELIVERER_SUBOBJECT 1
+/* Left by a DROP DATABASE that was interrupted: nobody can connect. */
+#define CONNLIMIT_INVALID	(-2)
+
+/* The launcher waits so long for a worker to leave, so that it does not take all worker processes. */
+#define SWEEP_STEP		USECS_PER_SEC
+
+extern PGDLLEXPORT void launcher_main(Datum arg);
 
 typedef enum SlotState
 {
@@ -170,74 +183,65 @@ has_worker(const Slot *slot, TimestampTz now)
 		(slot->state == SLOT_STARTING && now < slot->due && now >= slot->due - STARTING_FOR);
 }
 
-static Slot *
-find_slot(Oid database)
-{
-	for (int i = 0; i < SLOTS_COUNT; i++)
-		if (shared->slots[i].database == database)
-			return &shared->slots[i];
-	return NULL;
-}
-
 /*
- * The database's slot, or else the one whose database needs a worker last: a
- * sweep finds that database again.  NULL: all have a worker.
+ * The database's slot.  If it has none: NULL, or takes the slot whose database
+ * needs a worker last, as a sweep finds that database again.  NULL: all have a
+ * worker.
  */
 static Slot *
-find_or_take_slot(Oid database)
+find_slot(Oid database, bool takes)
 {
-	Slot	   *slot = find_slot(database);
+	Slot	   *last = NULL;
 
-	if (slot != NULL)
-		return slot;
 	for (int i = 0; i < SLOTS_COUNT; i++)
 	{
-		Slot	   *other = &shared->slots[i];
+		Slot	   *slot = &shared->slots[i];
 
-		if (other->state == SLOT_FREE && (slot == NULL || other->due > slot->due))
-			slot = other;
+		if (slot->database == database)
+			return slot;
+		if (slot->state == SLOT_FREE && (last == NULL || slot->due > last->due))
+			last = slot;
 	}
-	if (slot != NULL)
-	{
-		shared->sweep_due = Min(shared->sweep_due, slot->due);
-		slot->database = database;
-		slot->wake = 0;
-		set_slot(slot, SLOT_FREE, DT_NOEND);
-	}
-	return slot;
+	if (!takes || last == NULL)
+		return NULL;
+	shared->sweep_due = Min(shared->sweep_due, last->due);
+	last->database = database;
+	last->wake = 0;
+	set_slot(last, SLOT_FREE, DT_NOEND);
+	return last;
 }
 
 /* ---- starting and waking ---- */
 
-/* A process of ours; role: "launcher" or "worker". */
-static void
-describe_process(BackgroundWorker *process, const char *role)
-{
-	memset(process, 0, sizeof(*process));
-	snprintf(process->bgw_name, BGW_MAXLEN, "onesignal_cancel %s", role);
-	snprintf(process->bgw_type, BGW_MAXLEN, "onesignal_cancel %s", role);
-	process->bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	process->bgw_start_time = BgWorkerStart_RecoveryFinished;
-	strlcpy(process->bgw_library_name, "onesignal_cancel", BGW_MAXLEN);
-	snprintf(process->bgw_function_name, BGW_MAXLEN, "%s_main", role);
-}
-
 /*
- * Throws nothing: PostgreSQL would raise an error only for mistakes in the
- * struct, and allocate memory only for a handle.  The postmaster must not
- * restart the worker: in a dropped database it would do so for ever, and after
- * a crash it would not.  The launcher does.
+ * For a worker it throws nothing: PostgreSQL would raise an error only for
+ * mistakes in the struct, and allocate memory only for a handle.  The postmaster
+ * must not restart a worker: in a dropped database it would do so for ever, and
+ * after a crash it would not.  The launcher does.
  */
-static bool
-register_worker(Oid database)
+bool
+wakeup_register(Oid database)
 {
+	const char *role = OidIsValid(database) ? "worker" : "launcher";
 	BackgroundWorker process;
 
-	describe_process(&process, "worker");
-	snprintf(process.bgw_name, BGW_MAXLEN, "onesignal_cancel worker for database %u", database);
-	process.bgw_restart_time = BGW_NEVER_RESTART;
+	memset(&process, 0, sizeof(process));
+	snprintf(process.bgw_type, BGW_MAXLEN, "onesignal_cancel %s", role);
+	strlcpy(process.bgw_name, process.bgw_type, BGW_MAXLEN);
+	process.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
+	process.bgw_start_time = BgWorkerStart_RecoveryFinished;
+	strlcpy(process.bgw_library_name, "onesignal_cancel", BGW_MAXLEN);
+	snprintf(process.bgw_function_name, BGW_MAXLEN, "%s_main", role);
 	process.bgw_main_arg = ObjectIdGetDatum(database);
-	return RegisterDynamicBackgroundWorker(&process, NULL);
+	if (OidIsValid(database))
+	{
+		snprintf(process.bgw_name, BGW_MAXLEN, "%s for database %u", process.bgw_type, database);
+		process.bgw_restart_time = BGW_NEVER_RESTART;
+		return RegisterDynamicBackgroundWorker(&process, NULL);
+	}
+	process.bgw_restart_time = LAUNCHER_RESTART;
+	RegisterBackgroundWorker(&process);
+	return true;
 }
 
 /* At most once a minute: one for each commit would hide all other messages. */
@@ -257,9 +261,8 @@ warn_of_no_worker(void)
 			 errhint("Increase max_worker_processes, or deliver with CALL onesignal_cancel_deliver().")));
 }
 
-/* Wakes the database's worker, or starts one if that is allowed. */
-static void
-wake_worker(Oid database, int wake, bool may_start)
+void
+wakeup_worker(Oid database, int wake, bool may_start)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Slot	   *slot;
@@ -268,7 +271,7 @@ wake_worker(Oid database, int wake, bool may_start)
 	bool		failed;
 
 	SpinLockAcquire(&shared->lock);
-	slot = may_start ? find_or_take_slot(database) : find_slot(database);
+	slot = find_slot(database, may_start);
 	if (slot != NULL)
 	{
 		starts = may_start && !has_worker(slot, now);
@@ -281,18 +284,18 @@ wake_worker(Oid database, int wake, bool may_start)
 	SpinLockRelease(&shared->lock);
 
 	wake_proc(proc);
-	failed = may_start && slot == NULL;
-	if (starts)
+	failed = starts ? !wakeup_register(database) : may_start && slot == NULL;
+	if (starts && failed)
 	{
-		failed = !register_worker(database);
 		SpinLockAcquire(&shared->lock);
 		/* Nobody else takes a slot that is STARTING, but a worker that is very late may have entered it. */
-		if (failed && slot->state == SLOT_STARTING)
-			set_slot(slot, SLOT_FREE, now + RESTART_AFTER);
+		if (slot->state == SLOT_STARTING)
+			set_slot(slot, SLOT_FREE, now + WAKEUP_RESTART_AFTER);
 		SpinLockRelease(&shared->lock);
-		/* It also has to watch over a worker that was registered: the fork may fail. */
-		wake_proc(shared->launcher);
 	}
+	/* It also has to watch over a worker that was registered: the fork may fail. */
+	if (starts)
+		wake_proc(shared->launcher);
 	if (failed)
 		warn_of_no_worker();
 }
@@ -307,22 +310,19 @@ wake_worker(Oid database, int wake, bool may_start)
 static TransactionId requested_in = InvalidTransactionId;
 
 static void
-on_transaction_end(XactEvent event, void *arg)
+on_transaction_end(XactEvent event, void *arg pg_attribute_unused())
 {
-	bool		may_start = settings_enabled && settings_background_delivery;
 	Installation installation;
 
-	(void) arg;
 	/* It was rolled back, or belongs to an earlier transaction. */
 	if (!TransactionIdIsCurrentTransactionId(requested_in))
 		return;
 	/* So that the worker finds the prepared transaction. */
 	if (event == XACT_EVENT_PRE_PREPARE && owner_find(&installation))
 		LockRelationOid(installation.message_table, RowExclusiveLock);
-	if (event == XACT_EVENT_PREPARE)
-		wake_worker(MyDatabaseId, WAKEUP_PREPARE, may_start);
-	else if (event == XACT_EVENT_COMMIT)
-		wake_worker(MyDatabaseId, WAKEUP_COMMIT, may_start);
+	if (event == XACT_EVENT_PREPARE || event == XACT_EVENT_COMMIT)
+		wakeup_worker(MyDatabaseId, event == XACT_EVENT_PREPARE ? WAKEUP_PREPARE : WAKEUP_COMMIT,
+					  settings_enabled && settings_background_delivery);
 }
 
 void
@@ -353,50 +353,6 @@ wakeup_request(void)
 	wakeup_poke();
 }
 
-/* ---- the deliverer's lock ---- */
-
-static int
-lock_holder(const LOCKTAG *tag)
-{
-	LockData   *locks = GetLockStatusData();
-
-	CHECK_FOR_INTERRUPTS();
-	for (int i = 0; i < locks->nelements; i++)
-		if (locks->locks[i].holdMask != 0 && memcmp(&locks->locks[i].locktag, tag, sizeof(*tag)) == 0)
-			return locks->locks[i].pid;
-	return 0;
-}
-
-/*
- * The lock is on the extension, with a sub-object number that nobody else uses:
- * neither SQL's advisory lock functions nor DROP EXTENSION meet it.  It belongs
- * to the session, so it outlives the short transactions of a run.
- */
-int
-deliverer_lock(bool wait)
-{
-	Installation installation;
-	LOCKTAG		tag;
-	int			holder = 0;
-
-	if (!owner_find(&installation))
-		return DELIVERER_NO_EXTENSION;
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, installation.extension, DELIVERER_SUBOBJECT);
-
-	/* A CALL may have the lock for hours, and this wait must not hold back VACUUM. */
-	InvalidateCatalogSnapshot();
-	while (holder == 0 && LockAcquire(&tag, ExclusiveLock, true, !wait) == LOCKACQUIRE_NOT_AVAIL)
-		holder = lock_holder(&tag);
-	return holder;
-}
-
-/* However often it was taken.  Neither a worker nor a CALL has other locks that belong to the session. */
-void
-deliverer_unlock(void)
-{
-	LockReleaseSession(DEFAULT_LOCKMETHOD);
-}
-
 /* ---- for the worker ---- */
 
 bool
@@ -405,7 +361,7 @@ wakeup_enter(Oid database)
 	Slot	   *slot;
 
 	SpinLockAcquire(&shared->lock);
-	slot = find_or_take_slot(database);
+	slot = find_slot(database, true);
 	if (slot != NULL && slot->state != SLOT_RUNNING)
 	{
 		set_slot(slot, SLOT_RUNNING, DT_NOEND);
@@ -428,35 +384,23 @@ wakeup_take(void)
 }
 
 bool
-wakeup_leave(TimestampTz due)
+wakeup_leave(TimestampTz due, bool must)
 {
-	bool		may_leave;
+	bool		leaves;
 
+	if (mine == NULL)
+		return true;
 	SpinLockAcquire(&shared->lock);
-	may_leave = mine->wake == 0 && (due == DT_NOEND || shared->launcher != NO_PROC);
-	if (may_leave)
+	leaves = must || (mine->wake == 0 && (due == DT_NOEND || shared->launcher != NO_PROC));
+	if (leaves)
 	{
+		mine->wake = 0;			/* another worker looks anyway, and could start */
 		set_slot(mine, SLOT_FREE, due);
 		mine = NULL;
 	}
 	SpinLockRelease(&shared->lock);
 	wake_proc(shared->launcher);
-	return may_leave;
-}
-
-void
-wakeup_end(bool died)
-{
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (mine == NULL)
-		return;
-	SpinLockAcquire(&shared->lock);
-	mine->wake = 0;				/* another worker looks anyway, and could start */
-	set_slot(mine, SLOT_FREE, died ? now + RESTART_AFTER : DT_NOEND);
-	SpinLockRelease(&shared->lock);
-	mine = NULL;
-	wake_proc(shared->launcher);
+	return leaves;
 }
 
 /* ---- for all deliverers, and for the status view ---- */
@@ -485,19 +429,11 @@ read_slot(Oid database)
 	Slot	   *slot;
 
 	SpinLockAcquire(&shared->lock);
-	slot = find_slot(database);
+	slot = find_slot(database, false);
 	if (slot != NULL)
 		copy = *slot;
 	SpinLockRelease(&shared->lock);
 	return copy;
-}
-
-bool
-wakeup_has_worker(Oid database)
-{
-	Slot		slot = read_slot(database);
-
-	return has_worker(&slot, GetCurrentTimestamp());
 }
 
 const char *
@@ -521,99 +457,133 @@ wakeup_status(void)
 	return slot.due != DT_NOEND && shared->launcher != NO_PROC ? "working" : "waits for a request";
 }
 
-/* ---- for the launcher ---- */
+/* ---- the launcher ---- */
 
-void
-wakeup_register_launcher(void)
+static void
+sweep_soon(void)
 {
-	BackgroundWorker process;
-
-	describe_process(&process, "launcher");
-	process.bgw_restart_time = LAUNCHER_RESTART;
-	RegisterBackgroundWorker(&process);
+	SpinLockAcquire(&shared->lock);
+	shared->sweep_due = 0;
+	SpinLockRelease(&shared->lock);
 }
 
-void
-wakeup_begin_launcher(void)
+/*
+ * When to start a worker next; DT_NOEND: never.  If that is not after now, it
+ * counts as done, for this database; InvalidOid: look into all.
+ */
+static TimestampTz
+take_due(TimestampTz now, Oid *database)
 {
-	/* It stays so: the postmaster restarts a launcher that ends. */
-	shared->launcher = my_proc_number();
-	wakeup_sweep_at(0);
-
-	/* After a promotion, what the old primary recorded may not have been replicated. */
-	wakeup_raise_doubt();
-}
-
-TimestampTz
-wakeup_due(Oid *database)
-{
+	Slot	   *slot = NULL;
 	TimestampTz due;
 
-	*database = InvalidOid;
 	SpinLockAcquire(&shared->lock);
 	due = shared->sweep_due;
 	for (int i = 0; i < SLOTS_COUNT; i++)
-	{
-		Slot	   *slot = &shared->slots[i];
-
-		if (slot->due < due)
+		if (shared->slots[i].due < due)
 		{
+			slot = &shared->slots[i];
 			due = slot->due;
-			*database = slot->database;
 		}
-	}
+	*database = slot != NULL ? slot->database : InvalidOid;
+	if (due <= now && slot != NULL)
+		set_slot(slot, SLOT_FREE, DT_NOEND);	/* it is not RUNNING: then it would name no time */
+	else if (due <= now)
+		shared->sweep_due = DT_NOEND;
 	SpinLockRelease(&shared->lock);
 	return due;
 }
 
-void
-wakeup_sweep_at(TimestampTz due)
+/* The next database that a worker could connect to; InvalidOid: there is none. */
+static Oid
+next_database(Oid after)
 {
-	SpinLockAcquire(&shared->lock);
-	shared->sweep_due = due;
-	SpinLockRelease(&shared->lock);
-}
+	Oid			next = InvalidOid;
+	Relation	relation;
+	TableScanDesc scan;
+	HeapTuple	tuple;
 
-void
-wakeup_launch(Oid database)
-{
-	wake_worker(database, WAKEUP_COMMIT, true);
-}
-
-void
-wakeup_forget(Oid database)
-{
-	Slot	   *slot;
-
-	SpinLockAcquire(&shared->lock);
-	slot = find_slot(database);
-	if (slot != NULL && slot->state != SLOT_RUNNING)
-		set_slot(slot, SLOT_FREE, DT_NOEND);
-	SpinLockRelease(&shared->lock);
-}
-
-/* ---- waiting ---- */
-
-void
-wakeup_serve_signals(void)
-{
-	CHECK_FOR_INTERRUPTS();
-	if (ConfigReloadPending)
+	StartTransactionCommand();
+	(void) GetTransactionSnapshot();
+	relation = table_open(DatabaseRelationId, AccessShareLock);
+	scan = table_beginscan_catalog(relation, 0, NULL);
+	while ((tuple = heap_getnext(scan, ForwardScanDirection)) != NULL)
 	{
-		ConfigReloadPending = false;
-		ProcessConfigFile(PGC_SIGHUP);
+		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
+
+		if (database->oid > after && (!OidIsValid(next) || database->oid < next) &&
+			database->datallowconn && database->datconnlimit != CONNLIMIT_INVALID)
+			next = database->oid;
+	}
+	table_endscan(scan);
+	table_close(relation, AccessShareLock);
+	CommitTransactionCommand();
+	return next;
+}
+
+/* Starts what is due; returns when there is something to do again. */
+static TimestampTz
+launcher_turn(void)
+{
+	for (;;)
+	{
+		TimestampTz now = GetCurrentTimestamp();
+		Oid			database;
+		TimestampTz due = take_due(now, &database);
+
+		if (due > now || ShutdownRequestPending)
+			return due;
+		if (OidIsValid(database))
+		{
+			/* A worker in a dropped database would fail again and again. */
+			if (next_database(database - 1) == database)
+				wakeup_worker(database, WAKEUP_COMMIT, true);
+			continue;
+		}
+		pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
+		while (OidIsValid(database = next_database(database)) && !ShutdownRequestPending)
+		{
+			TimestampTz until = GetCurrentTimestamp() + SWEEP_STEP;
+			Slot		slot;
+
+			wakeup_worker(database, WAKEUP_COMMIT, true);
+			do
+			{
+				wakeup_wait(until, "OnesignalCancelLauncher");
+				slot = read_slot(database);
+			} while (has_worker(&slot, until) && GetCurrentTimestamp() < until && !ShutdownRequestPending);
+		}
 	}
 }
 
 void
-wakeup_wait(TimestampTz until, const char *wait_event)
+launcher_main(Datum arg pg_attribute_unused())
 {
-	TimestampTz now = GetCurrentTimestamp();
-	/* WaitLatch() takes no more than 24 days. */
-	long		timeout = TimestampDifferenceMilliseconds(now, Min(until, now + USECS_PER_DAY));
+	pqsignal(SIGHUP, SignalHandlerForConfigReload);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
+	BackgroundWorkerUnblockSignals();
+	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
+	pgstat_report_appname(MyBgworkerEntry->bgw_name);
 
-	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout,
-					 wait_event_named(wait_event));
-	ResetLatch(MyLatch);
-	wakeup_serve_signals();
+	wakeup_attach();
+	/* It stays so: the postmaster restarts a launcher that ends. */
+	shared->launcher = my_proc_number();
+	sweep_soon();
+	/* After a promotion, what the old primary recorded may not have been replicated. */
+	wakeup_raise_doubt();
+	while (!ShutdownRequestPending)
+	{
+		bool		enabled = settings_enabled;
+		bool		background_delivery = settings_background_delivery;
+		TimestampTz until = enabled ? launcher_turn() : DT_NOEND;
+
+		pgstat_report_activity(STATE_IDLE, NULL);
+		wakeup_wait(until, "OnesignalCancelLauncher");
+
+		/* What was requested while it was off has nobody else to deliver it. */
+		if (settings_enabled && (!enabled || (settings_background_delivery && !background_delivery)))
+			sweep_soon();
+	}
+	/* Without a message, as PostgreSQL's own launchers; 1: restart me. */
+	proc_exit(1);
 }

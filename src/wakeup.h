@@ -1,6 +1,7 @@
 /*
  * wakeup.h
- *		Who delivers in a database, and how a commit wakes or starts its worker.
+ *		Who delivers in a database: slots and launcher (wakeup.c), worker and
+ *		the deliverer's lock (worker.c).
  */
 #ifndef ONESIGNAL_CANCEL_WAKEUP_H
 #define ONESIGNAL_CANCEL_WAKEUP_H
@@ -31,7 +32,32 @@ extern void wakeup_raise_doubt(void);
 /* What happens to pending rows here, in the words of view onesignal_cancel_status. */
 extern const char *wakeup_status(void);
 
-/* ---- the deliverer's lock ---- */
+/* Something was requested or changed; the same, in a transaction that is only prepared. */
+#define WAKEUP_COMMIT	1
+#define WAKEUP_PREPARE	2
+
+/* Wakes the database's worker, or starts one if that is allowed.  Never throws. */
+extern void wakeup_worker(Oid database, int wake, bool may_start);
+
+/* Registers a worker for the database, or, with InvalidOid while the library is preloaded, the launcher. */
+extern bool wakeup_register(Oid database);
+
+/* ---- for the worker: its own slot; none of these throws ---- */
+
+/* How soon the launcher replaces a worker that could not start, or ended without leaving. */
+#define WAKEUP_RESTART_AFTER	(5 * USECS_PER_SEC)
+
+extern bool wakeup_enter(Oid database); /* false: another worker is there */
+extern int	wakeup_take(void);	/* who woke the worker since it last asked: bits, or 0 */
+
+/*
+ * due: when the launcher has to start a worker again; DT_NOEND: never.  Unless
+ * it must leave, the worker has to stay (false) when it was woken, or there is
+ * no launcher to start another one when something is due.
+ */
+extern bool wakeup_leave(TimestampTz due, bool must);
+
+/* ---- worker.c ---- */
 
 #define DELIVERER_NO_EXTENSION	(-1)
 
@@ -42,38 +68,6 @@ extern const char *wakeup_status(void);
  */
 extern int	deliverer_lock(bool wait);
 extern void deliverer_unlock(void);
-
-/* ---- for the worker: its own slot; none of these throws ---- */
-
-/* Something was requested or changed; the same, in a transaction that is only prepared. */
-#define WAKEUP_COMMIT	1
-#define WAKEUP_PREPARE	2
-
-extern bool wakeup_enter(Oid database); /* false: another worker is there */
-extern int	wakeup_take(void);	/* who woke the worker since it last asked: bits, or 0 */
-
-/*
- * due: when a worker has to be back; DT_NOEND: not before the next commit.  False
- * when the worker must stay: it was woken, or no launcher would start it then.
- */
-extern bool wakeup_leave(TimestampTz due);
-
-/* The worker ends, if it has not left.  died: the launcher replaces it. */
-extern void wakeup_end(bool died);
-
-/* ---- for the launcher ---- */
-
-extern void wakeup_register_launcher(void);
-extern void wakeup_begin_launcher(void);
-
-/* When to start a worker, and for which database (InvalidOid: look into all); DT_NOEND: never. */
-extern TimestampTz wakeup_due(Oid *database);
-extern void wakeup_sweep_at(TimestampTz due);	/* when to look into all databases; DT_NOEND: never */
-extern void wakeup_launch(Oid database);
-extern bool wakeup_has_worker(Oid database);	/* or one on its way */
-extern void wakeup_forget(Oid database);	/* it is gone, or takes no connections */
-
-/* ---- waiting ---- */
 
 /* Throws if interrupted, and reloads the configuration if that was asked for. */
 extern void wakeup_serve_signals(void);

@@ -24,6 +24,7 @@
 #include "access/twophase.h"
 #include "access/xact.h"
 #include "catalog/pg_database.h"
+#include "catalog/pg_extension.h"
 #include "miscadmin.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -32,20 +33,23 @@
 #include "storage/latch.h"
 #include "storage/lock.h"
 #include "storage/proc.h"
-#include "tcop/tcopprot.h"
 #include "utils/guc.h"
 #include "utils/memutils.h"
+#include "utils/snapmgr.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "delivery.h"
 #include "queue.h"
 #include "settings.h"
 #include "wakeup.h"
 
-/* How often an idle worker looks at the database's lock, and a new one. */
+/* Objects have sub-object 0, and only those of pg_class have columns. */
+#define DELIVERER_SUBOBJECT 1
+
+/* How often a waiting worker looks at the database's lock. */
 #define LOOK			USECS_PER_SEC
-#define LOOK_NEW		INT64CONST(100000)
 
 /* How soon it looks for what a prepared transaction requested; see above. */
 #define PREPARED_SHARE	60
@@ -58,38 +62,101 @@
 /* Seconds to wait after a failed run: they double up to this. */
 #define PAUSE_MAX		60
 
-/* Seconds after SIGTERM: a statement that goes on longer, in a trigger, say, is ended. */
+/* Seconds after SIGTERM: what goes on longer, a trigger or the wait for a lock, is ended. */
 #define STOP_WITHIN		4
 
 extern PGDLLEXPORT void worker_main(Datum arg);
 
 static emit_log_hook_type previous_log_hook = NULL;
 
-/* After a failed run: its error message, the pause in seconds, and when that ends. */
+/* After a failed run: its error message, and the pause in seconds; 0: the last run did not fail. */
 static char last_failure[256] = "";
 static int	pause_s = 0;
-static TimestampTz pause_end = 0;
 
-/* Does it know that something is pending? */
-static bool looked = false;
+/* When to deliver next, if the worker is not woken; DT_NOEND: never. */
+static TimestampTz next_run = 0;
 
-/* When a transaction with requests was last prepared, and when to ask next; 0, DT_NOEND: none is prepared. */
+/* Does it stay for worker_idle_timeout?  Not before it knows of something pending. */
+static bool stays = false;
+
+/* When a PREPARE last woke it, or it began; when to ask about prepared transactions, DT_NOEND: there are none. */
 static TimestampTz prepared_at = 0;
 static TimestampTz ask_at = 0;
 
 /* Is delivery_run() at work, and did SIGTERM come? */
 static volatile sig_atomic_t delivering = false;
 static volatile sig_atomic_t told_to_stop = false;
-static TimeoutId stop_look;
 
-/* ---- stopping ---- */
+/* ---- waiting, for all processes of ours ---- */
+
+void
+wakeup_serve_signals(void)
+{
+	CHECK_FOR_INTERRUPTS();
+	if (ConfigReloadPending)
+	{
+		ConfigReloadPending = false;
+		ProcessConfigFile(PGC_SIGHUP);
+	}
+}
+
+void
+wakeup_wait(TimestampTz until, const char *wait_event)
+{
+	TimestampTz now = GetCurrentTimestamp();
+	/* WaitLatch() takes no more than 24 days. */
+	long		timeout = TimestampDifferenceMilliseconds(now, Min(until, now + USECS_PER_DAY));
+
+	(void) WaitLatch(MyLatch, WL_LATCH_SET | WL_TIMEOUT | WL_EXIT_ON_PM_DEATH, timeout,
+					 wait_event_named(wait_event));
+	ResetLatch(MyLatch);
+	wakeup_serve_signals();
+}
+
+/* ---- the deliverer's lock ---- */
+
+/*
+ * The lock is on the extension, with a sub-object number that nobody else uses:
+ * neither SQL's advisory lock functions nor DROP EXTENSION meet it.  It belongs
+ * to the session, so it outlives the short transactions of a run.
+ */
+int
+deliverer_lock(bool wait)
+{
+	Installation installation;
+	LOCKTAG		tag;
+
+	if (!owner_find(&installation))
+		return DELIVERER_NO_EXTENSION;
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, installation.extension, DELIVERER_SUBOBJECT);
+
+	/* A CALL may have the lock for hours, and this wait must not hold back VACUUM. */
+	InvalidateCatalogSnapshot();
+	while (LockAcquire(&tag, ExclusiveLock, true, !wait) == LOCKACQUIRE_NOT_AVAIL)
+	{
+		LockData   *locks = GetLockStatusData();
+
+		CHECK_FOR_INTERRUPTS();
+		for (int i = 0; i < locks->nelements; i++)
+			if (locks->locks[i].holdMask != 0 && memcmp(&locks->locks[i].locktag, &tag, sizeof(tag)) == 0)
+				return locks->locks[i].pid;
+	}
+	return 0;
+}
+
+/* However often it was taken.  Neither a worker nor a CALL has other locks that belong to the session. */
+void
+deliverer_unlock(void)
+{
+	LockReleaseSession(DEFAULT_LOCKMETHOD);
+}
+
+/* ---- stopping, and making way ---- */
 
 static void
-worker_exit(int code, Datum arg)
+worker_exit(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 {
-	(void) code;
-	(void) arg;
-	wakeup_end(true);
+	wakeup_leave(GetCurrentTimestamp() + WAKEUP_RESTART_AFTER, true);
 	deliverer_unlock();
 }
 
@@ -115,23 +182,13 @@ on_sigterm(SIGNAL_ARGS)
 	errno = save_errno;
 }
 
-/* Each second, while it delivers. */
+/* Each second. */
 static void
-on_stop_look(void)
+on_second(void)
 {
 	static int	seconds = 0;
 
 	if (told_to_stop && ++seconds > STOP_WITHIN)
-		die_soon();
-}
-
-/* Delivery has ended, or failed: nothing of it needs time any more. */
-static void
-end_delivering(void)
-{
-	delivering = false;
-	disable_timeout(stop_look, false);
-	if (told_to_stop)
 		die_soon();
 }
 
@@ -140,8 +197,6 @@ is_wanted(void)
 {
 	return settings_enabled && settings_background_delivery;
 }
-
-/* ---- making way ---- */
 
 /* Does somebody have a lock against which connecting would wait?  Needs no transaction. */
 static bool
@@ -153,12 +208,6 @@ is_locked(Oid database)
 	SET_LOCKTAG_OBJECT(tag, InvalidOid, DatabaseRelationId, database, 0);
 	pfree(GetLockConflicts(&tag, RowExclusiveLock, &count));
 	return count > 0;
-}
-
-static void
-worker_idle(TimestampTz until)
-{
-	wakeup_wait(Min(until, GetCurrentTimestamp() + LOOK), "OnesignalCancelWorker");
 }
 
 /* ---- being woken, and prepared transactions ---- */
@@ -174,32 +223,13 @@ take_wake(void)
 	return wake != 0;
 }
 
-/* Does a prepared transaction hold a lock that changing the table takes? */
-static bool
-is_prepared(Oid table)
-{
-	LOCKTAG		tag;
-	VirtualTransactionId *holder;
-	bool		more;
-
-	SET_LOCKTAG_RELATION(tag, MyDatabaseId, table);
-	holder = GetLockConflicts(&tag, ShareLock, NULL);
-	for (; VirtualTransactionIdIsValid(*holder); holder++)
-	{
-		/* Prepared before the last start of the server, or since. */
-		if (VirtualTransactionIdIsRecoveredPreparedXact(*holder) ||
-			TransactionIdIsValid(TwoPhaseGetXidByVirtualXID(*holder, &more)))
-			return true;
-	}
-	return false;
-}
-
 /* Call it before looking for rows.  True: the worker must look. */
 static bool
 ask_about_prepared(void)
 {
 	MemoryContext context = CurrentMemoryContext;
 	TimestampTz now = GetCurrentTimestamp();
+	TimestampTz again = now + Min(Max((now - prepared_at) / PREPARED_SHARE, PREPARED_MIN), PREPARED_MAX);
 	Installation installation;
 
 	if (now < ask_at)
@@ -208,13 +238,20 @@ ask_about_prepared(void)
 	if (max_prepared_xacts == 0)
 		return false;
 	StartTransactionCommand();
-	if (owner_find(&installation) && is_prepared(installation.message_table))
+	if (owner_find(&installation))
 	{
-		prepared_at = prepared_at != 0 ? prepared_at : now;
-		ask_at = now + Min(Max((now - prepared_at) / PREPARED_SHARE, PREPARED_MIN), PREPARED_MAX);
+		VirtualTransactionId *holder;
+		LOCKTAG		tag;
+		bool		more;
+
+		/* Who has a lock that changing the table takes?  Prepared before the last start of the server, or since. */
+		SET_LOCKTAG_RELATION(tag, MyDatabaseId, installation.message_table);
+		holder = GetLockConflicts(&tag, ShareLock, NULL);
+		for (; VirtualTransactionIdIsValid(*holder); holder++)
+			if (VirtualTransactionIdIsRecoveredPreparedXact(*holder) ||
+				TransactionIdIsValid(TwoPhaseGetXidByVirtualXID(*holder, &more)))
+				ask_at = again;
 	}
-	else
-		prepared_at = 0;
 	CommitTransactionCommand();
 	MemoryContextSwitchTo(context);
 	return true;
@@ -224,36 +261,28 @@ ask_about_prepared(void)
 
 /* False: it left. */
 static bool
-wait_for_work(TimestampTz due)
+wait_for_work(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz idle_end = now + settings_worker_idle_timeout * INT64CONST(1000);
+	/* Commits must not shorten the pause after a failed run, and the worker does not leave in it. */
+	bool		pauses = pause_s > 0;
+	TimestampTz due = pauses ? next_run : Min(next_run, ask_at);
+	TimestampTz idle_end = pauses || ask_at != DT_NOEND ? DT_NOEND :
+		now + (stays ? settings_worker_idle_timeout * INT64CONST(1000) : 0);
 
-	due = Max(due, now + TURN);
 	pgstat_report_activity(STATE_IDLE, NULL);
-	while (!is_locked(MyDatabaseId) && !take_wake() && now < Min(due, ask_at) && is_wanted())
+	while (now < due && is_wanted() && !is_locked(MyDatabaseId) && (pauses || !take_wake()))
 	{
-		if (now >= idle_end && ask_at == DT_NOEND && wakeup_leave(due))
-			return false;
-		worker_idle(Min(ask_at, now >= idle_end ? due : Min(due, idle_end)));
+		if (now >= idle_end)
+		{
+			if (wakeup_leave(next_run, false))
+				return false;
+			idle_end = DT_NOEND;
+		}
+		wakeup_wait(Min(Min(due, idle_end), now + LOOK), "OnesignalCancelWorker");
 		now = GetCurrentTimestamp();
 	}
 	return true;
-}
-
-static bool
-something_is_pending(void)
-{
-	static const QueueLane first;
-	QueueListed lane;
-	bool		pending = false;
-
-	if (queue_begin(false) != NULL)
-	{
-		pending = queue_lanes(&first, &lane, 1) > 0;
-		queue_commit();
-	}
-	return pending;
 }
 
 /* What delivery asks while it is at work. */
@@ -268,12 +297,10 @@ was_woken(void)
 static bool
 must_stop(void)
 {
-	/* Delivery may still have to wait for a lock. */
-	if (told_to_stop)
-		SetConfigOption("lock_timeout", "1s", PGC_SUSET, PGC_S_OVERRIDE);
 	return told_to_stop || !is_wanted() || is_locked(MyDatabaseId);
 }
 
+/* Returns when something falls due; DT_NOBEGIN: there is no extension. */
 static TimestampTz
 worker_deliver(void)
 {
@@ -286,12 +313,9 @@ worker_deliver(void)
 	CommitTransactionCommand();
 	if (lock == DELIVERER_NO_EXTENSION)
 		return DT_NOBEGIN;
-
 	delivering = true;
-	enable_timeout_every(stop_look, GetCurrentTimestamp() + USECS_PER_SEC, 1000);
 	due = delivery_run(&options);
-	end_delivering();
-	CHECK_FOR_INTERRUPTS();
+	delivering = false;
 	return due;
 }
 
@@ -299,33 +323,39 @@ worker_deliver(void)
 static bool
 take_turn(void)
 {
-	TimestampTz due;
+	static const QueueLane first;
+	QueueListed lane;
+	TimestampTz due = DT_NOBEGIN;
 
+	/* SIGTERM came while it delivered. */
+	if (told_to_stop)
+		die_soon();
 	wakeup_serve_signals();
-	/* Commits must not shorten the pause, so the worker is not asked whether it was woken. */
-	while (GetCurrentTimestamp() < pause_end && is_wanted() && !is_locked(MyDatabaseId))
-		worker_idle(pause_end);
+	if (!wait_for_work())
+		return false;
 	if (is_locked(MyDatabaseId))
 	{
-		wakeup_end(false);
-		wakeup_launch(MyDatabaseId);
+		wakeup_leave(DT_NOEND, true);
+		wakeup_worker(MyDatabaseId, WAKEUP_COMMIT, true);
 		return false;
 	}
 	take_wake();
 	if (!is_wanted())
-		return !wakeup_leave(DT_NOEND);
+		return !wakeup_leave(DT_NOEND, false);
 	pgstat_report_activity(STATE_RUNNING, "delivering requested cancels");
 	ask_about_prepared();
-	if (!looked)
+	if (!stays && queue_begin(false) != NULL)
 	{
-		looked = true;
-		if (!something_is_pending() && ask_at == DT_NOEND)
-			return !wakeup_leave(DT_NOEND);
+		stays = queue_lanes(&first, &lane, 1) > 0;
+		queue_commit();
 	}
-	due = worker_deliver();
+	if (stays)
+		due = worker_deliver();
+	stays = due != DT_NOBEGIN;
+	next_run = stays ? Max(due, GetCurrentTimestamp() + TURN) : DT_NOEND;
 	pause_s = 0;
 	last_failure[0] = '\0';
-	return due == DT_NOBEGIN ? !wakeup_leave(DT_NOEND) : wait_for_work(due);
+	return true;
 }
 
 /* ---- the process ---- */
@@ -339,7 +369,7 @@ recover(MemoryContext context)
 	HOLD_INTERRUPTS();
 	queue_abandon();
 	deliverer_unlock();
-	end_delivering();
+	delivering = false;
 	AbortCurrentTransaction();
 	MemoryContextSwitchTo(context);
 	/* Only now, since it allocates memory: lack of memory may have been the error. */
@@ -349,10 +379,9 @@ recover(MemoryContext context)
 	strlcpy(last_failure, error->message, sizeof(last_failure));
 	FlushErrorState();
 	/* If nothing is pending any more, there is no reason to go on failing. */
-	looked = false;
+	stays = false;
 	pause_s = Min(PAUSE_MAX, Max(1, pause_s * 2));
-	pause_end = GetCurrentTimestamp() + pause_s * USECS_PER_SEC;
-	pgstat_report_activity(STATE_IDLE, NULL);
+	next_run = GetCurrentTimestamp() + pause_s * USECS_PER_SEC;
 	RESUME_INTERRUPTS();
 }
 
@@ -361,14 +390,14 @@ work(void)
 {
 	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "onesignal_cancel worker",
 												  ALLOCSET_DEFAULT_SIZES);
-	volatile bool stays = true;
+	volatile bool goes_on = true;
 
-	while (stays)
+	while (goes_on)
 	{
 		MemoryContextSwitchTo(context);
 		PG_TRY();
 		{
-			stays = take_turn();
+			goes_on = take_turn();
 		}
 		PG_CATCH();
 		{
@@ -396,7 +425,6 @@ worker_main(Datum arg)
 
 	before_shmem_exit(worker_exit, 0);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	stop_look = RegisterTimeout(USER_TIMEOUT, on_stop_look);
 	pqsignal(SIGTERM, on_sigterm);
 	BackgroundWorkerUnblockSignals();
 
@@ -405,7 +433,7 @@ worker_main(Datum arg)
 		proc_exit(0);
 	/* PostgreSQL 15 looks the name up before it waits for this lock, and gives up when the name has changed. */
 	while (is_locked(database))
-		wakeup_wait(GetCurrentTimestamp() + LOOK_NEW, "OnesignalCancelWorker");
+		wakeup_wait(GetCurrentTimestamp() + LOOK, "OnesignalCancelWorker");
 	previous_log_hook = emit_log_hook;
 	emit_log_hook = hide_missing_database;
 	BackgroundWorkerInitializeConnectionByOid(database, InvalidOid, 0);
@@ -416,6 +444,8 @@ worker_main(Datum arg)
 	/* An outcome that a crash undoes is delivered again: no need to wait for standbys. */
 	if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
 		SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
+	enable_timeout_every(RegisterTimeout(USER_TIMEOUT, on_second), GetCurrentTimestamp() + USECS_PER_SEC, 1000);
+	prepared_at = GetCurrentTimestamp();
 	work();
 	proc_exit(0);
 }

@@ -404,7 +404,7 @@ DROP VIEW rows;
 ALTER TABLE onesignal_message ALTER attempts TYPE bigint;
 SELECT told('UPDATE onesignal_message SET cancel = cancel');
 ROLLBACK;
--- columns of the owner's own work, but a dump cannot be restored: said once a session
+-- columns of the owner's own work
 BEGIN;
 ALTER TABLE onesignal_message ADD note text DEFAULT 'x', ADD dropped integer;
 ALTER TABLE onesignal_message DROP dropped;
