@@ -181,7 +181,7 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 	 * they all do.
 	 */
 	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
-	seen = connects == 0 ? wire_look(local_port) : 0;
+	seen = connects == 0 ? wire_look(local_port, true) : 0;
 	exchange->doomed = (seen & WIRE_UNASKED) || ((seen & WIRE_IDLE) && transfer_has_unread_tls(exchange));
 	if (exchange->doomed)
 	{
@@ -421,7 +421,7 @@ expire(int64 now)
 
 		/* After a refused stream or GOAWAY libcurl lets the request wait for another connection. */
 		if (deadline(exchange) <= now && exchange->local_port != 0 &&
-			!(wire_look(exchange->local_port) & WIRE_OPEN))
+			!(wire_look(exchange->local_port, false) & WIRE_OPEN))
 			set_port(exchange, 0);
 		if (deadline(exchange) > now)
 		{

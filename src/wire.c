@@ -137,7 +137,7 @@ has_port(WatchedSocket *watched, int port)
 }
 
 int
-wire_look(int port)
+wire_look(int port, bool idle_only)
 {
 	int			seen = 0;
 
@@ -146,7 +146,8 @@ wire_look(int port)
 		char		byte;
 		ssize_t		got;
 
-		if (!has_port(watched, port))
+		/* Most requests are sent beside others on their connection: then this costs no system call. */
+		if (!has_port(watched, port) || (idle_only && watched->wanted != 0))
 			continue;
 		got = recv(watched->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
 		if (got > 0 || (got < 0 && errno == EAGAIN))

@@ -24,8 +24,8 @@ extern int	wire_count(void);
 /* For what the socket is watched from now on. */
 extern void wire_watch(int fd, bool readable, bool writable);
 
-/* A connection is found by its local port. */
-extern int	wire_look(int port);
+/* A connection is found by its local port.  idle_only: of one that is not idle nothing needs to be known. */
+extern int	wire_look(int port, bool idle_only);
 
 /* Ends our side of the connection; of each that its peer has closed while it was idle. */
 extern void wire_end(int port);
