@@ -146,11 +146,12 @@ try_option(const uint8_t *bytes, size_t size)
 				must(memcmp(&uuid, &theirs, sizeof(uuid)) == 0, "it is the same");
 			break;
 		case 2:
-			if (options_parse_rate(text, &rate))
+			rate = strtod(text, NULL);
+			if (options_rate_problem(text) == NULL)
 				must(rate == 0 || (rate >= 0.001 && rate <= 1000000), "a rate is in its range");
 			break;
 		case 3:
-			if (options_key_is_valid(text, strlen(text)))
+			if (options_key_problem(text) == NULL)
 				must(strpbrk(text, " \t\r\n") == NULL, "a key can stand in a header");
 			break;
 	}
