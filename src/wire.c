@@ -69,8 +69,8 @@ wire_closed(int fd)
 
 /*
  * libcurl 7.88 does not tell when it closes a socket that was never connected.
- * The kernel drops it from the set, and the next file gets its number.  NULL:
- * there is no room.
+ * The kernel drops it from the set, and the next file gets its number.  Of a
+ * connection that was used again (port) it does.  NULL: there is no room.
  */
 static WatchedSocket *
 find_or_add_socket(int fd)
@@ -78,6 +78,8 @@ find_or_add_socket(int fd)
 	WatchedSocket *watched = find_socket(fd);
 	struct stat status = {0};
 
+	if (watched != NULL && watched->port != 0)
+		return watched;
 	(void) fstat(fd, &status);
 	if (watched != NULL && watched->inode == status.st_ino)
 		return watched;
@@ -94,8 +96,10 @@ find_or_add_socket(int fd)
 void
 wire_own(int fd)
 {
-	WatchedSocket *watched = find_or_add_socket(fd);
+	WatchedSocket *watched;
 
+	wire_closed(fd);			/* what had this number before */
+	watched = find_or_add_socket(fd);
 	if (watched != NULL)
 		watched->ours = true;
 }
