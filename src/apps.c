@@ -387,36 +387,56 @@ apps_save_at(void)
 	return dlist_is_empty(&unsaved) ? DT_NOEND : save_after;
 }
 
-/* What is not saved, since somebody has the app's row locked, is saved later. */
+static QueueApp *
+describe_app(DeliveryApp *app)
+{
+	const DeliveryLane *lane = app->paused_lane;
+	QueueApp   *row = &app->row;
+
+	row->pace = app->pace.rate;
+	row->circuit_until = 0;
+	row->circuit_role = row->circuit_reason = NULL;
+	if (app->circuit.open)		/* it comes before that of a lane */
+	{
+		row->circuit_until = app->circuit.open_until;
+		row->circuit_reason = app->reason;
+	}
+	else if (lane != NULL && lane->circuit.open)
+	{
+		row->circuit_until = lane->circuit.open_until;
+		row->circuit_role = NameStr(lane->key.requested_by);
+		row->circuit_reason = lane->reason;
+	}
+	return row;
+}
+
+/* All at once, or if somebody has a row locked, one by one; what is not saved then is saved later. */
 void
 apps_save(void)
 {
 	dlist_mutable_iter iter;
+	QueueApp  **rows;
+	int			count = 0;
 	int			failures = 0;
+	bool		saved;
 
 	if (dlist_is_empty(&unsaved))
 		return;
 	dlist_foreach_modify(iter, &unsaved)
+		count++;
+	rows = palloc(sizeof(QueueApp *) * count);
+	count = 0;
+	dlist_foreach_modify(iter, &unsaved)
+	{
+		rows[count++] = describe_app(dlist_container(DeliveryApp, unsaved.node, iter.cur));
+	}
+	saved = queue_save_apps(rows, count);
+	dlist_foreach_modify(iter, &unsaved)
 	{
 		DeliveryApp *app = dlist_container(DeliveryApp, unsaved.node, iter.cur);
-		const DeliveryLane *lane = app->paused_lane;
 		QueueApp   *row = &app->row;
 
-		row->pace = app->pace.rate;
-		row->circuit_until = 0;
-		row->circuit_role = row->circuit_reason = NULL;
-		if (app->circuit.open)	/* it comes before that of a lane */
-		{
-			row->circuit_until = app->circuit.open_until;
-			row->circuit_reason = app->reason;
-		}
-		else if (lane != NULL && lane->circuit.open)
-		{
-			row->circuit_until = lane->circuit.open_until;
-			row->circuit_role = NameStr(lane->key.requested_by);
-			row->circuit_reason = lane->reason;
-		}
-		if (queue_save_app(row))
+		if (saved || queue_save_apps(&row, 1))
 		{
 			memset(row->totals, 0, sizeof(row->totals));
 			set_text(&row->last_error, NULL);

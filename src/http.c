@@ -399,6 +399,7 @@ run_libcurl(curl_socket_t fd, int what)
 			take_from_libcurl(exchange);
 			if (hand_to_libcurl(exchange))
 				continue;
+			exchange->group->unsent += exchange->local_port == 0;	/* conclude() takes it away once more */
 			result = CURLE_OUT_OF_MEMORY;
 		}
 		conclude(exchange, result);

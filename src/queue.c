@@ -60,6 +60,7 @@ queue_begin(bool in_procedure)
 	MemoryContext old = CurrentMemoryContext;
 	Installation *installation = &transaction.installation;
 	Oid			locked = InvalidOid;
+	bool		found;
 
 	transaction.in_procedure = in_procedure;
 	transaction.open = false;
@@ -72,23 +73,25 @@ queue_begin(bool in_procedure)
 		XactIsoLevel = XACT_READ_COMMITTED; /* or a row that changed meanwhile would be an error */
 
 	/* Waits for a DROP EXTENSION or ALTER TABLE under way, and finds the table again with what that changed. */
-	while ((transaction.open = owner_find(installation)) && installation->message_table != locked)
+	while ((found = owner_find(installation)) && installation->message_table != locked)
 	{
 		locked = installation->message_table;
 		InvalidateCatalogSnapshot();	/* a snapshot that waits would hold up VACUUM */
 		LockRelationOid(locked, RowExclusiveLock);
 	}
-	if (transaction.open && !in_procedure)
+	if (found && !in_procedure)
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());	/* SPI wants one; each statement takes its own */
 		SPI_connect();
 	}
-	if (transaction.open)
+	/* Only now does queue_abandon() have a user to put back. */
+	transaction.open = found;
+	if (found)
 		owner_enter(installation);
 	else if (!in_procedure)
 		CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
-	return transaction.open ? installation : NULL;
+	return found ? installation : NULL;
 }
 
 void
@@ -124,6 +127,7 @@ queue_call_begin(FunctionCallInfo fcinfo)
 {
 	CallContext *context = (CallContext *) fcinfo->context;
 
+	transaction.open = false;	/* an earlier call may have failed, and its abort has put the user back */
 	if (context == NULL || !IsA(context, CallContext) || context->atomic)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),
@@ -309,7 +313,7 @@ try_to_record(QueueOutcome *outcomes, int count)
 	}
 	for (int i = 0; i < (int) lengthof(arrays); i++)
 		arrays[i] = makeArrayResult((ArrayBuildState *) DatumGetPointer(arrays[i]), CurrentMemoryContext);
-	error = statement_try(&record_outcomes, transaction.installation.schema, arrays, NULL);
+	error = statement_try(&record_outcomes, transaction.installation.schema, 1, arrays, NULL);
 	for (int i = 0; i < count; i++)
 		outcomes[i].recorded = error != NULL ? QUEUE_UNRECORDABLE : DatumGetInt32(read_column(i, 1, (Datum) 0));
 	if (error == NULL)
@@ -354,7 +358,7 @@ queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 		TimestampTzGetDatum(before),
 		CStringGetTextDatum(reason),
 	};
-	ErrorData  *error = statement_try(&give_up, transaction.installation.schema, values, NULL);
+	ErrorData  *error = statement_try(&give_up, transaction.installation.schema, 1, values, NULL);
 
 	if (error == NULL)
 		return (int) SPI_processed;
@@ -366,8 +370,11 @@ queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 
 /* ---- saving ---- */
 
+/* What the statement below takes for an app */
+#define SAVED_COLUMNS	9
+
 bool
-queue_save_app(const QueueApp *app)
+queue_save_apps(QueueApp *const *apps, int count)
 {
 	static Statement save_app = {
 		.sql = "INSERT INTO @onesignal_app AS a (app_id, circuit_until, circuit_role, circuit_reason, pace, last_error,"
@@ -385,40 +392,44 @@ queue_save_app(const QueueApp *app)
 		.types = {UUIDOID, TIMESTAMPTZOID, NAMEOID, TEXTOID, FLOAT8OID, TEXTOID, INT8OID, INT8OID, INT8OID}
 	};
 	static char logged[256] = "";
-	NameData	role = {""};
-	Datum		values[] = {
-		UUIDPGetDatum(&app->app_id),
-		TimestampTzGetDatum(app->circuit_until),
-		NameGetDatum(&role),
-		CStringGetTextDatum(app->circuit_reason != NULL ? app->circuit_reason : ""),
-		Float8GetDatum(app->pace),
-		CStringGetTextDatum(app->last_error != NULL ? app->last_error : ""),
-		Int64GetDatum(app->totals[QUEUE_CANCELED]),
-		Int64GetDatum(app->totals[QUEUE_REFUSED]),
-		Int64GetDatum(app->totals[QUEUE_FAILED]),
-	};
-	char		nulls[] = "         ";
+	Datum	   *values = palloc(SAVED_COLUMNS * sizeof(Datum) * count);
+	char	   *nulls = palloc(SAVED_COLUMNS * count);
+	NameData   *roles = palloc0(sizeof(NameData) * count);
 	int			level = NewGUCNestLevel();
 	ErrorData  *error;
 
-	if (app->circuit_role != NULL)
-		namestrcpy(&role, app->circuit_role);
-	nulls[1] = app->circuit_until != 0 ? ' ' : 'n';
-	nulls[2] = app->circuit_role != NULL ? ' ' : 'n';
-	nulls[3] = app->circuit_reason != NULL ? ' ' : 'n';
-	nulls[5] = app->last_error != NULL ? ' ' : 'n';
+	memset(nulls, ' ', SAVED_COLUMNS * count);
+	for (int i = 0; i < count; i++)
+	{
+		const QueueApp *app = apps[i];
+		Datum	   *value = values + SAVED_COLUMNS * i;
+		char	   *null = nulls + SAVED_COLUMNS * i;
+
+		if (app->circuit_role != NULL)
+			namestrcpy(&roles[i], app->circuit_role);
+		value[0] = UUIDPGetDatum(&app->app_id);
+		value[1] = TimestampTzGetDatum(app->circuit_until);
+		value[2] = NameGetDatum(&roles[i]);
+		value[3] = CStringGetTextDatum(app->circuit_reason != NULL ? app->circuit_reason : "");
+		value[4] = Float8GetDatum(app->pace);
+		value[5] = CStringGetTextDatum(app->last_error != NULL ? app->last_error : "");
+		for (int state = QUEUE_CANCELED; state <= QUEUE_FAILED; state++)
+			value[6 + state - QUEUE_CANCELED] = Int64GetDatum(app->totals[state]);
+		null[1] = app->circuit_until != 0 ? ' ' : 'n';
+		null[2] = app->circuit_role != NULL ? ' ' : 'n';
+		null[3] = app->circuit_reason != NULL ? ' ' : 'n';
+		null[5] = app->last_error != NULL ? ' ' : 'n';
+	}
 	(void) set_config_option("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	error = statement_try(&save_app, transaction.installation.schema, values, nulls);
+	error = statement_try(&save_app, transaction.installation.schema, count, values, nulls);
 	AtEOXact_GUC(false, level);
 	/* Logged once, although it is tried again each time. */
 	if (error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&
 		strncmp(logged, error->message, sizeof(logged) - 1) != 0)
-	{
 		ereport(LOG,
 				(errcode(error->sqlerrcode),
 				 errmsg("onesignal_cancel: could not save the state of apps: %s", error->message)));
-		strlcpy(logged, error->message, sizeof(logged));
-	}
+	strlcpy(logged, error != NULL ? error->message : "", sizeof(logged));
 	return error == NULL;
 }

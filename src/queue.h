@@ -84,11 +84,12 @@ typedef struct Statement
 extern uint64 statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls);
 
 /*
- * Runs it in a subtransaction.  Returns NULL, with SPI_processed and
+ * Runs it in a subtransaction, so many times, with a row of values each, one
+ * behind the other.  Returns NULL, with SPI_processed and
  * SPI_tuptable set, or the error that rolled it back.  Raises interrupts, and
  * errors after which nothing else would work in this transaction.
  */
-extern ErrorData *statement_try(Statement *statement, Oid schema, Datum *values, const char *nulls);
+extern ErrorData *statement_try(Statement *statement, Oid schema, int times, Datum *values, const char *nulls);
 
 /* ---- message.c ---- */
 
@@ -226,7 +227,7 @@ extern const char *queue_record(QueueOutcome *outcomes, int count);
 /* Gives up what was requested, and was to be sent, before a time; returns how many. */
 extern int	queue_expire(const QueueLane *lane, TimestampTz before, const char *reason);
 
-/* False: not now, for somebody has the app's row locked, or it failed; the log says why. */
-extern bool queue_save_app(const QueueApp *app);
+/* All or (false) none of them: somebody has an app's row locked, or it failed, and the log says why. */
+extern bool queue_save_apps(QueueApp *const *apps, int count);
 
 #endif

@@ -200,6 +200,16 @@ owner_settle(void)
 
 /* ---- running ---- */
 
+static int
+parameter_count(const Statement *statement)
+{
+	int			count = 0;
+
+	while (OidIsValid(statement->types[count]))
+		count++;
+	return count;
+}
+
 uint64
 statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls)
 {
@@ -214,12 +224,9 @@ statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls
 		Datum		sql = DirectFunctionCall3Coll(replace_text, C_COLLATION_OID, CStringGetTextDatum(statement->sql),
 												  CStringGetTextDatum("@"),
 												  CStringGetTextDatum(psprintf("%s.", quote_identifier(name))));
-		int			count = 0;
 		SPIPlanPtr	plan;
 
-		while (OidIsValid(statement->types[count]))
-			count++;
-		plan = SPI_prepare(TextDatumGetCString(sql), count, statement->types);
+		plan = SPI_prepare(TextDatumGetCString(sql), parameter_count(statement), statement->types);
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not prepare \"%s\": %s", statement->sql, SPI_result_code_string(SPI_result));
 		if (statement->plan != NULL)
@@ -276,7 +283,7 @@ take_error(void)
 }
 
 ErrorData *
-statement_try(Statement *statement, Oid schema, Datum *values, const char *nulls)
+statement_try(Statement *statement, Oid schema, int times, Datum *values, const char *nulls)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner resources = CurrentResourceOwner;
@@ -287,7 +294,10 @@ statement_try(Statement *statement, Oid schema, Datum *values, const char *nulls
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		(void) statement_run(statement, schema, values, nulls);
+		int			count = parameter_count(statement);
+
+		for (int i = 0; i < times * count; i += count)
+			(void) statement_run(statement, schema, values + i, nulls != NULL ? nulls + i : NULL);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();

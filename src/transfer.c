@@ -230,6 +230,7 @@ may_be_cut(HttpExchange *exchange)
 	curl_off_t	length = -1;
 	long		version = 0;
 	size_t		end = answer->body_length;
+	char		first;
 
 	curl_easy_getinfo(exchange->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &length);
 	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
@@ -239,8 +240,8 @@ may_be_cut(HttpExchange *exchange)
 		end--;
 	if (end == 0)
 		return version >= CURL_HTTP_VERSION_2_0;
-	return memchr("{[", answer->body[strspn(answer->body, " \t\r\n")], 2) != NULL &&
-		memchr("}]", answer->body[end - 1], 2) == NULL;
+	first = answer->body[strspn(answer->body, " \t\r\n")];
+	return (first == '{' && answer->body[end - 1] != '}') || (first == '[' && answer->body[end - 1] != ']');
 }
 
 void
@@ -264,7 +265,8 @@ transfer_conclude(HttpExchange *exchange, CURLcode result)
 		problem = "the answer ended within its headers";
 	else if (status < 200 || status > 999)
 		problem = "the answer has no valid status";
-	else if (status != 204 && status != 304 && may_be_cut(exchange) && !(wire_look(exchange->local_port, false) & WIRE_OPEN))
+	else if (status != 204 && status != 304 && may_be_cut(exchange) &&
+			 !(wire_look(exchange->local_port, false) & WIRE_OPEN))
 		problem = "the connection ended within the answer";
 	if (problem != NULL)
 	{

@@ -76,6 +76,22 @@ is($ret, 0, 'another CALL succeeds');
 like($err, qr/NOTICE:  nothing to do: session \d+ is already delivering in this database/, 'with a notice, and delivers nothing');
 ok($node->poll_query_until('postgres', "SELECT xact_start IS NULL OR backend_xmin IS NULL FROM pg_stat_activity WHERE query LIKE 'CALL%1 hour%' AND pid <> pg_backend_pid()"),
     'meanwhile the first one holds back no VACUUM');
+
+# ---- whatever becomes of a purge, the next CALL works with the caller's own rights ----
+
+$node->safe_psql('postgres', "CREATE ROLE app; GRANT EXECUTE ON PROCEDURE onesignal_cancel_deliver TO app; CREATE TABLE refers (message_id uuid, app_id uuid, FOREIGN KEY (message_id, app_id) REFERENCES onesignal_message)");
+my $fails = "SET statement_timeout = '500ms';\nCALL onesignal_cancel_purge('90 days');\nRESET statement_timeout;\nSET ROLE app;\nCALL onesignal_cancel_deliver();\nSELECT current_user;\nRESET ROLE;\nSELECT current_user = session_user;";
+($ret, $out, $err) = $node->psql('postgres', $fails, on_error_stop => 0);
+like($err, qr/cannot purge .*NOTICE:  nothing to do/s, 'a purge fails after it has become the owner, and a CALL has nothing to do');
+is($out, "app\nt", 'as its caller');
+$node->safe_psql('postgres', 'DROP TABLE refers');
+my $locker = $node->background_psql('postgres');
+$locker->query_safe('BEGIN; LOCK TABLE onesignal_message IN ACCESS EXCLUSIVE MODE');
+($ret, $out, $err) = $node->psql('postgres', $fails, on_error_stop => 0);
+like($err, qr/statement timeout.*NOTICE:  nothing to do/s, 'a purge fails while it waits for the table, and a CALL has nothing to do');
+is($out, "app\nt", 'as its caller, too');
+$locker->quit;
+
 $node->safe_psql('postgres', "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL%1 hour%' AND pid <> pg_backend_pid()");
 $call->{run}->finish;
 $began = time;
