@@ -452,18 +452,15 @@ run(const DeliveryOptions *options)
 }
 
 static void
-delivery_error_context(void *arg)
+delivery_error_context(void *arg pg_attribute_unused())
 {
-	(void) arg;
 	errcontext("onesignal_cancel delivering requested cancels");
 }
 
 /* PG_CATCH() does not see that a session is terminated. */
 static void
-delivery_exit(int code, Datum arg)
+delivery_exit(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 {
-	(void) code;
-	(void) arg;
 	if (running)
 		wakeup_raise_doubt();
 }

@@ -40,7 +40,7 @@ $node->safe_psql('postgres', 'CREATE DATABASE second; CREATE ROLE nurse0');
 for my $name (sort keys %base)
 {
     my $base = $base{$name};
-    @$base{qw(name requested rename)} = ($name, 0, 0);
+    @$base{qw(name requested)} = ($name, 0);
     $base->{key_file} = $node->basedir . "/$name.key";
     write_key($base, $api->{keys}{ $base->{app} });
     # Whoever cancels twice is told no: a cancel that was sent again is then known by View message alone.
@@ -178,10 +178,9 @@ SQL
 
 my $start = time;
 my $end = $start + 60 * $MINUTES;
-my ($fault, $event, $measured) = (0, 0, 0);
+my ($fault, $measured) = (0, 0);
 while (time < $end)
 {
-    my $done = sum0(map { $_->{requested} } values %base);
     # Each fault and each event several times in an hour, each in turn.
     $api->clear_faults;
     my $kind = $FAULTS[ $fault++ % @FAULTS ];
@@ -193,7 +192,7 @@ while (time < $end)
         sleep(min($ahead, 5)) if $ahead > 0;
     }
     my $next = $EVENTS[ rand @EVENTS ];
-    note("$next->[0]") if $event++ < 20;
+    note($next->[0]);
     $next->[1]->();
     if (time - $start > ($measured + 1) * 60 * $MINUTES / $SAMPLES) { measure(time - $start); $measured++ }
 }
