@@ -98,6 +98,7 @@ typedef struct DeliveryApp
 	pairingheap queue;			/* those that have rows */
 	dlist_head	hungry;			/* those that need rows */
 	Place		place;			/* lanes.c says where */
+	int64		turn;			/* the number of its last request, among those of all apps */
 } DeliveryApp;
 
 struct DeliveryLane

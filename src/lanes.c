@@ -69,7 +69,8 @@ static HTAB *items = NULL;
 static Wire wire;
 static Trust run_trust;
 static int	buffered;			/* rows in all buffers */
-static dlist_head ready;
+static pairingheap ready;		/* in the order of their last turns */
+static int64 turns;
 static dlist_head crowded;
 static dlist_head fetching;
 static pairingheap lane_timers;
@@ -239,7 +240,10 @@ app_place(DeliveryApp *app, TimestampTz now)
 	{
 		bool		has_room = app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire);
 
-		place_in_list(&app->place, has_room ? &ready : &crowded);
+		if (has_room)
+			place_in_heap(&app->place, &ready, app->turn);
+		else
+			place_in_list(&app->place, &crowded);
 	}
 }
 
@@ -273,14 +277,13 @@ lanes_open(bool cautious)
 	apps_open();
 	lanes = hash_create("onesignal lanes", 64, &lane_control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	items = hash_create("onesignal items", 64, &item_control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
-	dlist_init(&ready);
 	dlist_init(&crowded);
 	dlist_init(&fetching);
-	lane_timers = keyless_timers = app_timers = (pairingheap) {.ph_compare = place_compare};
+	ready = lane_timers = keyless_timers = app_timers = (pairingheap) {.ph_compare = place_compare};
 	memset(&wire, 0, sizeof(wire));
 	memset(&scan, 0, sizeof(scan));
 	run_trust = (Trust) {.limit = cautious ? 1 : RUN_TRUST_MAX, .max = RUN_TRUST_MAX};
-	buffered = 0;
+	turns = buffered = 0;
 }
 
 void
@@ -452,25 +455,32 @@ DeliveryItem *
 lanes_take(TimestampTz now)
 {
 	int			tries = RELIEF_TRIES;
+	int			stale = 0;
 	DeliveryItem *item;
 
 	/* When nothing is on the wire, whoever has something to send is let in, however many have not. */
-	while (!dlist_is_empty(&crowded) && dlist_is_empty(&ready) && (wire.in_flight == 0 || tries-- > 0))
+	while (!dlist_is_empty(&crowded) && (tries-- > 0 || (wire.in_flight == 0 && pairingheap_is_empty(&ready))))
 		app_place(dlist_head_element(DeliveryApp, place.node, &crowded), now);
-	while (!dlist_is_empty(&ready) && trust_permits(&run_trust, now))
+	while (!pairingheap_is_empty(&ready) && trust_permits(&run_trust, now))
 	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, place.node, &ready);
+		DeliveryApp *app = pairingheap_container(DeliveryApp, place.heap_node, pairingheap_first(&ready));
 		DeliveryLane *lane = pairingheap_container(DeliveryLane, place.heap_node, pairingheap_first(&app->queue));
 		MessageId	id = {.app_id = app->row.app_id};
 
-		place_both(lane, now);	/* behind all others that are ready, if it still is */
-		if (app->place.list != &ready || lane->place.heap != &app->queue)
+		place_both(lane, now);
+		if (app->place.list == &fetching && ++stale < FETCH_LANES)
+			continue;
+		/* Its turn is not another's while its rows are read again. */
+		if (stale > 0)
+			return NULL;
+		if (app->place.heap != &ready || lane->place.heap != &app->queue)
 			continue;
 		if (!pace_take(&app->pace, now))
 		{
 			place_in_heap(&app->place, &app_timers, pace_next(&app->pace, now));
 			continue;
 		}
+		app->turn = ++turns;
 		id.message_id = lane->rows[lane->row_next].message_id;
 		item = hash_search(items, &id, HASH_ENTER, NULL);
 		*item = (DeliveryItem) {.id = id, .place.owner = item, .lane = lane, .key = lane->credentials, .begun = now};
@@ -549,7 +559,7 @@ lanes_next_due(TimestampTz now)
 
 	if (!dlist_is_empty(&fetching))
 		return now;
-	if (!dlist_is_empty(&ready) && run_trust.unrecorded < run_trust.limit)
+	if (!pairingheap_is_empty(&ready) && run_trust.unrecorded < run_trust.limit)
 		next = Min(next, Max(run_trust.paused_until, now));
 	if (!pairingheap_is_empty(&keyless_timers) && settings_preloaded)
 		next = Min(next, now + CIRCUIT_KEY_PAUSE);

@@ -56,5 +56,26 @@ $node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (SET rate_limit '0')")
 ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'pending'", '1'), 'a faster pace takes effect at once');
 $node->safe_psql('postgres', "SELECT onesignal_cancel_resume('$paused->{app_id}')");
 ok(Workers::wait_for($node, 'postgres', $waits, 'canceled'), 'resumed, the paused app delivers');
+
+# Room for one request, which an app with many rows has, and an answer that takes longer than rows are kept in memory:
+# each of the others has its turn before the app has another.
+Workers::set($node, 'onesignal_cancel.max_in_flight', 1);
+for my $delay (700, 100)
+{
+    $api->clear_faults;
+    $api->fault(method => 'DELETE', delay => $delay);
+    $node->safe_psql('postgres', many($app, 100, 'NULL'));
+    for my $round (1 .. 2)
+    {
+        my $sent = $api->received;
+        $api->wait_for_requests($sent + 1);
+        my @ids = split /\n/, $node->safe_psql('postgres', 'SELECT gen_random_uuid() FROM generate_series(1, 2)');
+        $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES ('$ids[0]', '$other->{app_id}', true), ('$ids[1]', '$paused->{app_id}', true)");
+        ok(Workers::wait_for($node, 'postgres', \@ids, 'canceled'), "room for one, round $round: other apps are delivered");
+        my $before = $node->safe_psql('postgres', "SELECT count(*) FROM onesignal_message a, onesignal_message b WHERE b.message_id = '$ids[0]' AND a.app_id = '$app' AND a.last_attempt_at BETWEEN b.requested_at AND (SELECT max(last_attempt_at) FROM onesignal_message WHERE message_id IN ('$ids[0]', '$ids[1]'))");
+        cmp_ok($before, '<=', 5, 'in their turns');
+    }
+}
+$api->clear_faults;
 $node->stop;
 done_testing();
