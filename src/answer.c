@@ -323,27 +323,3 @@ answer_without_key(const char *json, const char *api_key)
 
 	return fits_jsonb(redacted) ? redacted : NULL;
 }
-
-JsonbValue *
-answer_field(JsonbContainer *object, const char *name, JsonbValue *into)
-{
-	return getKeyJsonValueFromContainer(object, name, strlen(name), into);
-}
-
-char *
-answer_error_text(JsonbValue *error)
-{
-	JsonbValue	code;
-	JsonbValue	title;
-	Jsonb	   *json;
-
-	if (error->type == jbvString)
-		return pnstrdup(error->val.string.val, error->val.string.len);
-	if (error->type == jbvBinary && JsonContainerIsObject(error->val.binary.data) &&
-		answer_field(error->val.binary.data, "code", &code) != NULL && code.type == jbvString &&
-		answer_field(error->val.binary.data, "title", &title) != NULL && title.type == jbvString)
-		return psprintf("%.*s: %.*s", code.val.string.len, code.val.string.val,
-						title.val.string.len, title.val.string.val);
-	json = JsonbValueToJsonb(error);
-	return JsonbToCString(NULL, &json->root, VARSIZE(json));
-}

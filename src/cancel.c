@@ -20,7 +20,6 @@
 #include "common/pg_prng.h"
 #include "funcapi.h"
 #include "lib/ilist.h"
-#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "tcop/tcopprot.h"
 #include "utils/array.h"
@@ -40,9 +39,8 @@ PG_FUNCTION_INFO_V1(onesignal_cancel);
 PG_FUNCTION_INFO_V1(onesignal_cancel_batch);
 PG_FUNCTION_INFO_V1(onesignal_cancel_version);
 
-/* OneSignal allows so many View messages in 10 s; half a second more, since requests do not travel evenly. */
-#define VIEWS_MAX			10
-#define VIEWS_PAUSE_US		INT64CONST(10500000)
+/* OneSignal allows one View message a second; a little more, since requests do not travel evenly. */
+#define VIEW_PAUSE_US		INT64CONST(1050000)
 
 /* How often a batch shows its progress. */
 #define SHOW_US				INT64CONST(1000000)
@@ -55,7 +53,7 @@ typedef struct CancelItem
 	bool		unanswered;		/* an attempt left this machine and had no answer */
 	bool		checking;		/* View message tells whether that attempt canceled it */
 	int64		started_us;		/* when it was decided to send the present request */
-	int64		begun_us;		/* when its first request was sent */
+	int64		begun_us;		/* when its time began */
 	int64		retry_us;		/* when it may be tried again */
 	ArrayType  *refusal;		/* while checking: OneSignal's own errors */
 	int			status;			/* 0: NULL */
@@ -75,7 +73,6 @@ typedef struct CancelRun
 	HttpGroup	group;
 	Pace		pace;
 	int64		not_before_us;	/* OneSignal asked us to wait until then (429) */
-	int			views;			/* how many View messages were sent since the last pause */
 	int64		view_next_us;	/* no View message before */
 	bool		stopped;		/* nothing more is started */
 	int64		show_us;		/* when progress is shown next */
@@ -106,7 +103,7 @@ keep_errors(CancelRun *run, const CancelOutcome *outcome)
 static CancelItem *
 next_item(CancelRun *run, int64 now, int64 *next)
 {
-	int			views = run->views % VIEWS_MAX;
+	int			checks = 0;
 	dlist_mutable_iter iter;
 
 	*next = PG_INT64_MAX;
@@ -116,7 +113,7 @@ next_item(CancelRun *run, int64 now, int64 *next)
 		int64		due = Max(item->retry_us, run->not_before_us);
 
 		if (item->checking)
-			due = Max(now, run->view_next_us) + views / VIEWS_MAX * VIEWS_PAUSE_US;
+			due = Max(now, run->view_next_us) + checks++ * VIEW_PAUSE_US;
 		if (Max(now, due) - item->begun_us >= settings_timeout * INT64CONST(1000))
 		{
 			dlist_delete(&item->node);
@@ -125,7 +122,6 @@ next_item(CancelRun *run, int64 now, int64 *next)
 		}
 		if (due <= now)
 			return item;
-		views += item->checking ? 1 : 0;
 		*next = Min(*next, due);
 	}
 
@@ -147,26 +143,27 @@ start_requests(CancelRun *run)
 	{
 		CancelItem *item = next_item(run, now, &next);
 		HttpRequest *request;
-		int64		spent_ms;
 
 		if (item == NULL)
 			return next;
 		if (!item->checking && !pace_take(&run->pace, now))
 			return pace_next(&run->pace, now);
-		if (item->attempts == 0)
-			run->next++;
-		else
+		if (item->attempts > 0)
 			dlist_delete(&item->node);
-		spent_ms = item->attempts > 0 ? (now - item->begun_us) / 1000 : 0;
-		if (!item->checking)
+		else
+		{
+			run->next++;
+			item->begun_us = now;
+		}
+		if (item->checking)
+			run->view_next_us = now + VIEW_PAUSE_US;
+		else
 			item->attempts++;
-		else if (++run->views % VIEWS_MAX == 0)
-			run->view_next_us = now + VIEWS_PAUSE_US;
 		item->started_us = now;
 		request = onesignal_request(run->credentials, item->checking ? "GET" : "DELETE",
 									&run->message_ids[item - run->items]);
 		request->group = &run->group;
-		request->timeout_ms = (int) Max(settings_timeout - spent_ms, 1);
+		request->timeout_ms = (int) Max(settings_timeout - (now - item->begun_us) / 1000, 1);
 		request->connect_timeout_ms = settings_connect_timeout;
 		http_submit(request, item);
 	}
@@ -226,10 +223,8 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 				dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting));
 
 			run->done++;
-			if (other->checking)
-				continue;
-			other->status = item->status;
-			other->errors = item->errors;
+			if (!other->checking)
+				*other = *item;
 		}
 	}
 }
@@ -424,12 +419,7 @@ onesignal_cancel_batch(PG_FUNCTION_ARGS)
 Datum
 onesignal_cancel_version(PG_FUNCTION_ARGS)
 {
-	StringInfoData out;
-
 	(void) fcinfo;
-	initStringInfo(&out);
-	appendStringInfo(&out, "onesignal_cancel %s, PostgreSQL %s, ", ONESIGNAL_CANCEL_VERSION,
-					 GetConfigOption("server_version", false, false));
-	http_append_versions(&out);
-	PG_RETURN_TEXT_P(cstring_to_text(out.data));
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf("onesignal_cancel %s, PostgreSQL %s, %s", ONESIGNAL_CANCEL_VERSION,
+											  GetConfigOption("server_version", false, false), http_versions())));
 }

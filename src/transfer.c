@@ -18,7 +18,6 @@
 
 #include "compat.h"
 #include "transfer.h"
-#include "wire.h"
 
 /*
  * A cancel's answer is under 1 kB, and Cloudflare's headers take 1 to 2 kB.
@@ -80,7 +79,7 @@ body_callback(char *data, size_t size, size_t count, void *context)
 	return length;
 }
 
-/* Called between socket() and connect(), for every socket that closesocket_callback() will see. */
+/* Called between socket() and connect(). */
 static int
 sockopt_callback(void *context pg_attribute_unused(), curl_socket_t fd, curlsocktype purpose pg_attribute_unused())
 {
@@ -90,7 +89,6 @@ sockopt_callback(void *context pg_attribute_unused(), curl_socket_t fd, curlsock
 
 	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
 #endif
-	wire_own(fd);
 	return CURL_SOCKOPT_OK;
 }
 
