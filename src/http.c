@@ -233,8 +233,6 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 	restore_signals();
 }
 
-/* ---- opening and closing ---- */
-
 /*
  * Reserving descriptors may close files and log, which no callback may do.
  * PostgreSQL lets a third of its descriptors be reserved; we leave some of
@@ -383,14 +381,30 @@ run_libcurl(curl_socket_t fd, int what)
 	}
 }
 
+static void
+wait_once(long timeout_ms, bool *latched)
+{
+	uint32		ready = 0;
+	int			fd = wire_wait(timeout_ms, &ready, latched);
+	int			in = (ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0;
+	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
+
+	if (fd >= 0)
+		run_libcurl(fd, in | out);
+}
+
 /* Ends what is late. */
 static void
-expire(int64 now)
+expire(bool *latched)
 {
+	int64		now = http_clock_us();
 	dlist_mutable_iter iter;
 
 	if (now < engine.next_deadline_us)
 		return;
+	/* What has arrived is not late, even if the caller could not read it earlier: it waited for a lock, say. */
+	for (int i = wire_count(); i > 0; i--)
+		wait_once(0, latched);
 	engine.next_deadline_us = PG_INT64_MAX;
 	dlist_foreach_modify(iter, &engine.active)
 	{
@@ -412,20 +426,6 @@ expire(int64 now)
 				 (unconnected ? exchange->connect_us : exchange->timeout_us) / 1000);
 		conclude(exchange, CURLE_OPERATION_TIMEDOUT);
 	}
-}
-
-/* ---- waiting ---- */
-
-static void
-wait_once(long timeout_ms, bool *latched)
-{
-	uint32		ready = 0;
-	int			fd = wire_wait(timeout_ms, &ready, latched);
-	int			in = (ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0;
-	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
-
-	if (fd >= 0)
-		run_libcurl(fd, in | out);
 }
 
 /* ---- the public functions ---- */
@@ -493,13 +493,7 @@ http_wait(int64 until_us)
 		}
 		/* Rounded up: a wait that ends early would spin through the last millisecond. */
 		wait_once(until == PG_INT64_MAX ? -1 : Min(Max(until - now + 999, 0) / 1000, PG_INT32_MAX), &latched);
-		/* What has arrived is not late, even if the caller could not read it earlier: it waited for a lock, say. */
-		if (http_clock_us() >= engine.next_deadline_us)
-		{
-			for (int i = wire_count(); i > 0; i--)
-				wait_once(0, &latched);
-		}
-		expire(http_clock_us());
+		expire(&latched);
 		looked = true;
 	}
 }

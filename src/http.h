@@ -40,7 +40,7 @@ typedef struct HttpAnswer
 {
 	void	   *owner;			/* as given to http_submit() */
 	int			status;			/* 0: no usable answer, and error says why */
-	const char *body;			/* NUL-terminated, at most 64 kB */
+	char	   *body;			/* NUL-terminated, at most 64 kB */
 	size_t		body_length;
 	int			retry_after;	/* seconds, at most an hour; 0: not asked for */
 	char		error[HTTP_ERROR_SIZE]; /* libcurl's own words, or "" */

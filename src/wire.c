@@ -92,6 +92,7 @@ void
 wire_watch(int fd, bool readable, bool writable)
 {
 	WatchedSocket *watched = find_socket(fd);
+	unsigned int unacknowledged_ms pg_attribute_unused() = 20000;
 
 	if (watched == NULL || !is_there(watched))
 	{
@@ -102,6 +103,10 @@ wire_watch(int fd, bool readable, bool writable)
 		*watched = (WatchedSocket) {.fd = fd, .port = local_port(fd)};
 		/* Programs that this process starts must not hold the connection. */
 		(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
+#ifdef TCP_USER_TIMEOUT
+		/* Otherwise requests would use a dead path for the quarter of an hour that TCP goes on trying. */
+		(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
+#endif
 	}
 	watched->wanted = (readable ? WL_SOCKET_READABLE : 0) | (writable ? WL_SOCKET_WRITEABLE : 0);
 	/* An idle connection stays in the set for the next request.  Nobody tells the end of a resolver's pipe. */
