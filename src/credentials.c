@@ -217,8 +217,7 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 					   psprintf("more than one server for OneSignal app \"%s\" has a user mapping for %s: \"%s\"",
 								lookup->app, lookup->owner_text, names),
 					   NULL,
-					   OidIsValid(lookup->owner) ? "Keep this user mapping on only one of them." :
-					   "Create a user mapping for the role on the server that it should use: it wins over PUBLIC's.");
+					   "Keep one of them, or create one for the role: a role's own wins over PUBLIC's.");
 	return NULL;
 }
 

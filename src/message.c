@@ -211,23 +211,22 @@ state_value(const MessageRow *row, QueueState state)
 
 /* Leaves the column as it is in the row. */
 static void
-keep_value(MessageRow *row, int column)
+keep_value(MessageRow *row, int column, bool tell)
 {
 	set_value(row, column, row->old[column]);
 	row->new_nulls[column] = row->old_nulls[column];
-	if (row->shared->noticed)
+	if (!tell || row->shared->noticed)
 		return;
 	row->shared->noticed = true;
 	ereport(NOTICE,
-			(errmsg("ignoring the value that was given for column \"%s\" of table \"%s\"",
-					NameStr(TupleDescAttr(row->descriptor, column)->attname),
-					RelationGetRelationName(row->trigger->tg_relation)),
+			(errmsg("ignoring the value that was given for column \"%s\" of table \"onesignal_message\"",
+					NameStr(TupleDescAttr(row->descriptor, column)->attname)),
 			 errdetail("Only the extension writes the columns from \"state\" on. "
 					   "A statement that sets \"state\" to an older value does not change \"cancel\" either."),
 			 errhint("To change \"cancel\", leave the columns from \"state\" on out of the statement.")));
 }
 
-/* ---- what is refused ---- */
+/* ---- what happens ---- */
 
 static void
 require_access(const MessageRow *row)
@@ -236,8 +235,6 @@ require_access(const MessageRow *row)
 	if (!row->new_nulls[APP_ID])
 		credentials_get(DatumGetUUIDP(row->new[APP_ID]), GetUserId(), NULL);
 }
-
-/* ---- what happens ---- */
 
 /* Writes what delivery needs of a pending row, where it is missing, and wakes the worker. */
 static void
@@ -327,12 +324,12 @@ row_updated(MessageRow *row)
 	if (was == QUEUE_SCHEDULED ? !had && cancel && written != QUEUE_SCHEDULED :
 		had && !cancel && written == QUEUE_SCHEDULED)
 	{
-		keep_value(row, CANCEL);
+		keep_value(row, CANCEL, true);
 		named = false;
 	}
 	for (int column = STATE; column < COLUMN_COUNT; column++)
 		if (differs(row, column))
-			keep_value(row, column);
+			keep_value(row, column, true);
 
 	/* The order of delivery is another one now, and so are the times of retries. */
 	if (was == QUEUE_PENDING && differs(row, SEND_AFTER) && (cancel || !named))
@@ -362,12 +359,8 @@ row_inserted(MessageRow *row)
 	row->shared->inserts = true;
 	row->shared->inserted = written;
 	for (int column = STATE; column < COLUMN_COUNT; column++)
-	{
-		if (trusted && row->new_nulls[column] && !row->old_nulls[column])
-			set_value(row, column, row->old[column]);
-		else if (!trusted && differs(row, column))
-			keep_value(row, column);
-	}
+		if (differs(row, column) && (!trusted || row->new_nulls[column]))
+			keep_value(row, column, !trusted);
 	if (!trusted || written == QUEUE_SCHEDULED)
 	{
 		if (!row->new_nulls[CANCEL] && DatumGetBool(row->new[CANCEL]))
@@ -423,12 +416,10 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 /*
  * onesignal_message_guard() RETURNS boolean: a CHECK of onesignal_message
  *
- * Whoever has TRIGGER on the table can replace its trigger, and could then write
- * any role into requested_by.  He can neither drop a CHECK nor put our trigger
- * back, for he may not execute its function: so nothing that he wrote in between
- * is ever delivered.  Disabling the trigger is the owner's privilege, and what
- * pg_restore --disable-triggers does: then the owner alone may write, and this
- * wakes delivery in the trigger's place.
+ * Whoever has TRIGGER on the table can replace its trigger, but neither drop a
+ * CHECK nor put our trigger back, for he may not execute its function.  Disabling
+ * it is the owner's privilege, and what pg_restore --disable-triggers does: then
+ * the owner alone may write, and this wakes delivery in the trigger's place.
  */
 Datum
 onesignal_message_guard(PG_FUNCTION_ARGS)

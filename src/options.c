@@ -27,13 +27,6 @@
 #include "http.h"
 #include "wakeup.h"
 
-/*
- * Below, a request would wait for more than a quarter of an hour; above, the
- * rate would not be noticed.  Both keep the arithmetic of the pace in range.
- */
-#define RATE_MIN 0.001
-#define RATE_MAX 1000000.0
-
 /* Who may set an option, as error messages name them. */
 static const char SUPERUSERS[] = "superusers";
 static const char FILE_READERS[] = "roles with privileges of the \"pg_read_server_files\" role";
@@ -91,6 +84,10 @@ app_id_problem(const char *value)
 	return options_parse_uuid(value, &app_id) ? NULL : "An app_id must be a uuid.";
 }
 
+/*
+ * Below, a request would wait for more than a quarter of an hour; above, the
+ * rate would not be noticed.  Both limits keep the pace's arithmetic in bounds.
+ */
 const char *
 options_rate_problem(const char *value)
 {
@@ -99,7 +96,7 @@ options_rate_problem(const char *value)
 
 	/* strtod() would also take blanks, hexadecimal, infinity and NaN. */
 	if (*value != '\0' && *end == '\0' && value[strspn(value, "0123456789.eE+-")] == '\0' &&
-		(rate == 0 || (rate >= RATE_MIN && rate <= RATE_MAX)))
+		(rate == 0 || (rate >= 0.001 && rate <= 1000000)))
 		return NULL;
 	return "A rate_limit must be a number of requests a second from 0.001 to 1000000, or 0 for unlimited.";
 }

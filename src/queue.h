@@ -42,9 +42,7 @@ extern void owner_get(Installation *installation);
  */
 extern bool owner_has_trigger(const Installation *installation, bool allow_off);
 
-#define OWNER_TRIGGER_PROBLEM \
-	"trigger \"zz_onesignal_message\" of table \"onesignal_message\" is not the extension's own, " \
-	"is disabled, or is not the last to fire"
+extern const char OWNER_TRIGGER_PROBLEM[];
 
 /* Raises 55000 if it is not. */
 extern void owner_require_trigger(const Installation *installation, bool allow_off);

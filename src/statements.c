@@ -119,6 +119,9 @@ owner_get(Installation *installation)
 
 /* ---- the table's trigger ---- */
 
+const char	OWNER_TRIGGER_PROBLEM[] = "trigger \"zz_onesignal_message\" of table \"onesignal_message\" "
+	"is not the extension's own, is disabled, or is not the last to fire";
+
 bool
 owner_has_trigger(const Installation *installation, bool allow_off)
 {
