@@ -59,15 +59,6 @@
 #define wait_event_named(name) ((void) (name), PG_WAIT_EXTENSION)
 #endif
 
-/* The parameters of ExecutorRun() and its hook. */
-#if PG_VERSION_NUM >= 180000
-#define EXECUTOR_RUN_PARAMETERS QueryDesc *queryDesc, ScanDirection direction, uint64 count
-#define EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count
-#else
-#define EXECUTOR_RUN_PARAMETERS QueryDesc *queryDesc, ScanDirection direction, uint64 count, bool execute_once
-#define EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count, execute_once
-#endif
-
 #if PG_VERSION_NUM >= 170000
 #define my_proc_number() MyProcNumber
 #else
