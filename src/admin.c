@@ -36,7 +36,6 @@
 #include "wakeup.h"
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_deliver);
-PG_FUNCTION_INFO_V1(onesignal_cancel_delivery);
 PG_FUNCTION_INFO_V1(onesignal_cancel_pause);
 PG_FUNCTION_INFO_V1(onesignal_cancel_preloaded);
 PG_FUNCTION_INFO_V1(onesignal_cancel_purge);
@@ -83,7 +82,6 @@ deliver_all(TimestampTz until)
 		if (due == DT_NOBEGIN || now >= until)
 			break;
 		wakeup_wait(Min(Min(due, now + CALL_LOOK), until), "OnesignalCancelDeliver");
-		settings_require_enabled();
 	}
 }
 
@@ -245,7 +243,7 @@ set_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason)
 				 errhint("View onesignal_cancel_status lists the apps.")));
 	owner_leave(&installation);
 	SPI_finish();
-	wakeup_poke();
+	wakeup_request();
 }
 
 Datum
@@ -283,12 +281,4 @@ onesignal_cancel_preloaded(PG_FUNCTION_ARGS)
 				 errdetail("After a restart of the server, pending cancels wait for the next request."),
 				 errhint("Add it to shared_preload_libraries and restart the server.")));
 	PG_RETURN_BOOL(settings_preloaded);
-}
-
-/* What happens to pending rows of an app that is not paused. */
-Datum
-onesignal_cancel_delivery(PG_FUNCTION_ARGS)
-{
-	(void) fcinfo;
-	PG_RETURN_TEXT_P(cstring_to_text(wakeup_status()));
 }
