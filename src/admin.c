@@ -64,8 +64,6 @@ deliver_all(TimestampTz until)
 	const DeliveryOptions options = {.in_procedure = true, .until = until};
 	int			other = deliverer_lock(false);
 
-	/* So that no lock on a catalog is held while it waits for answers. */
-	SPI_commit();
 	if (other > 0)
 		ereport(NOTICE,
 				(errmsg("nothing to do: session %d is already delivering in this database", other)));
@@ -108,7 +106,6 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 	}
 	PG_FINALLY();
 	{
-		queue_abandon();
 		deliverer_unlock();
 		delivery_end();
 	}

@@ -311,7 +311,6 @@ on_transaction_end(XactEvent event, void *arg pg_attribute_unused())
 	/* It was rolled back, or belongs to an earlier transaction. */
 	if (!TransactionIdIsCurrentTransactionId(requested_in))
 		return;
-	/* So that the worker finds the prepared transaction. */
 	if (event == XACT_EVENT_PRE_PREPARE && owner_find(&installation))
 		LockRelationOid(installation.message_table, RowExclusiveLock);
 	if (event == XACT_EVENT_PREPARE || event == XACT_EVENT_COMMIT)

@@ -167,12 +167,6 @@ on_second(void)
 	ProcDiePending = true;
 }
 
-static bool
-is_wanted(void)
-{
-	return settings_enabled && settings_background_delivery;
-}
-
 /* Does somebody have a lock against which connecting would wait?  Needs no transaction. */
 static bool
 is_locked(Oid database)
@@ -187,47 +181,36 @@ is_locked(Oid database)
 
 /* ---- being woken, and prepared transactions ---- */
 
-/* True: something was requested, changed or prepared. */
+/*
+ * Is there a reason to look for rows?  It was woken since this was last asked,
+ * or a prepared transaction may have ended.  Call it before looking for rows.
+ */
 static bool
-take_wake(void)
+was_woken(void)
 {
-	bool		woken = wakeup_take();
-
-	if (woken)
-		woken_at = ask_at = GetCurrentTimestamp();
-	return woken;
-}
-
-/* Call it before looking for rows.  True: the worker must look. */
-static bool
-ask_about_prepared(void)
-{
-	MemoryContext context = CurrentMemoryContext;
 	TimestampTz now = GetCurrentTimestamp();
-	Installation installation;
+	const Installation *installation;
 
+	if (wakeup_take())
+		woken_at = ask_at = now;
 	if (now < ask_at)
 		return false;
 	ask_at = DT_NOEND;
-	if (max_prepared_xacts == 0)
-		return false;
-	StartTransactionCommand();
-	if (owner_find(&installation))
+	if (max_prepared_xacts > 0 && (installation = queue_begin(false)) != NULL)
 	{
 		VirtualTransactionId *holder;
 		LOCKTAG		tag;
 		bool		more;
 
 		/* Who has a lock that changing the table takes?  Prepared before the last start of the server, or since. */
-		SET_LOCKTAG_RELATION(tag, MyDatabaseId, installation.message_table);
+		SET_LOCKTAG_RELATION(tag, MyDatabaseId, installation->message_table);
 		holder = GetLockConflicts(&tag, ShareLock, NULL);
 		for (; VirtualTransactionIdIsValid(*holder); holder++)
 			if (VirtualTransactionIdIsRecoveredPreparedXact(*holder) ||
 				TransactionIdIsValid(TwoPhaseGetXidByVirtualXID(*holder, &more)))
 				ask_at = now + Min(Max((now - woken_at) / 60, PREPARED_MIN), USECS_PER_MINUTE);
+		queue_commit();
 	}
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(context);
 	return true;
 }
 
@@ -236,7 +219,7 @@ ask_about_prepared(void)
 static bool
 must_stop(void)
 {
-	return ShutdownRequestPending || !is_wanted() || is_locked(MyDatabaseId);
+	return ShutdownRequestPending || !settings_enabled || !settings_background_delivery || is_locked(MyDatabaseId);
 }
 
 /* False: it left. */
@@ -244,13 +227,12 @@ static bool
 wait_for_work(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz due = Min(next_run, ask_at);
 	TimestampTz idle_end = ask_at != DT_NOEND ? DT_NOEND :
 		now + (stays ? settings_worker_idle_timeout * INT64CONST(1000) : 0);
 
 	pgstat_report_activity(STATE_IDLE, NULL);
 	/* Commits must not shorten the pause after a failed run. */
-	while (now < due && !must_stop() && (pause_s > 0 || !take_wake()))
+	while (now < next_run && !must_stop() && (pause_s > 0 || !was_woken()))
 	{
 		if (now >= idle_end)
 		{
@@ -258,19 +240,10 @@ wait_for_work(void)
 				return false;
 			idle_end = DT_NOEND;
 		}
-		wakeup_wait(Min(Min(due, idle_end), now + LOOK), "OnesignalCancelWorker");
+		wakeup_wait(Min(Min(next_run, ask_at), Min(idle_end, now + LOOK)), "OnesignalCancelWorker");
 		now = GetCurrentTimestamp();
 	}
 	return true;
-}
-
-/* What delivery asks while it is at work. */
-static bool
-was_woken(void)
-{
-	bool		woken = take_wake();
-
-	return ask_about_prepared() || woken;
 }
 
 /* Returns when something falls due; DT_NOBEGIN: there is no extension. */
@@ -305,11 +278,10 @@ take_turn(void)
 		wakeup_worker(MyDatabaseId, true);
 		return false;
 	}
-	take_wake();
-	if (!is_wanted())
+	was_woken();
+	if (!settings_enabled || !settings_background_delivery)
 		return !wakeup_leave(DT_NOEND, false);
 	pgstat_report_activity(STATE_RUNNING, "delivering requested cancels");
-	ask_about_prepared();
 	if (!stays && queue_begin(false) != NULL)
 	{
 		stays = queue_lanes(&first, &lane, 1) > 0;
