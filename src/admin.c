@@ -36,7 +36,6 @@
 #include "wakeup.h"
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_deliver);
-PG_FUNCTION_INFO_V1(onesignal_cancel_delivery);
 PG_FUNCTION_INFO_V1(onesignal_cancel_pause);
 PG_FUNCTION_INFO_V1(onesignal_cancel_preloaded);
 PG_FUNCTION_INFO_V1(onesignal_cancel_purge);
@@ -65,8 +64,6 @@ deliver_all(TimestampTz until)
 	const DeliveryOptions options = {.in_procedure = true, .until = until};
 	int			other = deliverer_lock(false);
 
-	/* So that no lock on a catalog is held while it waits for answers. */
-	SPI_commit();
 	if (other > 0)
 		ereport(NOTICE,
 				(errmsg("nothing to do: session %d is already delivering in this database", other)));
@@ -83,7 +80,6 @@ deliver_all(TimestampTz until)
 		if (due == DT_NOBEGIN || now >= until)
 			break;
 		wakeup_wait(Min(Min(due, now + CALL_LOOK), until), "OnesignalCancelDeliver");
-		settings_require_enabled();
 	}
 }
 
@@ -110,7 +106,6 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 	}
 	PG_FINALLY();
 	{
-		queue_abandon();
 		deliverer_unlock();
 		delivery_end();
 	}
@@ -245,7 +240,7 @@ set_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason)
 				 errhint("View onesignal_cancel_status lists the apps.")));
 	owner_leave(&installation);
 	SPI_finish();
-	wakeup_poke();
+	wakeup_request();
 }
 
 Datum
@@ -283,12 +278,4 @@ onesignal_cancel_preloaded(PG_FUNCTION_ARGS)
 				 errdetail("After a restart of the server, pending cancels wait for the next request."),
 				 errhint("Add it to shared_preload_libraries and restart the server.")));
 	PG_RETURN_BOOL(settings_preloaded);
-}
-
-/* What happens to pending rows of an app that is not paused. */
-Datum
-onesignal_cancel_delivery(PG_FUNCTION_ARGS)
-{
-	(void) fcinfo;
-	PG_RETURN_TEXT_P(cstring_to_text(wakeup_status()));
 }

@@ -288,6 +288,6 @@ onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
 
 	/* Requested cancels may wait for a new key or address. */
 	if (catalog == ForeignServerRelationId || catalog == UserMappingRelationId)
-		wakeup_poke();
+		wakeup_request();
 	PG_RETURN_VOID();
 }

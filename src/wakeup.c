@@ -38,9 +38,8 @@
  * or hands a struct on its stack to the postmaster.
  *
  * COMMIT PREPARED runs no callback of ours.  So PREPARE wakes the worker, which
- * looks again and again while a prepared transaction holds a lock on
- * onesignal_message (worker.c).  A transaction that requested has that lock;
- * one that only changed a server takes it before PREPARE.
+ * knows such a transaction by its lock on onesignal_message (worker.c).  One
+ * that only changed a server takes that lock before PREPARE.
  *
  * The launcher starts workers where nobody commits: at server start, for a
  * retry, after a death.  It needs shared_preload_libraries and connects to no
@@ -65,23 +64,22 @@
 #include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
-#include "storage/proc.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
 #include "storage/spin.h"
+#include "utils/builtins.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
-#include "compat.h"
 #include "queue.h"
 #include "settings.h"
 #include "wakeup.h"
 
 /* Change the number with the layout: sessions with a library of another version may be there. */
-#define SLOTS_NAME		"onesignal_cancel slots 4"
+#define SLOTS_NAME		"onesignal_cancel slots 5"
 
 /* When more databases have a worker or wait for one, the launcher looks into all. */
 #define SLOTS_COUNT		128
-
-#define NO_PROC			(-1)
 
 /* A registered worker that has not entered by then never will: its fork failed, for example. */
 #define STARTING_FOR	(10 * USECS_PER_SEC)
@@ -89,11 +87,10 @@
 /* Seconds until the postmaster restarts a launcher that was terminated. */
 #define LAUNCHER_RESTART	5
 
-/* Left by a DROP DATABASE that was interrupted: nobody can connect. */
-#define CONNLIMIT_INVALID	(-2)
-
 /* The launcher waits so long for a worker to leave, so that it does not take all worker processes. */
 #define SWEEP_STEP		USECS_PER_SEC
+
+PG_FUNCTION_INFO_V1(onesignal_cancel_delivery);
 
 extern PGDLLEXPORT void launcher_main(Datum arg);
 
@@ -108,18 +105,17 @@ typedef struct Slot
 {
 	Oid			database;		/* InvalidOid: never used */
 	SlotState	state;
-	int			proc;			/* of the RUNNING worker, or NO_PROC */
-	int			wake;			/* WAKEUP_ bits; FREE with some: a worker could not start */
+	Latch	   *latch;			/* of the RUNNING worker, or NULL */
+	bool		wake;			/* something was requested or changed; FREE with it: a worker could not start */
 	TimestampTz due;			/* when the launcher starts a worker, unless it is RUNNING; DT_NOEND: never */
 } Slot;
 
 typedef struct Slots
 {
 	slock_t		lock;
-	int			launcher;
-	TimestampTz sweep_due;		/* when the launcher looks into all databases; DT_NOEND: never */
+	Latch	   *launcher;		/* NULL: there is none */
 	pg_atomic_uint64 doubt;		/* needs no lock */
-	Slot		slots[SLOTS_COUNT];
+	Slot		slots[1 + SLOTS_COUNT]; /* the first has no database: it is due when the launcher looks into all */
 } Slots;
 
 /*
@@ -138,39 +134,38 @@ static void
 set_slot(Slot *slot, SlotState state, TimestampTz due)
 {
 	slot->state = state;
-	slot->proc = state == SLOT_RUNNING ? my_proc_number() : NO_PROC;
+	slot->latch = state == SLOT_RUNNING ? MyLatch : NULL;
 	slot->due = due;
 }
 
-static void
-initialize_slots(INITIALIZE_PARAMETERS)
-{
-	Slots	   *slots = memory;
-
-	memset(slots, 0, sizeof(Slots));
-	SpinLockInit(&slots->lock);
-	slots->launcher = NO_PROC;
-	slots->sweep_due = DT_NOEND;
-
-	/* The crash that made new memory necessary, if there was one, came before now. */
-	pg_atomic_init_u64(&slots->doubt, (uint64) GetCurrentTimestamp());
-	for (int i = 0; i < SLOTS_COUNT; i++)
-		set_slot(&slots->slots[i], SLOT_FREE, DT_NOEND);
-}
-
+/* PostgreSQL has some memory to spare for libraries that are not preloaded; if it is used up, this is an error. */
 void
 wakeup_attach(void)
 {
-	if (shared == NULL)
-		shared = get_shared_memory(SLOTS_NAME, sizeof(Slots), initialize_slots);
+	bool		found = true;
+
+	if (shared != NULL)
+		return;
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	shared = ShmemInitStruct(SLOTS_NAME, sizeof(Slots), &found);
+	if (!found)
+	{
+		memset(shared, 0, sizeof(Slots));
+		SpinLockInit(&shared->lock);
+		/* The crash that made new memory necessary, if there was one, came before now. */
+		pg_atomic_init_u64(&shared->doubt, (uint64) GetCurrentTimestamp());
+		for (int i = 0; i <= SLOTS_COUNT; i++)
+			set_slot(&shared->slots[i], SLOT_FREE, DT_NOEND);
+	}
+	LWLockRelease(AddinShmemInitLock);
 }
 
-/* By now the number may be another process's: a latch that is set in vain does no harm. */
+/* By now the latch may be another process's: one that is set in vain does no harm. */
 static void
-wake_proc(int proc)
+wake_other(Latch *latch)
 {
-	if (proc != NO_PROC)
-		SetLatch(&GetPGProcByNumber(proc)->procLatch);
+	if (latch != NULL && latch != MyLatch)
+		SetLatch(latch);
 }
 
 /* ---- the slots, with the lock held ---- */
@@ -184,16 +179,16 @@ has_worker(const Slot *slot, TimestampTz now)
 }
 
 /*
- * The database's slot.  If it has none: NULL, or takes the slot whose database
+ * The database's slot.  If it has none, this takes the slot whose database
  * needs a worker last, as a sweep finds that database again.  NULL: all have a
  * worker.
  */
 static Slot *
-find_slot(Oid database, bool takes)
+find_slot(Oid database)
 {
 	Slot	   *last = NULL;
 
-	for (int i = 0; i < SLOTS_COUNT; i++)
+	for (int i = 1; i <= SLOTS_COUNT; i++)
 	{
 		Slot	   *slot = &shared->slots[i];
 
@@ -202,11 +197,11 @@ find_slot(Oid database, bool takes)
 		if (slot->state == SLOT_FREE && (last == NULL || slot->due > last->due))
 			last = slot;
 	}
-	if (!takes || last == NULL)
+	if (last == NULL)
 		return NULL;
-	shared->sweep_due = Min(shared->sweep_due, last->due);
+	shared->slots[0].due = Min(shared->slots[0].due, last->due);
 	last->database = database;
-	last->wake = 0;
+	last->wake = false;
 	set_slot(last, SLOT_FREE, DT_NOEND);
 	return last;
 }
@@ -262,28 +257,27 @@ warn_of_no_worker(void)
 }
 
 void
-wakeup_worker(Oid database, int wake, bool may_start)
+wakeup_worker(Oid database, bool may_start)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	Slot	   *slot;
-	int			proc = NO_PROC;
+	Latch	   *latch = NULL;
 	bool		starts = false;
 	bool		failed;
 
 	SpinLockAcquire(&shared->lock);
-	slot = find_slot(database, may_start);
+	slot = find_slot(database);
 	if (slot != NULL)
 	{
 		starts = may_start && !has_worker(slot, now);
 		if (starts)
 			set_slot(slot, SLOT_STARTING, now + STARTING_FOR);
-		if (slot->state != SLOT_FREE)
-			slot->wake |= wake;
-		proc = slot->proc;
+		slot->wake |= slot->state != SLOT_FREE;
+		latch = slot->latch;
 	}
 	SpinLockRelease(&shared->lock);
 
-	wake_proc(proc);
+	wake_other(latch);
 	failed = starts ? !wakeup_register(database) : may_start && slot == NULL;
 	if (starts && failed)
 	{
@@ -295,7 +289,7 @@ wakeup_worker(Oid database, int wake, bool may_start)
 	}
 	/* It also has to watch over a worker that was registered: the fork may fail. */
 	if (starts)
-		wake_proc(shared->launcher);
+		wake_other(shared->launcher);
 	if (failed)
 		warn_of_no_worker();
 }
@@ -317,22 +311,22 @@ on_transaction_end(XactEvent event, void *arg pg_attribute_unused())
 	/* It was rolled back, or belongs to an earlier transaction. */
 	if (!TransactionIdIsCurrentTransactionId(requested_in))
 		return;
-	/* So that the worker finds the prepared transaction. */
 	if (event == XACT_EVENT_PRE_PREPARE && owner_find(&installation))
 		LockRelationOid(installation.message_table, RowExclusiveLock);
 	if (event == XACT_EVENT_PREPARE || event == XACT_EVENT_COMMIT)
-		wakeup_worker(MyDatabaseId, event == XACT_EVENT_PREPARE ? WAKEUP_PREPARE : WAKEUP_COMMIT,
-					  settings_enabled && settings_background_delivery);
+		wakeup_worker(MyDatabaseId, settings_enabled && settings_background_delivery);
 }
 
 void
-wakeup_poke(void)
+wakeup_request(void)
 {
 	static bool registered = false;
 
 	/* In these processes there is nobody to wake. */
-	if (IsBinaryUpgrade || !IsUnderPostmaster || !OidIsValid(MyDatabaseId))
+	if (IsBinaryUpgrade || !IsUnderPostmaster)
 		return;
+	/* The worker may cancel the message as soon as the commit is visible.  A crash must not undo such a commit. */
+	ForceSyncCommit();
 	wakeup_attach();
 	/* PostgreSQL would keep a second registration beside the first. */
 	if (!registered)
@@ -340,17 +334,6 @@ wakeup_poke(void)
 	registered = true;
 	if (!TransactionIdIsCurrentTransactionId(requested_in))
 		requested_in = GetCurrentTransactionId();
-}
-
-void
-wakeup_request(void)
-{
-	/*
-	 * The worker may cancel the message as soon as the commit is visible.  A
-	 * crash must not undo such a commit.
-	 */
-	ForceSyncCommit();
-	wakeup_poke();
 }
 
 /* ---- for the worker ---- */
@@ -361,7 +344,7 @@ wakeup_enter(Oid database)
 	Slot	   *slot;
 
 	SpinLockAcquire(&shared->lock);
-	slot = find_slot(database, true);
+	slot = find_slot(database);
 	if (slot != NULL && slot->state != SLOT_RUNNING)
 	{
 		set_slot(slot, SLOT_RUNNING, DT_NOEND);
@@ -371,14 +354,14 @@ wakeup_enter(Oid database)
 	return mine != NULL;
 }
 
-int
+bool
 wakeup_take(void)
 {
-	int			wake;
+	bool		wake;
 
 	SpinLockAcquire(&shared->lock);
 	wake = mine->wake;
-	mine->wake = 0;
+	mine->wake = false;
 	SpinLockRelease(&shared->lock);
 	return wake;
 }
@@ -391,15 +374,15 @@ wakeup_leave(TimestampTz due, bool must)
 	if (mine == NULL)
 		return true;
 	SpinLockAcquire(&shared->lock);
-	leaves = must || (mine->wake == 0 && (due == DT_NOEND || shared->launcher != NO_PROC));
+	leaves = must || (!mine->wake && (due == DT_NOEND || shared->launcher != NULL));
 	if (leaves)
 	{
-		mine->wake = 0;			/* another worker looks anyway, and could start */
+		mine->wake = false;		/* another worker looks anyway, and could start */
 		set_slot(mine, SLOT_FREE, due);
 		mine = NULL;
 	}
 	SpinLockRelease(&shared->lock);
-	wake_proc(shared->launcher);
+	wake_other(shared->launcher);
 	return leaves;
 }
 
@@ -421,51 +404,39 @@ wakeup_raise_doubt(void)
 		;
 }
 
-/* A copy of the database's slot; a FREE one when it has none. */
-static Slot
-read_slot(Oid database)
+/* What happens to pending rows of an app that is not paused. */
+Datum
+onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 {
-	Slot		copy = {.state = SLOT_FREE, .due = DT_NOEND};
-	Slot	   *slot;
+	Slot		slot = {.state = SLOT_FREE, .due = DT_NOEND};
+	const char *delivery;
 
+	(void) fcinfo;
+	wakeup_attach();
 	SpinLockAcquire(&shared->lock);
-	slot = find_slot(database, false);
-	if (slot != NULL)
-		copy = *slot;
+	for (int i = 1; i <= SLOTS_COUNT; i++)
+		if (shared->slots[i].database == MyDatabaseId)
+			slot = shared->slots[i];
 	SpinLockRelease(&shared->lock);
-	return copy;
-}
-
-const char *
-wakeup_status(void)
-{
-	Slot		slot;
 
 	if (!settings_enabled)
-		return "switched off";
-	if (!settings_background_delivery)
-		return "by CALL only";
-	if (RecoveryInProgress())
-		return "standby";
-	wakeup_attach();
-	slot = read_slot(MyDatabaseId);
-	if (has_worker(&slot, GetCurrentTimestamp()))
-		return "working";
-	if (slot.wake != 0)
-		return "no free worker";
-	/* The launcher starts a worker for the next retry, or in place of one that died. */
-	return slot.due != DT_NOEND && shared->launcher != NO_PROC ? "working" : "waits for a request";
+		delivery = "switched off";
+	else if (!settings_background_delivery)
+		delivery = "by CALL only";
+	else if (RecoveryInProgress())
+		delivery = "standby";
+	else if (has_worker(&slot, GetCurrentTimestamp()))
+		delivery = "working";
+	else if (slot.wake)
+		delivery = "no free worker";
+	else if (slot.due != DT_NOEND && shared->launcher != NULL)
+		delivery = "working";	/* the launcher starts a worker for the next retry, or in place of one that died */
+	else
+		delivery = "waits for a request";
+	PG_RETURN_TEXT_P(cstring_to_text(delivery));
 }
 
 /* ---- the launcher ---- */
-
-static void
-sweep_soon(void)
-{
-	SpinLockAcquire(&shared->lock);
-	shared->sweep_due = 0;
-	SpinLockRelease(&shared->lock);
-}
 
 /*
  * When to start a worker next; DT_NOEND: never.  If that is not after now, it
@@ -474,22 +445,17 @@ sweep_soon(void)
 static TimestampTz
 take_due(TimestampTz now, Oid *database)
 {
-	Slot	   *slot = NULL;
+	Slot	   *slot = &shared->slots[0];
 	TimestampTz due;
 
 	SpinLockAcquire(&shared->lock);
-	due = shared->sweep_due;
-	for (int i = 0; i < SLOTS_COUNT; i++)
-		if (shared->slots[i].due < due)
-		{
+	for (int i = 1; i <= SLOTS_COUNT; i++)
+		if (shared->slots[i].due < slot->due)
 			slot = &shared->slots[i];
-			due = slot->due;
-		}
-	*database = slot != NULL ? slot->database : InvalidOid;
-	if (due <= now && slot != NULL)
+	due = slot->due;
+	*database = slot->database;
+	if (due <= now)
 		set_slot(slot, SLOT_FREE, DT_NOEND);	/* it is not RUNNING: then it would name no time */
-	else if (due <= now)
-		shared->sweep_due = DT_NOEND;
 	SpinLockRelease(&shared->lock);
 	return due;
 }
@@ -511,8 +477,9 @@ next_database(Oid after)
 	{
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 
+		/* A DROP DATABASE that was interrupted leaves -2 as the limit of connections. */
 		if (database->oid > after && (!OidIsValid(next) || database->oid < next) &&
-			database->datallowconn && database->datconnlimit != CONNLIMIT_INVALID)
+			database->datallowconn && database->datconnlimit != -2)
 			next = database->oid;
 	}
 	table_endscan(scan);
@@ -521,44 +488,27 @@ next_database(Oid after)
 	return next;
 }
 
-/* Starts what is due; returns when there is something to do again. */
-static TimestampTz
-launcher_turn(void)
+/* Starts a worker in each database, one after the other. */
+static void
+launcher_sweep(void)
 {
-	for (;;)
+	Oid			database = InvalidOid;
+
+	pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
+	while (OidIsValid(database = next_database(database)) && !ShutdownRequestPending)
 	{
-		TimestampTz now = GetCurrentTimestamp();
-		Oid			database;
-		TimestampTz due = take_due(now, &database);
-
-		if (due > now || ShutdownRequestPending)
-			return due;
-		if (OidIsValid(database))
-		{
-			/* A worker in a dropped database would fail again and again. */
-			if (next_database(database - 1) == database)
-				wakeup_worker(database, WAKEUP_COMMIT, true);
-			continue;
-		}
-		pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
-		while (OidIsValid(database = next_database(database)) && !ShutdownRequestPending)
-		{
-			TimestampTz until = GetCurrentTimestamp() + SWEEP_STEP;
-			Slot		slot;
-
-			wakeup_worker(database, WAKEUP_COMMIT, true);
-			do
-			{
-				wakeup_wait(until, "OnesignalCancelLauncher");
-				slot = read_slot(database);
-			} while (has_worker(&slot, until) && GetCurrentTimestamp() < until && !ShutdownRequestPending);
-		}
+		wakeup_worker(database, true);
+		/* A worker that leaves sets the latch. */
+		wakeup_wait(GetCurrentTimestamp() + SWEEP_STEP, "OnesignalCancelLauncher");
 	}
 }
 
 void
 launcher_main(Datum arg pg_attribute_unused())
 {
+	bool		enabled = false;
+	bool		in_background = false;
+
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
@@ -567,22 +517,31 @@ launcher_main(Datum arg pg_attribute_unused())
 
 	wakeup_attach();
 	/* It stays so: the postmaster restarts a launcher that ends. */
-	shared->launcher = my_proc_number();
-	sweep_soon();
+	shared->launcher = MyLatch;
 	/* After a promotion, what the old primary recorded may not have been replicated. */
 	wakeup_raise_doubt();
 	while (!ShutdownRequestPending)
 	{
-		bool		enabled = settings_enabled;
-		bool		background_delivery = settings_background_delivery;
-		TimestampTz until = enabled ? launcher_turn() : DT_NOEND;
+		/* What was requested before now, or while it was off, has nobody else to deliver it. */
+		bool		is_new = settings_enabled && (!enabled || (settings_background_delivery && !in_background));
+		TimestampTz now = GetCurrentTimestamp();
+		TimestampTz due = is_new ? now : DT_NOEND;
+		Oid			database = InvalidOid;
 
-		pgstat_report_activity(STATE_IDLE, NULL);
-		wakeup_wait(until, "OnesignalCancelLauncher");
-
-		/* What was requested while it was off has nobody else to deliver it. */
-		if (settings_enabled && (!enabled || (settings_background_delivery && !background_delivery)))
-			sweep_soon();
+		enabled = settings_enabled;
+		in_background = settings_background_delivery;
+		if (enabled && !is_new)
+			due = take_due(now, &database);
+		if (due > now)
+		{
+			pgstat_report_activity(STATE_IDLE, NULL);
+			wakeup_wait(due, "OnesignalCancelLauncher");
+		}
+		else if (!OidIsValid(database))
+			launcher_sweep();
+		/* A worker in a dropped database would fail again and again. */
+		else if (next_database(database - 1) == database)
+			wakeup_worker(database, true);
 	}
 	/* Without a message, as PostgreSQL's own launchers; 1: restart me. */
 	proc_exit(1);

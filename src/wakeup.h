@@ -12,14 +12,12 @@
 extern void wakeup_attach(void);
 
 /*
- * This transaction requested a cancel.  Its commit is a synchronous one and
- * wakes or starts the database's worker.  All that can fail fails here and not
- * at commit.  Attaches by itself, and is cheap when called again.
+ * This transaction requested a cancel, or changed a server, mapping or pause.
+ * Its commit is a synchronous one and wakes or starts the database's worker.
+ * All that can fail fails here and not at commit.  Attaches by itself, and is
+ * cheap when called again.
  */
 extern void wakeup_request(void);
-
-/* The same for a changed server, mapping or pause; the commit need not be synchronous. */
-extern void wakeup_poke(void);
 
 /*
  * A deliverer may have sent requests that are older than this (requested_at)
@@ -29,15 +27,8 @@ extern void wakeup_poke(void);
 extern TimestampTz wakeup_doubt(void);
 extern void wakeup_raise_doubt(void);
 
-/* What happens to pending rows here, in the words of view onesignal_cancel_status. */
-extern const char *wakeup_status(void);
-
-/* Something was requested or changed; the same, in a transaction that is only prepared. */
-#define WAKEUP_COMMIT	1
-#define WAKEUP_PREPARE	2
-
 /* Wakes the database's worker, or starts one if that is allowed.  Never throws. */
-extern void wakeup_worker(Oid database, int wake, bool may_start);
+extern void wakeup_worker(Oid database, bool may_start);
 
 /* Registers a worker for the database, or, with InvalidOid while the library is preloaded, the launcher. */
 extern bool wakeup_register(Oid database);
@@ -48,7 +39,7 @@ extern bool wakeup_register(Oid database);
 #define WAKEUP_RESTART_AFTER	(5 * USECS_PER_SEC)
 
 extern bool wakeup_enter(Oid database); /* false: another worker is there */
-extern int	wakeup_take(void);	/* who woke the worker since it last asked: bits, or 0 */
+extern bool wakeup_take(void);	/* was the worker woken since it last asked? */
 
 /*
  * due: when the launcher has to start a worker again; DT_NOEND: never.  Unless

@@ -6,18 +6,18 @@
  *
  * COMMIT PREPARED wakes nobody.  So while a prepared transaction holds a lock
  * on onesignal_message, the worker stays and looks for rows again and again:
- * each time after a sixtieth of the time that has passed since the PREPARE.  It
- * asks about the lock before it looks for rows, and locks are released after
- * rows are visible: when there is no lock any more, the look sees all rows.
- * Shared memory forgets in a crash, so a worker also asks when it starts.
+ * each time after a sixtieth of the time that has passed since somebody woke
+ * it, at most after a minute.  It asks about the lock before it looks for rows,
+ * and locks are released after rows are visible: when there is no lock any
+ * more, the look sees all rows.  Shared memory forgets in a crash, so a worker
+ * also asks when it starts.
  *
  * A session that drops, renames or copies the database locks it, and waits up
  * to five seconds for all others to leave.  The worker then hands over to a
  * successor, which waits for that lock before it connects.
  *
- * SIGTERM ends the worker at once, except while it delivers: answers to
- * requests on the wire would be lost.  Then delivery is told to stop, which
- * takes it about a second.
+ * After SIGTERM answers to requests on the wire must not be lost: the worker
+ * ends by itself, as soon as delivery has stopped, which takes about a second.
  */
 #include "postgres.h"
 
@@ -51,18 +51,13 @@
 /* How often a waiting worker looks at the database's lock. */
 #define LOOK			USECS_PER_SEC
 
-/* How soon it looks for what a prepared transaction requested; see above. */
-#define PREPARED_SHARE	60
+/* How soon it looks at least for what was prepared. */
 #define PREPARED_MIN	INT64CONST(10000)
-#define PREPARED_MAX	(60 * USECS_PER_SEC)
-
-/* Between two runs: should the first be wrong about a row that is due, they must not take all of a CPU. */
-#define TURN			INT64CONST(10000)
 
 /* Seconds to wait after a failed run: they double up to this. */
 #define PAUSE_MAX		60
 
-/* Seconds after SIGTERM: what goes on longer, a trigger or the wait for a lock, is ended. */
+/* Seconds after SIGTERM: what goes on longer, a trigger for example, is ended. */
 #define STOP_WITHIN		4
 
 extern PGDLLEXPORT void worker_main(Datum arg);
@@ -79,13 +74,11 @@ static TimestampTz next_run = 0;
 /* Does it stay for worker_idle_timeout?  Not before it knows of something pending. */
 static bool stays = false;
 
-/* When a PREPARE last woke it, or it began; when to ask about prepared transactions, DT_NOEND: there are none. */
-static TimestampTz prepared_at = 0;
-static TimestampTz ask_at = 0;
+static MemoryContext worker_context;
 
-/* Is delivery_run() at work, and did SIGTERM come? */
-static volatile sig_atomic_t delivering = false;
-static volatile sig_atomic_t told_to_stop = false;
+/* When it was last woken, or began; when to ask about prepared transactions, DT_NOEND: there are none. */
+static TimestampTz woken_at = 0;
+static TimestampTz ask_at = 0;
 
 /* ---- waiting, for all processes of ours ---- */
 
@@ -160,42 +153,18 @@ worker_exit(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 	deliverer_unlock();
 }
 
-/* As PostgreSQL's own handler does. */
-static void
-die_soon(void)
-{
-	InterruptPending = true;
-	ProcDiePending = true;
-	SetLatch(MyLatch);
-}
-
-/* SIGTERM.  The wait for a lock may take hours, so it ends at once. */
-static void
-on_sigterm(SIGNAL_ARGS)
-{
-	int			save_errno = errno;
-
-	told_to_stop = true;
-	if (!delivering || MyProc->waitStatus == PROC_WAIT_STATUS_WAITING)
-		die_soon();
-	SetLatch(MyLatch);
-	errno = save_errno;
-}
-
-/* Each second. */
+/* Each second.  After SIGTERM the wait for a lock is ended at once: it may take hours. */
 static void
 on_second(void)
 {
 	static int	seconds = 0;
 
-	if (told_to_stop && ++seconds > STOP_WITHIN)
-		die_soon();
-}
-
-static bool
-is_wanted(void)
-{
-	return settings_enabled && settings_background_delivery;
+	if (!ShutdownRequestPending ||
+		(++seconds <= STOP_WITHIN && MyProc->waitStatus != PROC_WAIT_STATUS_WAITING))
+		return;
+	/* As PostgreSQL's own handler of SIGTERM does. */
+	InterruptPending = true;
+	ProcDiePending = true;
 }
 
 /* Does somebody have a lock against which connecting would wait?  Needs no transaction. */
@@ -212,66 +181,58 @@ is_locked(Oid database)
 
 /* ---- being woken, and prepared transactions ---- */
 
-/* True: something was requested or changed. */
+/*
+ * Is there a reason to look for rows?  It was woken since this was last asked,
+ * or a prepared transaction may have ended.  Call it before looking for rows.
+ */
 static bool
-take_wake(void)
+was_woken(void)
 {
-	int			wake = wakeup_take();
-
-	if ((wake & WAKEUP_PREPARE) != 0)
-		prepared_at = ask_at = GetCurrentTimestamp();
-	return wake != 0;
-}
-
-/* Call it before looking for rows.  True: the worker must look. */
-static bool
-ask_about_prepared(void)
-{
-	MemoryContext context = CurrentMemoryContext;
 	TimestampTz now = GetCurrentTimestamp();
-	TimestampTz again = now + Min(Max((now - prepared_at) / PREPARED_SHARE, PREPARED_MIN), PREPARED_MAX);
-	Installation installation;
+	const Installation *installation;
 
+	if (wakeup_take())
+		woken_at = ask_at = now;
 	if (now < ask_at)
 		return false;
 	ask_at = DT_NOEND;
-	if (max_prepared_xacts == 0)
-		return false;
-	StartTransactionCommand();
-	if (owner_find(&installation))
+	if (max_prepared_xacts > 0 && (installation = queue_begin(false)) != NULL)
 	{
 		VirtualTransactionId *holder;
 		LOCKTAG		tag;
 		bool		more;
 
 		/* Who has a lock that changing the table takes?  Prepared before the last start of the server, or since. */
-		SET_LOCKTAG_RELATION(tag, MyDatabaseId, installation.message_table);
+		SET_LOCKTAG_RELATION(tag, MyDatabaseId, installation->message_table);
 		holder = GetLockConflicts(&tag, ShareLock, NULL);
 		for (; VirtualTransactionIdIsValid(*holder); holder++)
 			if (VirtualTransactionIdIsRecoveredPreparedXact(*holder) ||
 				TransactionIdIsValid(TwoPhaseGetXidByVirtualXID(*holder, &more)))
-				ask_at = again;
+				ask_at = now + Min(Max((now - woken_at) / 60, PREPARED_MIN), USECS_PER_MINUTE);
+		queue_commit();
 	}
-	CommitTransactionCommand();
-	MemoryContextSwitchTo(context);
 	return true;
 }
 
 /* ---- one turn: steps 3 to 5 ---- */
+
+static bool
+must_stop(void)
+{
+	return ShutdownRequestPending || !settings_enabled || !settings_background_delivery || is_locked(MyDatabaseId);
+}
 
 /* False: it left. */
 static bool
 wait_for_work(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
-	/* Commits must not shorten the pause after a failed run, and the worker does not leave in it. */
-	bool		pauses = pause_s > 0;
-	TimestampTz due = pauses ? next_run : Min(next_run, ask_at);
-	TimestampTz idle_end = pauses || ask_at != DT_NOEND ? DT_NOEND :
+	TimestampTz idle_end = ask_at != DT_NOEND ? DT_NOEND :
 		now + (stays ? settings_worker_idle_timeout * INT64CONST(1000) : 0);
 
 	pgstat_report_activity(STATE_IDLE, NULL);
-	while (now < due && is_wanted() && !is_locked(MyDatabaseId) && (pauses || !take_wake()))
+	/* Commits must not shorten the pause after a failed run. */
+	while (now < next_run && !must_stop() && (pause_s > 0 || !was_woken()))
 	{
 		if (now >= idle_end)
 		{
@@ -279,25 +240,10 @@ wait_for_work(void)
 				return false;
 			idle_end = DT_NOEND;
 		}
-		wakeup_wait(Min(Min(due, idle_end), now + LOOK), "OnesignalCancelWorker");
+		wakeup_wait(Min(Min(next_run, ask_at), Min(idle_end, now + LOOK)), "OnesignalCancelWorker");
 		now = GetCurrentTimestamp();
 	}
 	return true;
-}
-
-/* What delivery asks while it is at work. */
-static bool
-was_woken(void)
-{
-	bool		woken = take_wake();
-
-	return ask_about_prepared() || woken;
-}
-
-static bool
-must_stop(void)
-{
-	return told_to_stop || !is_wanted() || is_locked(MyDatabaseId);
 }
 
 /* Returns when something falls due; DT_NOBEGIN: there is no extension. */
@@ -306,20 +252,14 @@ worker_deliver(void)
 {
 	const DeliveryOptions options = {.in_procedure = false, .woken = was_woken, .must_stop = must_stop};
 	int			lock;
-	TimestampTz due;
 
 	StartTransactionCommand();
 	lock = deliverer_lock(true);
 	CommitTransactionCommand();
-	if (lock == DELIVERER_NO_EXTENSION)
-		return DT_NOBEGIN;
-	delivering = true;
-	due = delivery_run(&options);
-	delivering = false;
-	return due;
+	return lock == DELIVERER_NO_EXTENSION ? DT_NOBEGIN : delivery_run(&options);
 }
 
-/* False: it left. */
+/* False: it left, or was told to stop. */
 static bool
 take_turn(void)
 {
@@ -327,23 +267,21 @@ take_turn(void)
 	QueueListed lane;
 	TimestampTz due = DT_NOBEGIN;
 
-	/* SIGTERM came while it delivered. */
-	if (told_to_stop)
-		die_soon();
+	MemoryContextSwitchTo(worker_context);
+	MemoryContextReset(worker_context);
 	wakeup_serve_signals();
-	if (!wait_for_work())
+	if (!wait_for_work() || ShutdownRequestPending)
 		return false;
 	if (is_locked(MyDatabaseId))
 	{
 		wakeup_leave(DT_NOEND, true);
-		wakeup_worker(MyDatabaseId, WAKEUP_COMMIT, true);
+		wakeup_worker(MyDatabaseId, true);
 		return false;
 	}
-	take_wake();
-	if (!is_wanted())
+	was_woken();
+	if (!settings_enabled || !settings_background_delivery)
 		return !wakeup_leave(DT_NOEND, false);
 	pgstat_report_activity(STATE_RUNNING, "delivering requested cancels");
-	ask_about_prepared();
 	if (!stays && queue_begin(false) != NULL)
 	{
 		stays = queue_lanes(&first, &lane, 1) > 0;
@@ -352,7 +290,7 @@ take_turn(void)
 	if (stays)
 		due = worker_deliver();
 	stays = due != DT_NOBEGIN;
-	next_run = stays ? Max(due, GetCurrentTimestamp() + TURN) : DT_NOEND;
+	next_run = stays ? due : DT_NOEND;
 	pause_s = 0;
 	last_failure[0] = '\0';
 	return true;
@@ -362,16 +300,16 @@ take_turn(void)
 
 /* Logs the error, unless the last run failed with the same, and ends all that the run has left open. */
 static void
-recover(MemoryContext context)
+recover(void)
 {
 	ErrorData  *error;
 
 	HOLD_INTERRUPTS();
-	queue_abandon();
+	PG_exception_stack = NULL;	/* an error in here ends the worker */
+	error_context_stack = NULL;
 	deliverer_unlock();
-	delivering = false;
 	AbortCurrentTransaction();
-	MemoryContextSwitchTo(context);
+	MemoryContextSwitchTo(worker_context);
 	/* Only now, since it allocates memory: lack of memory may have been the error. */
 	error = CopyErrorData();
 	if (strncmp(last_failure, error->message, sizeof(last_failure) - 1) != 0)
@@ -381,31 +319,8 @@ recover(MemoryContext context)
 	/* If nothing is pending any more, there is no reason to go on failing. */
 	stays = false;
 	pause_s = Min(PAUSE_MAX, Max(1, pause_s * 2));
-	next_run = GetCurrentTimestamp() + pause_s * USECS_PER_SEC;
+	next_run = ask_at = GetCurrentTimestamp() + pause_s * USECS_PER_SEC;
 	RESUME_INTERRUPTS();
-}
-
-static void
-work(void)
-{
-	MemoryContext context = AllocSetContextCreate(TopMemoryContext, "onesignal_cancel worker",
-												  ALLOCSET_DEFAULT_SIZES);
-	volatile bool goes_on = true;
-
-	while (goes_on)
-	{
-		MemoryContextSwitchTo(context);
-		PG_TRY();
-		{
-			goes_on = take_turn();
-		}
-		PG_CATCH();
-		{
-			recover(context);
-		}
-		PG_END_TRY();
-		MemoryContextReset(context);
-	}
 }
 
 /* A worker that comes after DROP DATABASE is no error. */
@@ -422,17 +337,19 @@ void
 worker_main(Datum arg)
 {
 	Oid			database = DatumGetObjectId(arg);
+	sigjmp_buf	after_error;
 
 	before_shmem_exit(worker_exit, 0);
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
-	pqsignal(SIGTERM, on_sigterm);
+	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
 	BackgroundWorkerUnblockSignals();
+	enable_timeout_every(RegisterTimeout(USER_TIMEOUT, on_second), GetCurrentTimestamp() + USECS_PER_SEC, 1000);
 
 	wakeup_attach();
 	if (!wakeup_enter(database))
 		proc_exit(0);
 	/* PostgreSQL 15 looks the name up before it waits for this lock, and gives up when the name has changed. */
-	while (is_locked(database))
+	while (is_locked(database) && !ShutdownRequestPending)
 		wakeup_wait(GetCurrentTimestamp() + LOOK, "OnesignalCancelWorker");
 	previous_log_hook = emit_log_hook;
 	emit_log_hook = hide_missing_database;
@@ -444,8 +361,12 @@ worker_main(Datum arg)
 	/* An outcome that a crash undoes is delivered again: no need to wait for standbys. */
 	if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
 		SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
-	enable_timeout_every(RegisterTimeout(USER_TIMEOUT, on_second), GetCurrentTimestamp() + USECS_PER_SEC, 1000);
-	prepared_at = GetCurrentTimestamp();
-	work();
+	woken_at = GetCurrentTimestamp();
+	worker_context = AllocSetContextCreate(TopMemoryContext, "onesignal_cancel worker", ALLOCSET_DEFAULT_SIZES);
+	if (sigsetjmp(after_error, 1) != 0)
+		recover();
+	PG_exception_stack = &after_error;
+	while (take_turn())
+		;
 	proc_exit(0);
 }
