@@ -180,7 +180,7 @@ RETURNS boolean
 LANGUAGE C STABLE PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_message_guard';
 COMMENT ON FUNCTION onesignal_message_guard() IS
-'true; raises 55000 unless trigger zz_onesignal_message of onesignal_message is the extension''s own';
+'true; raises 55000 unless trigger zz_onesignal_message of onesignal_message is the extension''s own, and the last';
 
 -- Whoever has TRIGGER on the table may replace the trigger, but not drop this.
 ALTER TABLE onesignal_message

@@ -123,12 +123,9 @@ static bool
 server_app(const char *name, pg_uuid_t *app_id)
 {
 	ForeignServer *server = GetForeignServerByName(name, true);
-	char	   *text;
+	bool		is_ours = server != NULL && server->fdwid == get_foreign_data_wrapper_oid(CREDENTIALS_WRAPPER, true);
+	const char *text = is_ours ? options_get(server->options, "app_id") : NULL;
 
-	if (server == NULL ||
-		strcmp(GetForeignDataWrapper(server->fdwid)->fdwname, CREDENTIALS_WRAPPER) != 0)
-		return false;
-	text = options_get(server->options, "app_id");
 	return text != NULL && options_parse_uuid(text, app_id);
 }
 

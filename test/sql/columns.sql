@@ -260,6 +260,13 @@ DROP TRIGGER again ON other;
 WITH again AS (UPDATE onesignal_message SET cancel = true WHERE message_id = m(2))
     MERGE INTO other o USING (SELECT 2 AS id) s ON o.id = s.id WHEN MATCHED THEN UPDATE SET id = 3;
 SELECT n, state FROM rows WHERE n = 2;
+-- so is one in a function that a MERGE into the table calls
+CALL delivered(2, 'failed');
+CREATE FUNCTION ask() RETURNS uuid LANGUAGE plpgsql AS
+    $$ BEGIN UPDATE onesignal_message SET cancel = true WHERE message_id = m(2); RETURN m(1); END $$;
+MERGE INTO onesignal_message m USING (SELECT ask() AS id) s ON m.message_id = s.id
+    WHEN MATCHED THEN UPDATE SET reason = 'merged';
+SELECT n, state FROM rows WHERE n <= 2;
 ROLLBACK;
 
 -- also in a session's first statement, when nothing of the library is loaded yet
