@@ -29,6 +29,7 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
+#include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -37,14 +38,14 @@
 #include "compat.h"
 #include "credentials.h"
 
-#define AUTHORIZATION "Authorization: Key "
+#define AUTHORIZATION	"Authorization: Key "
 
-/* A server, and the app that it is of. */
-typedef struct AppServer
+/* The servers of an app. */
+typedef struct AppServers
 {
-	pg_uuid_t	app_id;
-	Oid			server;
-} AppServer;
+	pg_uuid_t	app_id;			/* hash key */
+	List	   *servers;		/* OIDs */
+} AppServers;
 
 /* What is asked for, and the server and mapping found so far. */
 typedef struct Lookup
@@ -84,11 +85,16 @@ catalog_changed(Datum arg pg_attribute_unused(), int cacheid pg_attribute_unused
 	changes++;
 }
 
-/* Reads the wrapper's servers into a list in the current memory context. */
-static List *
+/* Reads the wrapper's servers into a hash table in the current memory context. */
+static HTAB *
 read_servers(void)
 {
-	List	   *servers = NIL;
+	HASHCTL		control = {
+		.keysize = sizeof(pg_uuid_t),
+		.entrysize = sizeof(AppServers),
+		.hcxt = CurrentMemoryContext
+	};
+	HTAB	   *apps = hash_create("onesignal_cancel servers", 16, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	Relation	relation = table_open(ForeignServerRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -100,31 +106,33 @@ read_servers(void)
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
+		bool		found;
 		Datum		stored = heap_getattr(tuple, Anum_pg_foreign_server_srvoptions,
 										  RelationGetDescr(relation), &isnull);
 		const char *text = isnull ? NULL : options_get(untransformRelOptions(stored), "app_id");
-		AppServer  *server = palloc(sizeof(AppServer));
+		pg_uuid_t	app_id;
+		AppServers *app;
 
-		server->server = ((Form_pg_foreign_server) GETSTRUCT(tuple))->oid;
 		/* Without a usable app_id nobody can ask for the server. */
-		if (text != NULL && options_parse_uuid(text, &server->app_id))
-			servers = lappend(servers, server);
+		if (text == NULL || !options_parse_uuid(text, &app_id))
+			continue;
+		app = hash_search(apps, &app_id, HASH_ENTER, &found);
+		app->servers = lappend_oid(found ? app->servers : NIL, ((Form_pg_foreign_server) GETSTRUCT(tuple))->oid);
 	}
 	systable_endscan(scan);
 	table_close(relation, AccessShareLock);
-	return servers;
+	return apps;
 }
 
-/* Returns the OIDs of an app's servers. */
+/* Returns the OIDs of an app's servers; the list is valid until the next call. */
 static List *
 servers_of(const pg_uuid_t *app_id)
 {
 	static MemoryContext context = NULL;
-	static List *all;
+	static HTAB *apps;
 	static uint64 as_of = 0;
 	uint64		now = credentials_generation();
-	List	   *found = NIL;
-	ListCell   *cell;
+	AppServers *app;
 
 	if (as_of != now)
 	{
@@ -134,18 +142,12 @@ servers_of(const pg_uuid_t *app_id)
 			context = AllocSetContextCreate(CacheMemoryContext, "onesignal_cancel servers", ALLOCSET_SMALL_SIZES);
 		MemoryContextReset(context);
 		caller = MemoryContextSwitchTo(context);
-		all = read_servers();
+		apps = read_servers();
 		MemoryContextSwitchTo(caller);
 		as_of = now;			/* not after an error: then the next call reads all again */
 	}
-	foreach(cell, all)
-	{
-		const AppServer *server = lfirst(cell);
-
-		if (memcmp(&server->app_id, app_id, UUID_LEN) == 0)
-			found = lappend_oid(found, server->server);
-	}
-	return found;
+	app = hash_search(apps, app_id, HASH_FIND, NULL);
+	return app != NULL ? app->servers : NIL;
 }
 
 /* ---- which of them a role's cancels use ---- */
