@@ -192,7 +192,7 @@ COMMENT ON CONSTRAINT onesignal_message_has_its_trigger ON onesignal_message IS
 CREATE TRIGGER zz_onesignal_message BEFORE INSERT OR UPDATE ON onesignal_message
 FOR EACH ROW EXECUTE FUNCTION onesignal_message_change();
 COMMENT ON TRIGGER zz_onesignal_message ON onesignal_message IS
-'turns changes of cancel into requests, and protects the columns from state on. No BEFORE trigger may fire after it (55000): it could change who requested, and so whose credentials are used';
+'turns changes of cancel into requests, and protects the columns from state on. No trigger may have a name that sorts after it (55000): it could change who requested, and so whose credentials are used';
 
 --
 -- What delivery knows of each app

@@ -20,7 +20,6 @@
 #include "common/pg_prng.h"
 #include "funcapi.h"
 #include "lib/ilist.h"
-#include "lib/stringinfo.h"
 #include "miscadmin.h"
 #include "tcop/tcopprot.h"
 #include "utils/array.h"
@@ -40,9 +39,8 @@ PG_FUNCTION_INFO_V1(onesignal_cancel);
 PG_FUNCTION_INFO_V1(onesignal_cancel_batch);
 PG_FUNCTION_INFO_V1(onesignal_cancel_version);
 
-/* OneSignal allows so many View messages in 10 s; half a second more, since requests do not travel evenly. */
-#define VIEWS_MAX			10
-#define VIEWS_PAUSE_US		INT64CONST(10500000)
+/* OneSignal allows one View message a second; a little more, since requests do not travel evenly. */
+#define VIEW_PAUSE_US		INT64CONST(1050000)
 
 /* How often a batch shows its progress. */
 #define SHOW_US				INT64CONST(1000000)
@@ -55,7 +53,7 @@ typedef struct CancelItem
 	bool		unanswered;		/* an attempt left this machine and had no answer */
 	bool		checking;		/* View message tells whether that attempt canceled it */
 	int64		started_us;		/* when it was decided to send the present request */
-	int64		begun_us;		/* when its first request was sent */
+	int64		begun_us;		/* when its time began */
 	int64		retry_us;		/* when it may be tried again */
 	ArrayType  *refusal;		/* while checking: OneSignal's own errors */
 	int			status;			/* 0: NULL */
@@ -75,15 +73,12 @@ typedef struct CancelRun
 	HttpGroup	group;
 	Pace		pace;
 	int64		not_before_us;	/* OneSignal asked us to wait until then (429) */
-	int			views;			/* how many View messages were sent since the last pause */
 	int64		view_next_us;	/* no View message before */
 	bool		stopped;		/* nothing more is started */
 	int64		show_us;		/* when progress is shown next */
 	MemoryContext context;		/* of the results */
 	MemoryContext scratch;		/* of one answer */
 } CancelRun;
-
-/* ---- results ---- */
 
 /* NULL without errors.  Only the array is in the results' context. */
 static ArrayType *
@@ -106,7 +101,7 @@ keep_errors(CancelRun *run, const CancelOutcome *outcome)
 static CancelItem *
 next_item(CancelRun *run, int64 now, int64 *next)
 {
-	int			views = run->views % VIEWS_MAX;
+	int			checks = 0;
 	dlist_mutable_iter iter;
 
 	*next = PG_INT64_MAX;
@@ -116,7 +111,7 @@ next_item(CancelRun *run, int64 now, int64 *next)
 		int64		due = Max(item->retry_us, run->not_before_us);
 
 		if (item->checking)
-			due = Max(now, run->view_next_us) + views / VIEWS_MAX * VIEWS_PAUSE_US;
+			due = Max(now, run->view_next_us) + checks++ * VIEW_PAUSE_US;
 		if (Max(now, due) - item->begun_us >= settings_timeout * INT64CONST(1000))
 		{
 			dlist_delete(&item->node);
@@ -125,7 +120,6 @@ next_item(CancelRun *run, int64 now, int64 *next)
 		}
 		if (due <= now)
 			return item;
-		views += item->checking ? 1 : 0;
 		*next = Min(*next, due);
 	}
 
@@ -147,26 +141,27 @@ start_requests(CancelRun *run)
 	{
 		CancelItem *item = next_item(run, now, &next);
 		HttpRequest *request;
-		int64		spent_ms;
 
 		if (item == NULL)
 			return next;
 		if (!item->checking && !pace_take(&run->pace, now))
 			return pace_next(&run->pace, now);
-		if (item->attempts == 0)
-			run->next++;
-		else
+		if (item->attempts > 0)
 			dlist_delete(&item->node);
-		spent_ms = item->attempts > 0 ? (now - item->begun_us) / 1000 : 0;
-		if (!item->checking)
+		else
+		{
+			run->next++;
+			item->begun_us = now;
+		}
+		if (item->checking)
+			run->view_next_us = now + VIEW_PAUSE_US;
+		else
 			item->attempts++;
-		else if (++run->views % VIEWS_MAX == 0)
-			run->view_next_us = now + VIEWS_PAUSE_US;
 		item->started_us = now;
 		request = onesignal_request(run->credentials, item->checking ? "GET" : "DELETE",
 									&run->message_ids[item - run->items]);
 		request->group = &run->group;
-		request->timeout_ms = (int) Max(settings_timeout - spent_ms, 1);
+		request->timeout_ms = (int) Max(settings_timeout - (now - item->begun_us) / 1000, 1);
 		request->connect_timeout_ms = settings_connect_timeout;
 		http_submit(request, item);
 	}
@@ -226,10 +221,8 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 				dlist_container(CancelItem, node, dlist_pop_head_node(&run->waiting));
 
 			run->done++;
-			if (other->checking)
-				continue;
-			other->status = item->status;
-			other->errors = item->errors;
+			if (!other->checking)
+				*other = *item;
 		}
 	}
 }
@@ -278,11 +271,8 @@ run_to_end(CancelRun *run)
 			finish_exchange(run, answer);
 		if (http_clock_us() >= run->show_us)
 		{
-			char		activity[128];
-
-			/* for pg_stat_activity */
-			snprintf(activity, sizeof(activity), "onesignal_cancel_batch: %d of %d", run->done, run->count);
-			pgstat_report_activity(STATE_RUNNING, activity);
+			pgstat_report_activity(STATE_RUNNING,
+								   psprintf("onesignal_cancel_batch: %d of %d", run->done, run->count));
 			run->show_us = http_clock_us() + SHOW_US;
 		}
 	}
@@ -314,7 +304,6 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 		run.scratch = AllocSetContextCreate(CurrentMemoryContext, "onesignal answer", ALLOCSET_DEFAULT_SIZES);
 		run.items = MemoryContextAllocExtended(CurrentMemoryContext, sizeof(CancelItem) * (Size) count,
 											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-		dlist_init(&run.waiting);
 		run.show_us = count > 1 ? http_clock_us() + SHOW_US : PG_INT64_MAX;
 		pace_init(&run.pace, count == 1 ? 0 : credentials.rate_limit);
 		run_to_end(&run);
@@ -332,12 +321,13 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 /* ---- the SQL functions ---- */
 
 static void
-require_argument(FunctionCallInfo fcinfo, int number, const char *name)
+require_argument(FunctionCallInfo fcinfo, int number, const char *name, const char *hint)
 {
 	if (PG_ARGISNULL(number))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("%s must not be null", name),
+				 hint != NULL ? errhint("%s", hint) :
 				 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", name)));
 }
 
@@ -350,12 +340,7 @@ result_values(const CancelItem *item, ArrayType *no_errors, Datum *values, bool 
 	values[2] = PointerGetDatum(item->errors != NULL ? item->errors : no_errors);
 }
 
-/*
- * onesignal_cancel(app_id uuid, message_id uuid) RETURNS onesignal_cancel_result
- *
- * Raises an error only for problems that the caller can fix.  What OneSignal
- * or the network does is in the row.
- */
+/* This and the next raise errors only for problems that the caller can fix.  What OneSignal does is in the row. */
 Datum
 onesignal_cancel(PG_FUNCTION_ARGS)
 {
@@ -364,8 +349,8 @@ onesignal_cancel(PG_FUNCTION_ARGS)
 	CancelItem *item;
 	TupleDesc	descriptor;
 
-	require_argument(fcinfo, 0, "app_id");
-	require_argument(fcinfo, 1, "message_id");
+	require_argument(fcinfo, 0, "app_id", NULL);
+	require_argument(fcinfo, 1, "message_id", NULL);
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	item = cancel_messages(PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1), 1);
@@ -373,12 +358,7 @@ onesignal_cancel(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
 }
 
-/*
- * onesignal_cancel_batch(app_id uuid, message_ids uuid[])
- * RETURNS TABLE (message_id uuid, status integer, success boolean, errors text[])
- *
- * One row for each element, in the array's order.
- */
+/* One row for each element, in the array's order. */
 Datum
 onesignal_cancel_batch(PG_FUNCTION_ARGS)
 {
@@ -389,12 +369,8 @@ onesignal_cancel_batch(PG_FUNCTION_ARGS)
 	CancelItem *items;
 	int			count;
 
-	require_argument(fcinfo, 0, "app_id");
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("message_ids must not be null"),
-				 errhint("array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.")));
+	require_argument(fcinfo, 0, "app_id", NULL);
+	require_argument(fcinfo, 1, "message_ids", "array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.");
 	array = PG_GETARG_ARRAYTYPE_P(1);
 	if (array_contains_nulls(array))
 		ereport(ERROR,
@@ -420,16 +396,11 @@ onesignal_cancel_batch(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* onesignal_cancel_version() RETURNS text: what a bug report should say */
+/* What a bug report should say. */
 Datum
 onesignal_cancel_version(PG_FUNCTION_ARGS)
 {
-	StringInfoData out;
-
 	(void) fcinfo;
-	initStringInfo(&out);
-	appendStringInfo(&out, "onesignal_cancel %s, PostgreSQL %s, ", ONESIGNAL_CANCEL_VERSION,
-					 GetConfigOption("server_version", false, false));
-	http_append_versions(&out);
-	PG_RETURN_TEXT_P(cstring_to_text(out.data));
+	PG_RETURN_TEXT_P(cstring_to_text(psprintf("onesignal_cancel %s, PostgreSQL %s, %s", ONESIGNAL_CANCEL_VERSION,
+											  GetConfigOption("server_version", false, false), http_versions())));
 }

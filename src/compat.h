@@ -52,15 +52,6 @@
 #define wait_event_named(name) ((void) (name), PG_WAIT_EXTENSION)
 #endif
 
-/* The parameters of ExecutorRun() and its hook. */
-#if PG_VERSION_NUM >= 180000
-#define EXECUTOR_RUN_PARAMETERS QueryDesc *queryDesc, ScanDirection direction, uint64 count
-#define EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count
-#else
-#define EXECUTOR_RUN_PARAMETERS QueryDesc *queryDesc, ScanDirection direction, uint64 count, bool execute_once
-#define EXECUTOR_RUN_ARGUMENTS queryDesc, direction, count, execute_once
-#endif
-
 /* Is it JSON?  The only text that raises an error is one that is nested too deep for the stack. */
 #if PG_VERSION_NUM >= 170000
 #define json_lexer(text, encoding) makeJsonLexContextCstringLen(NULL, text, strlen(text), encoding, false)

@@ -29,7 +29,6 @@
 #include "utils/acl.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
-#include "utils/hsearch.h"
 #include "utils/inval.h"
 #include "utils/memutils.h"
 #include "utils/rel.h"
@@ -38,14 +37,14 @@
 #include "compat.h"
 #include "credentials.h"
 
-#define AUTHORIZATION	"Authorization: Key "
+#define AUTHORIZATION "Authorization: Key "
 
-/* The servers of an app. */
-typedef struct AppServers
+/* A server, and the app that it is of. */
+typedef struct AppServer
 {
-	pg_uuid_t	app_id;			/* hash key */
-	List	   *servers;		/* OIDs */
-} AppServers;
+	pg_uuid_t	app_id;
+	Oid			server;
+} AppServer;
 
 /* What is asked for, and the server and mapping found so far. */
 typedef struct Lookup
@@ -61,15 +60,16 @@ typedef struct Lookup
 /* Counts changes of the catalogs. */
 static uint64 changes = 1;
 
-/* The hint may be NULL. */
+/* Detail and hint may be NULL. */
 static ErrorData *
-problem(int sqlstate, char *message, const char *hint)
+problem(int sqlstate, char *message, char *detail, const char *hint)
 {
 	ErrorData  *error = palloc0(sizeof(ErrorData));
 
 	error->elevel = ERROR;
 	error->sqlerrcode = sqlstate;
 	error->message = message;
+	error->detail = detail;
 	error->hint = unconstify(char *, hint);
 	return error;
 }
@@ -84,16 +84,11 @@ catalog_changed(Datum arg pg_attribute_unused(), int cacheid pg_attribute_unused
 	changes++;
 }
 
-/* Reads the wrapper's servers into a hash table in the current memory context. */
-static HTAB *
+/* Reads the wrapper's servers into a list in the current memory context. */
+static List *
 read_servers(void)
 {
-	HASHCTL		control = {
-		.keysize = sizeof(pg_uuid_t),
-		.entrysize = sizeof(AppServers),
-		.hcxt = CurrentMemoryContext
-	};
-	HTAB	   *apps = hash_create("onesignal_cancel servers", 16, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
+	List	   *servers = NIL;
 	Relation	relation = table_open(ForeignServerRelationId, AccessShareLock);
 	ScanKeyData key;
 	SysScanDesc scan;
@@ -105,33 +100,31 @@ read_servers(void)
 	while (HeapTupleIsValid(tuple = systable_getnext(scan)))
 	{
 		bool		isnull;
-		bool		found;
 		Datum		stored = heap_getattr(tuple, Anum_pg_foreign_server_srvoptions,
 										  RelationGetDescr(relation), &isnull);
 		const char *text = isnull ? NULL : options_get(untransformRelOptions(stored), "app_id");
-		pg_uuid_t	app_id;
-		AppServers *app;
+		AppServer  *server = palloc(sizeof(AppServer));
 
+		server->server = ((Form_pg_foreign_server) GETSTRUCT(tuple))->oid;
 		/* Without a usable app_id nobody can ask for the server. */
-		if (text == NULL || !options_parse_uuid(text, &app_id))
-			continue;
-		app = hash_search(apps, &app_id, HASH_ENTER, &found);
-		app->servers = lappend_oid(found ? app->servers : NIL, ((Form_pg_foreign_server) GETSTRUCT(tuple))->oid);
+		if (text != NULL && options_parse_uuid(text, &server->app_id))
+			servers = lappend(servers, server);
 	}
 	systable_endscan(scan);
 	table_close(relation, AccessShareLock);
-	return apps;
+	return servers;
 }
 
-/* Returns the OIDs of an app's servers; the list is valid until the next call. */
+/* Returns the OIDs of an app's servers. */
 static List *
 servers_of(const pg_uuid_t *app_id)
 {
 	static MemoryContext context = NULL;
-	static HTAB *apps;
+	static List *all;
 	static uint64 as_of = 0;
 	uint64		now = credentials_generation();
-	AppServers *app;
+	List	   *found = NIL;
+	ListCell   *cell;
 
 	if (as_of != now)
 	{
@@ -141,12 +134,18 @@ servers_of(const pg_uuid_t *app_id)
 			context = AllocSetContextCreate(CacheMemoryContext, "onesignal_cancel servers", ALLOCSET_SMALL_SIZES);
 		MemoryContextReset(context);
 		caller = MemoryContextSwitchTo(context);
-		apps = read_servers();
+		all = read_servers();
 		MemoryContextSwitchTo(caller);
 		as_of = now;			/* not after an error: then the next call reads all again */
 	}
-	app = hash_search(apps, app_id, HASH_FIND, NULL);
-	return app != NULL ? app->servers : NIL;
+	foreach(cell, all)
+	{
+		const AppServer *server = lfirst(cell);
+
+		if (memcmp(&server->app_id, app_id, UUID_LEN) == 0)
+			found = lappend_oid(found, server->server);
+	}
+	return found;
 }
 
 /* ---- which of them a role's cancels use ---- */
@@ -155,19 +154,16 @@ servers_of(const pg_uuid_t *app_id)
 static ErrorData *
 no_usage(const Lookup *lookup, const ForeignServer *any)
 {
-	ErrorData  *error;
-
 	if (any == NULL)
-		return problem(ERRCODE_UNDEFINED_OBJECT, psprintf("no server for OneSignal app \"%s\"", lookup->app),
+		return problem(ERRCODE_UNDEFINED_OBJECT, psprintf("no server for OneSignal app \"%s\"", lookup->app), NULL,
 					   psprintf("Create one with CREATE SERVER name FOREIGN DATA WRAPPER %s OPTIONS (app_id '%s').",
 								CREDENTIALS_WRAPPER, lookup->app));
-	error = problem(ERRCODE_INSUFFICIENT_PRIVILEGE,
-					psprintf("permission denied for foreign server %s", any->servername),
-					psprintf("Grant it with GRANT USAGE ON FOREIGN SERVER %s TO %s.",
-							 quote_identifier(any->servername), quote_identifier(lookup->role_name)));
-	error->detail = psprintf("To cancel messages of OneSignal app \"%s\", role \"%s\" needs USAGE on its server.",
-							 lookup->app, lookup->role_name);
-	return error;
+	return problem(ERRCODE_INSUFFICIENT_PRIVILEGE,
+				   psprintf("permission denied for foreign server %s", any->servername),
+				   psprintf("To cancel messages of OneSignal app \"%s\", role \"%s\" needs USAGE on its server.",
+							lookup->app, lookup->role_name),
+				   psprintf("Grant it with GRANT USAGE ON FOREIGN SERVER %s TO %s.",
+							quote_identifier(any->servername), quote_identifier(lookup->role_name)));
 }
 
 /* A role's own mapping, on whichever server, wins over PUBLIC's. */
@@ -212,6 +208,7 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 		return problem(ERRCODE_UNDEFINED_OBJECT,
 					   psprintf("no user mapping for role \"%s\" or PUBLIC on server \"%s\"",
 								lookup->role_name, usable->servername),
+					   NULL,
 					   psprintf("Create one with CREATE USER MAPPING FOR PUBLIC SERVER %s "
 								"OPTIONS (api_key_file '/path/to/key').",
 								quote_identifier(usable->servername)));
@@ -219,8 +216,8 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 		return problem(ERRCODE_DUPLICATE_OBJECT,
 					   psprintf("more than one server for OneSignal app \"%s\" has a user mapping for %s: \"%s\"",
 								lookup->app, lookup->owner_text, names),
-					   OidIsValid(lookup->owner) ? "Keep this user mapping on only one of them." :
-					   "Create a user mapping for the role on the server that it should use: it wins over PUBLIC's.");
+					   NULL,
+					   "Keep one of them, or create one for the role: a role's own wins over PUBLIC's.");
 	return NULL;
 }
 
@@ -243,9 +240,7 @@ read_key_file(const char *path, char *buffer)
 
 	if (fd < 0)
 		return psprintf("%m");
-	if (fstat(fd, &status) < 0)
-		reason = psprintf("%m");
-	else if (!S_ISREG(status.st_mode))
+	if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode))
 		reason = "not a regular file";
 	else
 	{
@@ -267,7 +262,7 @@ read_key_file(const char *path, char *buffer)
 		"it must contain exactly one line of printable ASCII without spaces";
 }
 
-/* Reads the key into a buffer of OPTIONS_KEY_MAX + 2 bytes, which is empty. */
+/* The same for either option; the buffer is empty. */
 static ErrorData *
 read_key(const Lookup *lookup, char *buffer)
 {
@@ -276,6 +271,7 @@ read_key(const Lookup *lookup, char *buffer)
 	char	   *stored = options_get(options, "api_key");
 	const char *reason = path != NULL ? read_key_file(path, buffer) : NULL;
 	ErrorData  *error;
+	char	   *where;
 
 	if (path == NULL && stored != NULL)
 	{
@@ -286,46 +282,42 @@ read_key(const Lookup *lookup, char *buffer)
 		return NULL;
 	if (path == NULL)
 		return problem(ERRCODE_UNDEFINED_OBJECT,
-					   psprintf("user mapping for %s on server \"%s\" %s",
-								lookup->owner_text, lookup->server->servername,
-								stored != NULL ? "holds no valid API key" : "has no API key"),
+					   psprintf("user mapping for %s on server \"%s\" has no valid API key",
+								lookup->owner_text, lookup->server->servername),
+					   NULL,
 					   psprintf("Set it with ALTER USER MAPPING FOR %s SERVER %s "
-								"OPTIONS (%sADD api_key_file '/path/to/key').",
+								"OPTIONS (ADD api_key_file '/path/to/key').",
 								OidIsValid(lookup->owner) ? quote_identifier(lookup->role_name) : "PUBLIC",
-								quote_identifier(lookup->server->servername),
-								stored != NULL ? "DROP api_key, " : ""));
+								quote_identifier(lookup->server->servername)));
+	/* Only the log, and roles that may read the file, are told where it is. */
+	where = psprintf("The file is \"%s\".", path);
 	error = problem(ERRCODE_UNDEFINED_FILE,
 					psprintf("could not read the API key file of the user mapping for %s on server \"%s\": %s",
 							 lookup->owner_text, lookup->server->servername, reason),
+					has_privs_of_role(lookup->role, ROLE_PG_READ_SERVER_FILES) ? where : NULL,
 					"The file must be readable by the user that runs PostgreSQL (owner postgres, mode 600) and "
 					"contain the key alone, without \"Key \" or \"Basic \".");
-	/* Only the log, and roles that may read the file, are told where it is. */
-	if (has_privs_of_role(lookup->role, ROLE_PG_READ_SERVER_FILES))
-		error->detail = psprintf("The file is \"%s\".", path);
-	else
-		error->detail_log = psprintf("The file is \"%s\".", path);
+	error->detail_log = where;
 	return error;
 }
 
 /* ---- the whole of it ---- */
 
-/* The options may have been set while the wrapper had no validator. */
 static ErrorData *
 read_server_options(const ForeignServer *server, Credentials *credentials)
 {
 	const char *rate_limit = options_get(server->options, "rate_limit");
 	char	   *base_url = options_get(server->options, "base_url");
-	const char *invalid = NULL;
+	bool		rate_is_valid = rate_limit == NULL || options_rate_problem(rate_limit) == NULL;
 
-	if (rate_limit != NULL && options_rate_problem(rate_limit) != NULL)
-		invalid = "rate_limit";
 	if (base_url == NULL)
 		base_url = pstrdup("https://api.onesignal.com");
-	if (options_url_problem(base_url) != NULL)
-		invalid = "base_url";
-	if (invalid != NULL)
+	/* The options may have been set while the wrapper had no validator. */
+	if (!rate_is_valid || options_url_problem(base_url) != NULL)
 		return problem(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE,
-					   psprintf("invalid value for option \"%s\" of server \"%s\"", invalid, server->servername), NULL);
+					   psprintf("invalid value for option \"%s\" of server \"%s\"",
+								rate_is_valid ? "base_url" : "rate_limit", server->servername),
+					   NULL, NULL);
 	for (size_t length = strlen(base_url); length > 0 && base_url[length - 1] == '/'; length--)
 		base_url[length - 1] = '\0';
 	initStringInfo(&credentials->url);
@@ -352,7 +344,7 @@ credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 	/* A role that is gone must not cancel with PUBLIC's rights. */
 	lookup.role_name = GetUserNameFromId(role, true);
 	if (lookup.role_name == NULL)
-		return problem(ERRCODE_INSUFFICIENT_PRIVILEGE, psprintf("role with OID %u does not exist", role), NULL);
+		return problem(ERRCODE_INSUFFICIENT_PRIVILEGE, psprintf("role with OID %u does not exist", role), NULL, NULL);
 
 	lookup.app = DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(app_id)));
 	error = choose_server(&lookup, app_id);

@@ -7,6 +7,7 @@
 #define ONESIGNAL_CANCEL_CREDENTIALS_H
 
 #include "http.h"
+#include "lib/stringinfo.h"
 #include "nodes/pg_list.h"
 #include "utils/uuid.h"
 

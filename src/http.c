@@ -14,7 +14,6 @@
  */
 #include "postgres.h"
 
-#include <pthread.h>
 #include <signal.h>
 #include <time.h>
 
@@ -30,7 +29,6 @@
 #include "compat.h"
 #include "http.h"
 #include "transfer.h"
-#include "wire.h"
 
 /* At 100 streams each, 8 carry 22,700 requests a second over 30 ms. */
 #define HOST_CONNECTIONS_MAX	8
@@ -74,7 +72,6 @@ typedef struct HttpEngine
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
 	bool		signals_blocked;
-	sigset_t	saved_signals;	/* while signals_blocked */
 } HttpEngine;
 
 static HttpEngine engine = {.timer_us = PG_INT64_MAX, .next_deadline_us = PG_INT64_MAX};
@@ -109,8 +106,7 @@ resolver_callback(void *resolver pg_attribute_unused(), void *reserved pg_attrib
 	sigset_t	blocked = BlockSig;
 
 	sigaddset(&blocked, SIGQUIT);
-	if (!engine.signals_blocked)
-		pthread_sigmask(SIG_SETMASK, &blocked, &engine.saved_signals);
+	sigprocmask(SIG_SETMASK, &blocked, NULL);
 	engine.signals_blocked = true;
 	return 0;
 }
@@ -119,7 +115,7 @@ static void
 restore_signals(void)
 {
 	if (engine.signals_blocked)
-		pthread_sigmask(SIG_SETMASK, &engine.saved_signals, NULL);
+		sigprocmask(SIG_SETMASK, &UnBlockSig, NULL);
 	engine.signals_blocked = false;
 }
 
@@ -211,8 +207,8 @@ look_at_call(void)
 	if (cpu_before_us == 0)
 		cpu_before_us = cpu_us;
 	if (ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending)))
-		(void) wire_cut_off(true);
-	if (cpu_us - cpu_before_us >= (is_late ? LATE_CPU_US : FLOOD_CPU_US) && wire_cut_off(false) && !letting_go)
+		wire_end(WIRE_ALL);
+	if (cpu_us - cpu_before_us >= (is_late ? LATE_CPU_US : FLOOD_CPU_US) && wire_end_flood() && !letting_go)
 		flooded = true;
 }
 
@@ -237,8 +233,6 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 	restore_signals();
 }
 
-/* ---- opening and closing ---- */
-
 /*
  * Reserving descriptors may close files and log, which no callback may do.
  * PostgreSQL lets a third of its descriptors be reserved; we leave some of
@@ -247,24 +241,15 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 static void
 open_engine(void)
 {
-	int			fds = 0;
-	CURLM	   *multi;
+	static int	fds = 0;
 
 	if (engine.multi != NULL)
 		return;
-	if (look_timeout == MAX_TIMEOUTS)
-		look_timeout = RegisterTimeout(USER_TIMEOUT, look_at_call);
-	multi = curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK ? curl_multi_init() : NULL;
-	if (multi == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("could not initialize libcurl")));
 	while (fds < Min(FDS_MAX, max_safe_fds / 4) && AcquireExternalFD())
 		fds++;
 	if (fds < FDS_MIN)
 	{
-		curl_multi_cleanup(multi);
-		while (fds-- > 0)
+		for (; fds > 0; fds--)
 			ReleaseExternalFD();
 		ereport(ERROR,
 				(errcode(ERRCODE_INSUFFICIENT_RESOURCES),
@@ -272,7 +257,14 @@ open_engine(void)
 				 errhint("Raise max_files_per_process and the server's ulimit -n.")));
 	}
 	engine.connections_max = fds / 3 * 2;
-	engine.multi = multi;
+	if (look_timeout == MAX_TIMEOUTS)
+		look_timeout = RegisterTimeout(USER_TIMEOUT, look_at_call);
+	if (curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK)
+		engine.multi = curl_multi_init();
+	if (engine.multi == NULL)
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("could not initialize libcurl")));
 	curl_multi_setopt(engine.multi, CURLMOPT_SOCKETFUNCTION, socket_callback);
 	curl_multi_setopt(engine.multi, CURLMOPT_TIMERFUNCTION, timer_callback);
 	curl_multi_setopt(engine.multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
@@ -289,32 +281,12 @@ hand_to_libcurl(HttpExchange *exchange)
 	exchange->answer.error[0] = '\0';
 	exchange->launched_us = http_clock_us();
 	exchange->doomed = false;
-	if (curl_multi_add_handle(engine.multi, exchange->easy) != CURLM_OK)
-		return false;
-	exchange->group->unsent += exchange->local_port == 0;
 	set_port(exchange, 0);
 	engine.handed_over++;
-	return true;
+	return curl_multi_add_handle(engine.multi, exchange->easy) == CURLM_OK;
 }
 
-static void
-take_from_libcurl(HttpExchange *exchange)
-{
-	call_libcurl(exchange, 0, 0);
-	exchange->group->unsent -= exchange->local_port == 0;
-}
-
-/* From engine.active into engine.finished, with or without an answer. */
-static void
-move_to_finished(HttpExchange *exchange)
-{
-	take_from_libcurl(exchange);
-	dlist_delete(&exchange->node);
-	dlist_push_tail(&engine.finished, &exchange->node);
-	engine.in_flight--;
-}
-
-/* Completes the answer, or the words that say why there is none. */
+/* Completes the answer, or the words that say why there is none: from engine.active into engine.finished. */
 static void
 conclude(HttpExchange *exchange, CURLcode result)
 {
@@ -323,10 +295,14 @@ conclude(HttpExchange *exchange, CURLcode result)
 	long		version = 0;
 
 	transfer_conclude(exchange, result);
-	move_to_finished(exchange);
+	call_libcurl(exchange, 0, 0);
 	answer->sent = exchange->local_port != 0 || answer->sent_before;
+	exchange->group->unsent -= exchange->local_port == 0;
 	if (answer->status != 0)
 		exchange->group->answered_us = http_clock_us();
+	dlist_delete(&exchange->node);
+	dlist_push_tail(&engine.finished, &exchange->node);
+	engine.in_flight--;
 	if (!message_level_is_interesting(DEBUG3))
 		return;
 	/* This shows neither headers nor texts from outside, which may have the key. */
@@ -396,24 +372,39 @@ run_libcurl(curl_socket_t fd, int what)
 			strlcpy(exchange->answer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
 		else if (may_resubmit(exchange, result))
 		{
-			take_from_libcurl(exchange);
+			call_libcurl(exchange, 0, 0);
 			if (hand_to_libcurl(exchange))
 				continue;
-			exchange->group->unsent += exchange->local_port == 0;	/* conclude() takes it away once more */
 			result = CURLE_OUT_OF_MEMORY;
 		}
 		conclude(exchange, result);
 	}
 }
 
+static void
+wait_once(long timeout_ms, bool *latched)
+{
+	uint32		ready = 0;
+	int			fd = wire_wait(timeout_ms, &ready, latched);
+	int			in = (ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0;
+	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
+
+	if (fd >= 0)
+		run_libcurl(fd, in | out);
+}
+
 /* Ends what is late. */
 static void
-expire(int64 now)
+expire(bool *latched)
 {
+	int64		now = http_clock_us();
 	dlist_mutable_iter iter;
 
 	if (now < engine.next_deadline_us)
 		return;
+	/* What has arrived is not late, even if the caller could not read it earlier: it waited for a lock, say. */
+	for (int i = wire_count(); i > 0; i--)
+		wait_once(0, latched);
 	engine.next_deadline_us = PG_INT64_MAX;
 	dlist_foreach_modify(iter, &engine.active)
 	{
@@ -437,20 +428,6 @@ expire(int64 now)
 	}
 }
 
-/* ---- waiting ---- */
-
-static void
-wait_once(long timeout_ms, bool *latched)
-{
-	uint32		ready = 0;
-	int			fd = wire_wait(timeout_ms, &ready, latched);
-	int			in = (ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0;
-	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
-
-	if (fd >= 0)
-		run_libcurl(fd, in | out);
-}
-
 /* ---- the public functions ---- */
 
 int
@@ -466,31 +443,28 @@ http_submit(const HttpRequest *request, void *owner)
 
 	open_engine();
 	exchange = calloc(1, sizeof(HttpExchange));
-	if (exchange != NULL)
+	if (exchange == NULL || !transfer_make(exchange, request))
 	{
-		exchange->answer.owner = owner;
-		exchange->answer.begun_us = http_clock_us();
-		exchange->group = request->group;
-		exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
-		exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);
-		if (transfer_make(exchange, request))
-		{
-			curl_easy_setopt(exchange->easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
-			curl_easy_setopt(exchange->easy, CURLOPT_PREREQFUNCTION, prereq_callback);
-			curl_easy_setopt(exchange->easy, CURLOPT_PREREQDATA, exchange);
-			if (hand_to_libcurl(exchange))
-			{
-				dlist_push_tail(&engine.active, &exchange->node);
-				engine.in_flight++;
-				return;
-			}
-		}
-		transfer_release(exchange);
+		if (exchange != NULL)
+			transfer_release(exchange);
+		ereport(ERROR,
+				(errcode(ERRCODE_OUT_OF_MEMORY),
+				 errmsg("out of memory"),
+				 errdetail("Failed while preparing an HTTP request.")));
 	}
-	ereport(ERROR,
-			(errcode(ERRCODE_OUT_OF_MEMORY),
-			 errmsg("out of memory"),
-			 errdetail("Failed while preparing an HTTP request.")));
+	curl_easy_setopt(exchange->easy, CURLOPT_RESOLVER_START_FUNCTION, resolver_callback);
+	curl_easy_setopt(exchange->easy, CURLOPT_PREREQFUNCTION, prereq_callback);
+	curl_easy_setopt(exchange->easy, CURLOPT_PREREQDATA, exchange);
+	exchange->answer.owner = owner;
+	exchange->answer.begun_us = http_clock_us();
+	exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
+	exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);
+	exchange->group = request->group;
+	exchange->group->unsent++;
+	dlist_push_tail(&engine.active, &exchange->node);
+	engine.in_flight++;
+	if (!hand_to_libcurl(exchange))
+		conclude(exchange, CURLE_OUT_OF_MEMORY);
 }
 
 const HttpAnswer *
@@ -519,13 +493,7 @@ http_wait(int64 until_us)
 		}
 		/* Rounded up: a wait that ends early would spin through the last millisecond. */
 		wait_once(until == PG_INT64_MAX ? -1 : Min(Max(until - now + 999, 0) / 1000, PG_INT32_MAX), &latched);
-		/* What has arrived is not late, even if the caller could not read it earlier: it waited for a lock, say. */
-		if (http_clock_us() >= engine.next_deadline_us)
-		{
-			for (int i = wire_count(); i > 0; i--)
-				wait_once(0, &latched);
-		}
-		expire(http_clock_us());
+		expire(&latched);
 		looked = true;
 	}
 }
@@ -547,7 +515,7 @@ http_give_up(const char *words)
 {
 	/* Reading what is left of many connections, to close them, could take long. */
 	if (engine.in_flight > 0)
-		(void) wire_cut_off(true);
+		wire_end(WIRE_ALL);
 	while (!dlist_is_empty(&engine.active))
 	{
 		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.active);
@@ -561,19 +529,15 @@ void
 http_abandon(void)
 {
 	while (!dlist_is_empty(&engine.active))
-		move_to_finished(dlist_head_element(HttpExchange, node, &engine.active));
+		conclude(dlist_head_element(HttpExchange, node, &engine.active), CURLE_ABORTED_BY_CALLBACK);
 	engine.next_deadline_us = PG_INT64_MAX;
 	while (http_next() != NULL)
 		;
 	wire_tidy();
 }
 
-void
-http_append_versions(StringInfo out)
+const char *
+http_versions(void)
 {
-	const curl_version_info_data *info = curl_version_info(CURLVERSION_NOW);
-
-	appendStringInfo(out, "libcurl %s, %s, nghttp2 %s", info->version,
-					 info->ssl_version != NULL ? info->ssl_version : "no TLS",
-					 info->nghttp2_version != NULL ? info->nghttp2_version : "none");
+	return curl_version();
 }

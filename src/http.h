@@ -1,11 +1,10 @@
 /*
  * http.h
- *		Exchanges over libcurl, many in flight, interruptible.
+ *		Exchanges over libcurl, many in flight, interruptible (http.c, transfer.c),
+ *		and the sockets that libcurl opens and closes (wire.c).
  */
 #ifndef ONESIGNAL_CANCEL_HTTP_H
 #define ONESIGNAL_CANCEL_HTTP_H
-
-#include "lib/stringinfo.h"
 
 /* What a process never exceeds. */
 #define HTTP_IN_FLIGHT_MAX	800
@@ -41,7 +40,7 @@ typedef struct HttpAnswer
 {
 	void	   *owner;			/* as given to http_submit() */
 	int			status;			/* 0: no usable answer, and error says why */
-	const char *body;			/* NUL-terminated, at most 64 kB */
+	char	   *body;			/* NUL-terminated, at most 64 kB */
 	size_t		body_length;
 	int			retry_after;	/* seconds, at most an hour; 0: not asked for */
 	char		error[HTTP_ERROR_SIZE]; /* libcurl's own words, or "" */
@@ -92,7 +91,50 @@ extern void http_abandon(void);
 /* By the parser that the request itself will go through.  False: not an absolute URL with a host. */
 extern bool http_parse_url(const char *url, HttpUrl *parts);
 
-/* The loaded versions: "libcurl 7.88.1, OpenSSL/3.0.15, nghttp2 1.52.0" */
-extern void http_append_versions(StringInfo out);
+/* The loaded versions: "libcurl/7.88.1 OpenSSL/3.0.15 ... nghttp2/1.52.0 ..." */
+extern const char *http_versions(void);
+
+/*
+ * ---- wire.c, for http.c and transfer.c alone ----
+ *
+ * Only wire_wait() throws or allocates in PostgreSQL's memory: libcurl's
+ * callbacks may call the others, and a signal handler those that end something.
+ */
+
+/* How many sockets can be watched at one time. */
+#define WIRE_SOCKETS_MAX	1024
+
+/* What wire_look() knows of a connection */
+#define WIRE_OPEN			1 /* neither side has closed it */
+#define WIRE_IDLE			2 /* no answer is awaited on it */
+#define WIRE_UNASKED		4 /* idle, but the peer has sent something or closed it */
+
+/* For what the socket is watched from now on; it is closed now. */
+extern void wire_watch(int fd, bool readable, bool writable);
+extern void wire_closed(int fd);
+extern int	wire_count(void);
+
+/* A connection is found by its local port.  idle_only: of one that is not idle nothing needs to be known. */
+extern int	wire_look(int port, bool idle_only);
+
+/*
+ * End our side of a connection, or of all that are in use; of the one with the
+ * most unread input, which a flooding peer has (false: none has any); and of
+ * those that their peers have closed while they were idle.
+ */
+#define WIRE_ALL			(-1)
+extern void wire_end(int port);
+extern bool wire_end_flood(void);
+extern void wire_tidy(void);
+
+/* What is written to each connection waits for company, until it is uncorked. */
+extern void wire_cork(bool corked);
+
+/*
+ * Waits for at most timeout_ms (-1: no limit), for a socket or the latch, which
+ * it resets.  Returns the socket and for what it is ready (WL_SOCKET_*), or -1,
+ * which it may return early.
+ */
+extern int	wire_wait(long timeout_ms, uint32 *ready, bool *latched);
 
 #endif

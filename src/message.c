@@ -12,9 +12,8 @@
  * value counts: PostgreSQL tells a trigger which columns all of its actions
  * name, not which this row's action names.
  *
- * requested_by decides whose credentials are used, so no BEFORE trigger may
- * fire after this one, and a CHECK of the table asks onesignal_message_guard()
- * whether this trigger is still ours.
+ * requested_by decides whose credentials are used, so a CHECK of the table asks
+ * onesignal_message_guard() whether this trigger is ours, and the last to fire.
  *
  * Delivery and logical replication write with session_replication_role =
  * replica, in which the trigger does not fire and the guard accepts all.
@@ -37,7 +36,6 @@
 #include "utils/rel.h"
 #include "utils/timestamp.h"
 
-#include "compat.h"
 #include "credentials.h"
 #include "queue.h"
 #include "wakeup.h"
@@ -99,92 +97,68 @@ typedef struct MessageRow
 
 /* ---- which statement ---- */
 
-static ExecutorRun_hook_type previous_run = NULL;
+static ExecutorStart_hook_type previous_start = NULL;
 
-/* The innermost statement; NULL: it began before this library was loaded, or is in ExecutorFinish(). */
-static QueryDesc *running = NULL;
+/* Identifies the memory context of a statement that merges into the table. */
+static const char merge_mark[] = "MERGE INTO onesignal_message";
 
-static void
-message_executor_run(EXECUTOR_RUN_PARAMETERS)
-{
-	QueryDesc  *outer = running;
-
-	running = queryDesc;
-	PG_TRY();
-	{
-		(previous_run != NULL ? previous_run : standard_ExecutorRun)(EXECUTOR_RUN_ARGUMENTS);
-	}
-	PG_FINALLY();
-	{
-		running = outer;
-	}
-	PG_END_TRY();
-}
-
-void
-message_init(void)
-{
-	previous_run = ExecutorRun_hook;
-	ExecutorRun_hook = message_executor_run;
-}
-
-/*
- * Does the running statement MERGE into the table?  An UPDATE of the table in a
- * WITH beside that MERGE then counts as part of it.  Where the statement is not
- * known, this looks at the one that the client sent; it then takes a MERGE in a
- * function for an UPDATE, which may try a failed message once more.
- */
+/* An UPDATE of the table in a WITH beside such a MERGE then counts as part of it. */
 static bool
-statement_merges(Oid table)
+merges_messages(const PlannedStmt *statement)
 {
-	const PlannedStmt *statement;
 	ListCell   *cell;
 
-	if (running != NULL)
-		statement = running->plannedstmt;
-	else if (ActivePortal != NULL && ActivePortal->stmts != NIL)
-		statement = linitial(ActivePortal->stmts);
-	else
-		return false;
 	foreach(cell, lcons(statement->planTree, list_copy(statement->subplans)))
 	{
 		const ModifyTable *modifies = lfirst(cell);
 
 		if (modifies != NULL && IsA(modifies, ModifyTable) && modifies->operation == CMD_MERGE &&
-			rt_fetch(linitial_int(modifies->resultRelations), statement->rtable)->relid == table)
+			strcmp(get_rel_name(rt_fetch(linitial_int(modifies->resultRelations), statement->rtable)->relid),
+				   "onesignal_message") == 0)
 			return true;
 	}
 	return false;
 }
 
-/* ---- what a statement's rows share ---- */
-
-static Shared *
-get_shared(FunctionCallInfo fcinfo, Relation relation)
+/* All that a trigger has of its statement is the memory context. */
+static void
+message_executor_start(QueryDesc *queryDesc, int eflags)
 {
-	FmgrInfo   *called = fcinfo->flinfo;
-	Shared	   *shared = called->fn_extra;
-	TupleDesc	descriptor = RelationGetDescr(relation);
-	bool		ours;
+	(previous_start != NULL ? previous_start : standard_ExecutorStart)(queryDesc, eflags);
+	if ((queryDesc->operation == CMD_MERGE || queryDesc->plannedstmt->hasModifyingCTE) &&
+		merges_messages(queryDesc->plannedstmt))
+		MemoryContextSetIdentifier(queryDesc->estate->es_query_cxt, merge_mark);
+}
 
-	if (shared != NULL)
-		return shared;
-	/* The owner may have altered the table, and then a value could be read as of another type. */
-	ours = RelationGetNamespace(relation) == get_func_namespace(called->fn_oid) &&
+void
+message_init(void)
+{
+	previous_start = ExecutorStart_hook;
+	ExecutorStart_hook = message_executor_start;
+}
+
+/* The library may have been loaded by the very statement: then that is the one that the client sent. */
+static bool
+is_merge(MemoryContext context)
+{
+	return context->ident == merge_mark ||
+		(ActivePortal != NULL && ActivePortal->stmts != NIL &&
+		 ActivePortal->portalContext == MemoryContextGetParent(context) &&
+		 merges_messages(linitial_node(PlannedStmt, ActivePortal->stmts)));
+}
+
+/* The owner may have altered the table, and then a value could be read as of another type. */
+static bool
+is_message_table(Relation relation, Oid schema)
+{
+	TupleDesc	descriptor = RelationGetDescr(relation);
+	bool		is = RelationGetNamespace(relation) == schema &&
 		strcmp(RelationGetRelationName(relation), "onesignal_message") == 0 &&
 		descriptor->natts >= COLUMN_COUNT && type_is_enum(TupleDescAttr(descriptor, STATE)->atttypid);
-	for (int column = 0; ours && column < COLUMN_COUNT; column++)
-		ours = column == STATE || TupleDescAttr(descriptor, column)->atttypid == column_types[column];
-	if (!ours)
-		ereport(ERROR,
-				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("onesignal_message_change() can only be used on the extension's own table"),
-				 errdetail("Table \"%s\" is not onesignal_message, or its columns were altered.",
-						   RelationGetRelationName(relation))));
-	shared = MemoryContextAllocZero(called->fn_mcxt, sizeof(Shared));
-	shared->merges = statement_merges(RelationGetRelid(relation));
-	called->fn_extra = shared;
-	return shared;
+
+	for (int column = 0; is && column < COLUMN_COUNT; column++)
+		is = column == STATE || TupleDescAttr(descriptor, column)->atttypid == column_types[column];
+	return is;
 }
 
 /* ---- reading and writing columns ---- */
@@ -237,26 +211,22 @@ state_value(const MessageRow *row, QueueState state)
 
 /* Leaves the column as it is in the row. */
 static void
-keep_value(MessageRow *row, int column)
+keep_value(MessageRow *row, int column, bool tell)
 {
 	set_value(row, column, row->old[column]);
 	row->new_nulls[column] = row->old_nulls[column];
-	if (row->shared->noticed)
+	if (!tell || row->shared->noticed)
 		return;
 	row->shared->noticed = true;
 	ereport(NOTICE,
-			(errmsg("ignoring the value that was given for column \"%s\" of table \"%s\"",
-					NameStr(TupleDescAttr(row->descriptor, column)->attname),
-					RelationGetRelationName(row->trigger->tg_relation)),
-			 column == CANCEL ?
-			 errdetail("The statement also sets \"state\", and so saves a copy older than the last change.") :
-			 errdetail("Columns from \"state\" on are written by the extension alone."),
-			 column == CANCEL ?
-			 errhint("To change \"cancel\", leave \"state\" out of the statement.") :
-			 errhint("To cancel a message, set \"cancel\" to true.")));
+			(errmsg("ignoring the value that was given for column \"%s\" of table \"onesignal_message\"",
+					NameStr(TupleDescAttr(row->descriptor, column)->attname)),
+			 errdetail("Only the extension writes the columns from \"state\" on. "
+					   "A statement that sets \"state\" to an older value does not change \"cancel\" either."),
+			 errhint("To change \"cancel\", leave the columns from \"state\" on out of the statement.")));
 }
 
-/* ---- what is refused ---- */
+/* ---- what happens ---- */
 
 static void
 require_access(const MessageRow *row)
@@ -265,29 +235,6 @@ require_access(const MessageRow *row)
 	if (!row->new_nulls[APP_ID])
 		credentials_get(DatumGetUUIDP(row->new[APP_ID]), GetUserId(), NULL);
 }
-
-/*
- * The array is in the order of names, in which triggers fire.  A trigger's maker
- * can replace what it does in the middle of a statement, but cannot rename it:
- * so only the name counts.
- */
-static void
-require_last(const TriggerData *trigger)
-{
-	const TriggerDesc *all = trigger->tg_relation->trigdesc;
-	int			last = all->numtriggers - 1;
-
-	while (all->triggers[last].tgisinternal)
-		last--;
-	if (all->triggers[last].tgoid != trigger->tg_trigger->tgoid)
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("trigger \"%s\" of table \"%s\" must not fire after \"%s\"", all->triggers[last].tgname,
-						RelationGetRelationName(trigger->tg_relation), trigger->tg_trigger->tgname),
-				 errhint("Rename it: triggers fire in the order of their names.")));
-}
-
-/* ---- what happens ---- */
 
 /* Writes what delivery needs of a pending row, where it is missing, and wakes the worker. */
 static void
@@ -377,12 +324,12 @@ row_updated(MessageRow *row)
 	if (was == QUEUE_SCHEDULED ? !had && cancel && written != QUEUE_SCHEDULED :
 		had && !cancel && written == QUEUE_SCHEDULED)
 	{
-		keep_value(row, CANCEL);
+		keep_value(row, CANCEL, true);
 		named = false;
 	}
 	for (int column = STATE; column < COLUMN_COUNT; column++)
 		if (differs(row, column))
-			keep_value(row, column);
+			keep_value(row, column, true);
 
 	/* The order of delivery is another one now, and so are the times of retries. */
 	if (was == QUEUE_PENDING && differs(row, SEND_AFTER) && (cancel || !named))
@@ -398,7 +345,6 @@ row_updated(MessageRow *row)
 static void
 row_inserted(MessageRow *row)
 {
-	static const int filled[] = {STATE, ATTEMPTS, UNANSWERED, CREATED_AT};
 	QueueState	written = state_in(row->new, row->new_nulls);
 	bool		trusted = has_privs_of_role(GetUserId(), row->trigger->tg_relation->rd_rel->relowner);
 
@@ -408,18 +354,13 @@ row_inserted(MessageRow *row)
 	row->old[ATTEMPTS] = Int32GetDatum(0);
 	row->old[UNANSWERED] = BoolGetDatum(false);
 	row->old[CREATED_AT] = TimestampTzGetDatum(GetCurrentTransactionStartTimestamp());
-	for (size_t i = 0; i < lengthof(filled); i++)
-		row->old_nulls[filled[i]] = false;
+	row->old_nulls[STATE] = row->old_nulls[ATTEMPTS] = row->old_nulls[UNANSWERED] = row->old_nulls[CREATED_AT] = false;
 
-	row->shared->inserts = !row->shared->merges;
+	row->shared->inserts = true;
 	row->shared->inserted = written;
 	for (int column = STATE; column < COLUMN_COUNT; column++)
-	{
-		if (trusted && row->new_nulls[column] && !row->old_nulls[column])
-			set_value(row, column, row->old[column]);
-		else if (!trusted && differs(row, column))
-			keep_value(row, column);
-	}
+		if (differs(row, column) && (!trusted || row->new_nulls[column]))
+			keep_value(row, column, !trusted);
 	if (!trusted || written == QUEUE_SCHEDULED)
 	{
 		if (!row->new_nulls[CANCEL] && DatumGetBool(row->new[CANCEL]))
@@ -429,28 +370,37 @@ row_inserted(MessageRow *row)
 		fill_request(row);
 }
 
-/* onesignal_message_change() RETURNS trigger: of onesignal_message alone */
+/* onesignal_message_change() RETURNS trigger */
 Datum
 onesignal_message_change(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
+	FmgrInfo   *called = fcinfo->flinfo;
 	MessageRow	row;
 	HeapTuple	tuple;
 	bool		inserts;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BEFORE(trigger->tg_event) ||
-		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) || TRIGGER_FIRED_BY_DELETE(trigger->tg_event))
+		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) || TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ||
+		(called->fn_extra == NULL &&
+		 !is_message_table(trigger->tg_relation, get_func_namespace(called->fn_oid))))
 		ereport(ERROR,
 				(errcode(ERRCODE_E_R_I_E_TRIGGER_PROTOCOL_VIOLATED),
-				 errmsg("onesignal_message_change() must be fired BEFORE INSERT OR UPDATE for each row")));
+				 errmsg("onesignal_message_change() can only be used on the extension's own table"),
+				 errdetail("It must be fired BEFORE INSERT OR UPDATE, FOR EACH ROW, of a table onesignal_message "
+						   "whose columns were not altered.")));
 	inserts = TRIGGER_FIRED_BY_INSERT(trigger->tg_event);
 	tuple = inserts ? trigger->tg_trigtuple : trigger->tg_newtuple;
 	/* An owner may have made it ENABLE ALWAYS: then this is delivery, or replication. */
 	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
 		return PointerGetDatum(tuple);
-	require_last(trigger);
+	if (called->fn_extra == NULL)
+	{
+		called->fn_extra = MemoryContextAllocZero(called->fn_mcxt, sizeof(Shared));
+		((Shared *) called->fn_extra)->merges = is_merge(called->fn_mcxt);
+	}
+	row.shared = called->fn_extra;
 	row.trigger = trigger;
-	row.shared = get_shared(fcinfo, trigger->tg_relation);
 	row.descriptor = RelationGetDescr(trigger->tg_relation);
 	heap_deform_tuple(tuple, row.descriptor, row.new, row.new_nulls);
 	if (inserts)
@@ -466,12 +416,10 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 /*
  * onesignal_message_guard() RETURNS boolean: a CHECK of onesignal_message
  *
- * Whoever has TRIGGER on the table can replace its trigger, and could then write
- * any role into requested_by.  He can neither drop a CHECK nor put our trigger
- * back, for he may not execute its function: so nothing that he wrote in between
- * is ever delivered.  Disabling the trigger is the owner's privilege, and what
- * pg_restore --disable-triggers does: then the owner alone may write, and this
- * wakes delivery in the trigger's place.
+ * Whoever has TRIGGER on the table can replace its trigger, but neither drop a
+ * CHECK nor put our trigger back, for he may not execute its function.  Disabling
+ * it is the owner's privilege, and what pg_restore --disable-triggers does: then
+ * the owner alone may write, and this wakes delivery in the trigger's place.
  */
 Datum
 onesignal_message_guard(PG_FUNCTION_ARGS)

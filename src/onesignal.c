@@ -29,6 +29,31 @@ add_error(CancelOutcome *outcome, const char *text, const char *api_key)
 	outcome->errors[outcome->error_count++] = answer_line(text, api_key);
 }
 
+static JsonbValue *
+find_field(JsonbContainer *object, const char *name, JsonbValue *into)
+{
+	return getKeyJsonValueFromContainer(object, name, strlen(name), into);
+}
+
+/* A string as it is, {"code", "title"} as "code: title", anything else as its JSON text. */
+static char *
+error_text(JsonbValue *error)
+{
+	JsonbValue	code;
+	JsonbValue	title;
+	Jsonb	   *json;
+
+	if (error->type == jbvString)
+		return pnstrdup(error->val.string.val, error->val.string.len);
+	if (error->type == jbvBinary && JsonContainerIsObject(error->val.binary.data) &&
+		find_field(error->val.binary.data, "code", &code) != NULL && code.type == jbvString &&
+		find_field(error->val.binary.data, "title", &title) != NULL && title.type == jbvString)
+		return psprintf("%.*s: %.*s", code.val.string.len, code.val.string.val,
+						title.val.string.len, title.val.string.val);
+	json = JsonbValueToJsonb(error);
+	return JsonbToCString(NULL, &json->root, VARSIZE(json));
+}
+
 /* True: the answer is an object that has errors, in whatever shape. */
 static bool
 collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
@@ -37,13 +62,13 @@ collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
 	JsonbValue *element;
 	JsonbContainer *array;
 
-	if (answer_field(&json->root, "errors", &errors) == NULL || errors.type == jbvNull)
+	if (find_field(&json->root, "errors", &errors) == NULL || errors.type == jbvNull)
 		return false;
 	array = errors.type == jbvBinary && JsonContainerIsArray(errors.val.binary.data) ? errors.val.binary.data : NULL;
 	if (array == NULL)
-		add_error(outcome, answer_error_text(&errors), api_key);
+		add_error(outcome, error_text(&errors), api_key);
 	for (int i = 0; array != NULL && i < ERRORS_MAX && (element = getIthJsonbValueFromContainer(array, i)) != NULL; i++)
-		add_error(outcome, answer_error_text(element), api_key);
+		add_error(outcome, error_text(element), api_key);
 	return true;
 }
 
@@ -56,11 +81,11 @@ flag_field(Jsonb *json, const char *name)
 	JsonbValue	value;
 	char	   *text;
 
-	if (json == NULL || !JB_ROOT_IS_OBJECT(json) || answer_field(&json->root, name, &value) == NULL)
+	if (json == NULL || !JB_ROOT_IS_OBJECT(json) || find_field(&json->root, name, &value) == NULL)
 		return -1;
 	if (value.type == jbvBool)
 		return value.val.boolean;
-	text = answer_error_text(&value);
+	text = error_text(&value);
 	if (strcmp(text, "true") == 0)
 		return 1;
 	return strcmp(text, "false") == 0 ? 0 : -1;

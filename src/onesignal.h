@@ -83,9 +83,4 @@ extern Jsonb *answer_json(const char *body, size_t length, char **text);
 /* JSON text without the key; NULL if it is no JSON then, because an escape's backslash went with the key. */
 extern char *answer_without_key(const char *json, const char *api_key);
 
-extern JsonbValue *answer_field(JsonbContainer *object, const char *name, JsonbValue *into);
-
-/* A string as it is, {"code", "title"} as "code: title", anything else as its JSON text. */
-extern char *answer_error_text(JsonbValue *error);
-
 #endif

@@ -27,13 +27,6 @@
 #include "http.h"
 #include "wakeup.h"
 
-/*
- * Below, a request would wait for more than a quarter of an hour; above, the
- * rate would not be noticed.  Both keep the arithmetic of the pace in range.
- */
-#define RATE_MIN 0.001
-#define RATE_MAX 1000000.0
-
 /* Who may set an option, as error messages name them. */
 static const char SUPERUSERS[] = "superusers";
 static const char FILE_READERS[] = "roles with privileges of the \"pg_read_server_files\" role";
@@ -91,6 +84,10 @@ app_id_problem(const char *value)
 	return options_parse_uuid(value, &app_id) ? NULL : "An app_id must be a uuid.";
 }
 
+/*
+ * Below, a request would wait for more than a quarter of an hour; above, the
+ * rate would not be noticed.  Both limits keep the pace's arithmetic in bounds.
+ */
 const char *
 options_rate_problem(const char *value)
 {
@@ -99,7 +96,7 @@ options_rate_problem(const char *value)
 
 	/* strtod() would also take blanks, hexadecimal, infinity and NaN. */
 	if (*value != '\0' && *end == '\0' && value[strspn(value, "0123456789.eE+-")] == '\0' &&
-		(rate == 0 || (rate >= RATE_MIN && rate <= RATE_MAX)))
+		(rate == 0 || (rate >= 0.001 && rate <= 1000000)))
 		return NULL;
 	return "A rate_limit must be a number of requests a second from 0.001 to 1000000, or 0 for unlimited.";
 }
@@ -116,38 +113,28 @@ path_problem(const char *value)
 }
 
 /*
- * Characters are looked at before libcurl's parser is asked, because its
- * versions differ on an empty query or user.  Everybody can read srvoptions, so
- * no password may hide in it.
+ * Everybody can read srvoptions, so no password may hide in a URL.  Characters
+ * are looked at before libcurl's parser is asked, because its versions differ
+ * on an empty query or user, and after it has decoded the host's escapes.
  */
-static const char *
-any_url_problem(const char *url, HttpUrl *parts)
+static bool
+parse_url(const char *url, HttpUrl *parts)
 {
-	if (!is_plain(url) || strchr(url, '\\') != NULL)
-		return "A URL must be printable ASCII without spaces and backslashes.";
-	if (strchr(url, '@') != NULL)
-		return "A URL must not contain a user name or password.";
-	if (strpbrk(url, "?#") != NULL)
-		return "A URL must not contain a query or fragment.";
-	if (!http_parse_url(url, parts) || parts->host[0] == '\0')
-		return "The value is not a URL with a scheme and a host.";
-	/* libcurl has decoded the host's escapes. */
-	if (strpbrk(parts->host, "@?#/\\ ") != NULL)
-		return "A URL must not contain a user name or password.";
-	return NULL;
+	return is_plain(url) && strpbrk(url, "@?#\\") == NULL && http_parse_url(url, parts) &&
+		parts->host[0] != '\0' && strpbrk(parts->host, "@?#/\\ ") == NULL;
 }
 
 static const char *
 proxy_problem(const char *value)
 {
 	HttpUrl		parts;
-	const char *problem = any_url_problem(value, &parts);
 
-	if (problem == NULL &&
-		strcmp(parts.scheme, "http") != 0 && strcmp(parts.scheme, "https") != 0 &&
-		strcmp(parts.scheme, "socks5") != 0 && strcmp(parts.scheme, "socks5h") != 0)
-		problem = "A proxy's URL must start with http://, https://, socks5:// or socks5h://.";
-	return problem;
+	if (parse_url(value, &parts) &&
+		(strcmp(parts.scheme, "http") == 0 || strcmp(parts.scheme, "https") == 0 ||
+		 strcmp(parts.scheme, "socks5") == 0 || strcmp(parts.scheme, "socks5h") == 0))
+		return NULL;
+	return "A proxy must be a URL that starts with http://, https://, socks5:// or socks5h://, "
+		"in printable ASCII, without user name, password, query and fragment.";
 }
 
 /*
@@ -181,12 +168,12 @@ const char *
 options_url_problem(const char *url)
 {
 	HttpUrl		parts;
-	const char *problem = any_url_problem(url, &parts);
 
-	if (problem == NULL && strcmp(parts.scheme, "https") != 0 &&
-		(strcmp(parts.scheme, "http") != 0 || !host_is_loopback(parts.host)))
-		problem = "The URL must start with https://, or with http:// and a loopback address.";
-	return problem;
+	if (parse_url(url, &parts) &&
+		(strcmp(parts.scheme, "https") == 0 || (strcmp(parts.scheme, "http") == 0 && host_is_loopback(parts.host))))
+		return NULL;
+	return "A base_url must be a URL that starts with https://, or with http:// and a loopback address, "
+		"in printable ASCII, without user name, password, query and fragment.";
 }
 
 char *

@@ -33,15 +33,16 @@ extern bool owner_find(Installation *installation);
 extern void owner_get(Installation *installation);
 
 /*
- * Is the trigger of onesignal_message the extension's own?  TRIGGER on the table
- * is enough to replace it, and what another trigger lets through must not be
- * delivered.  allow_off: it may be disabled.  While the caller has the table
- * locked for writing, the answer stays true.
+ * Is the last trigger of onesignal_message the extension's own?  TRIGGER on the
+ * table is enough to replace it or to add one, and what these let through must
+ * not be delivered.  A trigger's maker can replace what it does in the middle of
+ * a statement, but not rename it: so any other one must come before, whatever it
+ * is.  allow_off: ours may be disabled.  While the caller has the table locked
+ * for writing, the answer stays true.
  */
 extern bool owner_has_trigger(const Installation *installation, bool allow_off);
 
-#define OWNER_TRIGGER_PROBLEM \
-	"trigger \"zz_onesignal_message\" of table \"onesignal_message\" is not the extension's own, or is disabled"
+extern const char OWNER_TRIGGER_PROBLEM[];
 
 /* Raises 55000 if it is not. */
 extern void owner_require_trigger(const Installation *installation, bool allow_off);

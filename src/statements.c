@@ -119,28 +119,32 @@ owner_get(Installation *installation)
 
 /* ---- the table's trigger ---- */
 
+const char	OWNER_TRIGGER_PROBLEM[] = "trigger \"zz_onesignal_message\" of table \"onesignal_message\" "
+	"is not the extension's own, is disabled, or is not the last to fire";
+
 bool
 owner_has_trigger(const Installation *installation, bool allow_off)
 {
 	Relation	relation = table_open(installation->message_table, AccessShareLock);
 	const TriggerDesc *all = relation->trigdesc;
-	bool		found = false;
+	bool		last_is_ours = false;
 
 	for (int i = 0; all != NULL && i < all->numtriggers; i++)
 	{
 		const Trigger *trigger = &all->triggers[i];
 		const char *function = get_func_name(trigger->tgfoid);
 
+		if (trigger->tgisinternal)
+			continue;
 		/* No other function of that name can be a trigger's: those have no arguments. */
-		found |= strcmp(trigger->tgname, MESSAGE_TRIGGER) == 0 &&
-			function != NULL && strcmp(function, "onesignal_message_change") == 0 &&
+		last_is_ours = function != NULL && strcmp(function, "onesignal_message_change") == 0 &&
 			get_func_namespace(trigger->tgfoid) == installation->schema &&
 			trigger->tgtype == (TRIGGER_TYPE_ROW | TRIGGER_TYPE_BEFORE | TRIGGER_TYPE_INSERT | TRIGGER_TYPE_UPDATE) &&
 			trigger->tgnattr == 0 && trigger->tgqual == NULL &&
 			(allow_off || trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN || trigger->tgenabled == TRIGGER_FIRES_ALWAYS);
 	}
 	table_close(relation, AccessShareLock);
-	return found;
+	return last_is_ours;
 }
 
 void
@@ -152,9 +156,10 @@ owner_require_trigger(const Installation *installation, bool allow_off)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg_internal("%s", OWNER_TRIGGER_PROBLEM),
-				 errdetail("Nothing is requested or delivered until it is, since requests could be forged without it."),
+				 errdetail("Nothing is requested or delivered until that is mended, since requests could be forged."),
 				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE "
-						 "ON %s FOR EACH ROW EXECUTE FUNCTION %s(), and enable it with ALTER TABLE ... ENABLE TRIGGER.",
+						 "ON %s FOR EACH ROW EXECUTE FUNCTION %s(), enable it with ALTER TABLE ... ENABLE TRIGGER, "
+						 "and rename triggers whose names sort after its name.",
 						 MESSAGE_TRIGGER, quote_qualified_identifier(schema, "onesignal_message"),
 						 quote_qualified_identifier(schema, "onesignal_message_change"))));
 }

@@ -11,14 +11,10 @@
 #include <ctype.h>
 #include <curl/curl.h>
 #include <dlfcn.h>
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <sys/socket.h>
 #include <unistd.h>
 
 #include "compat.h"
 #include "transfer.h"
-#include "wire.h"
 
 /*
  * A cancel's answer is under 1 kB, and Cloudflare's headers take 1 to 2 kB.
@@ -70,28 +66,14 @@ body_callback(char *data, size_t size, size_t count, void *context)
 
 	if (answer->body_length + length > ANSWER_MAX)
 		return refuse_more(exchange);
-	body = realloc(exchange->body, answer->body_length + length + 1);
+	body = realloc(answer->body, answer->body_length + length + 1);
 	if (body == NULL)
 		return 0;
-	answer->body = exchange->body = body;
+	answer->body = body;
 	memcpy(body + answer->body_length, data, length);
 	answer->body_length += length;
 	body[answer->body_length] = '\0';
 	return length;
-}
-
-/* Called between socket() and connect(), for every socket that closesocket_callback() will see. */
-static int
-sockopt_callback(void *context pg_attribute_unused(), curl_socket_t fd, curlsocktype purpose pg_attribute_unused())
-{
-#ifdef TCP_USER_TIMEOUT
-	/* Otherwise requests would use a dead path for the quarter of an hour that TCP goes on trying. */
-	unsigned int unacknowledged_ms = 20000;
-
-	(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
-#endif
-	wire_own(fd);
-	return CURL_SOCKOPT_OK;
 }
 
 static int
@@ -137,7 +119,6 @@ set_constant_options(HttpExchange *exchange)
 	/* Room for a TLS record: a part that does not fit would stay in OpenSSL, and no socket tells of it. */
 	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 16384L);
 
-	curl_easy_setopt(easy, CURLOPT_SOCKOPTFUNCTION, sockopt_callback);
 	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERDATA, exchange);
@@ -155,9 +136,9 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 	const char *ca_file = request->ca_file;
 
 	exchange->easy = easy;
-	if (easy == NULL)
+	exchange->answer.body = calloc(1, 1);
+	if (easy == NULL || exchange->answer.body == NULL)
 		return false;
-	exchange->answer.body = "";
 	set_constant_options(exchange);
 	for (size_t i = 0; i < lengthof(headers); i++)
 	{
@@ -288,11 +269,9 @@ transfer_release(HttpExchange *exchange)
 	for (struct curl_slist *item = exchange->headers; item != NULL; item = item->next)
 		explicit_bzero(item->data, strlen(item->data));
 	curl_slist_free_all(exchange->headers);
-	free(exchange->body);
+	free(exchange->answer.body);
 	free(exchange);
 }
-
-/* ---- URLs ---- */
 
 bool
 http_parse_url(const char *text, HttpUrl *parts)

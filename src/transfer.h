@@ -27,8 +27,7 @@ typedef struct HttpExchange
 	size_t		header_bytes;
 	bool		headers_ended;	/* the empty line after them has been seen */
 	bool		oversized;
-	char	   *body;
-	HttpAnswer	answer;			/* with a pointer to the body */
+	HttpAnswer	answer;			/* its body is malloc'd */
 } HttpExchange;
 
 /* Makes the handle of a zeroed exchange.  False: out of memory; transfer_release() is still needed. */

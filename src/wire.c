@@ -13,28 +13,26 @@
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
 
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
 #include "storage/latch.h"
 
 #include "compat.h"
-#include "wire.h"
+#include "http.h"
 
 /* Linux tells that the peer has closed although something is left to be read. */
 #ifndef POLLRDHUP
 #define POLLRDHUP	0
 #endif
 
+/* Without a local port it is no connection, but a resolver's pipe. */
 typedef struct WatchedSocket
 {
 	int			fd;
-	ino_t		inode;			/* the file that had this number when we last looked */
+	int			port;			/* local, or 0 */
 	uint32		wanted;			/* WL_SOCKET_*; 0: not watched now */
 	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
-	int			port;			/* local; 0: not known yet */
-	bool		ours;			/* its end is told by wire_closed() */
 } WatchedSocket;
 
 static WaitEventSet *set = NULL;
@@ -43,6 +41,23 @@ static int	socket_count = 0;
 static WatchedSocket sockets[WIRE_SOCKETS_MAX];
 
 /* ---- which sockets ---- */
+
+/* IPv4 and IPv6 addresses have the port in the same place. */
+static int
+local_port(int fd)
+{
+	struct sockaddr_in6 address = {0};
+	socklen_t	length = sizeof(address);
+
+	return getsockname(fd, (struct sockaddr *) &address, &length) == 0 ? pg_ntoh16(address.sin6_port) : 0;
+}
+
+/* libcurl 7.88 does not tell when it closes a socket that was never connected.  The next file gets its number. */
+static bool
+is_there(const WatchedSocket *watched)
+{
+	return local_port(watched->fd) == watched->port;
+}
 
 static WatchedSocket *
 find_socket(int fd)
@@ -67,43 +82,6 @@ wire_closed(int fd)
 	*watched = sockets[--socket_count];
 }
 
-/*
- * libcurl 7.88 does not tell when it closes a socket that was never connected.
- * The kernel drops it from the set, and the next file gets its number.  Of a
- * connection that was used again (port) it does.  NULL: there is no room.
- */
-static WatchedSocket *
-find_or_add_socket(int fd)
-{
-	WatchedSocket *watched = find_socket(fd);
-	struct stat status = {0};
-
-	if (watched != NULL && watched->port != 0)
-		return watched;
-	(void) fstat(fd, &status);
-	if (watched != NULL && watched->inode == status.st_ino)
-		return watched;
-	wire_closed(fd);
-	if (socket_count == WIRE_SOCKETS_MAX)
-		return NULL;
-	watched = &sockets[socket_count++];
-	*watched = (WatchedSocket) {.fd = fd, .inode = status.st_ino};
-	/* Programs that this process starts must not hold the connection. */
-	(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
-	return watched;
-}
-
-void
-wire_own(int fd)
-{
-	WatchedSocket *watched;
-
-	wire_closed(fd);			/* what had this number before */
-	watched = find_or_add_socket(fd);
-	if (watched != NULL)
-		watched->ours = true;
-}
-
 int
 wire_count(void)
 {
@@ -113,32 +91,32 @@ wire_count(void)
 void
 wire_watch(int fd, bool readable, bool writable)
 {
-	WatchedSocket *watched = find_or_add_socket(fd);
-	uint32		wanted = (readable ? WL_SOCKET_READABLE : 0) | (writable ? WL_SOCKET_WRITEABLE : 0);
+	WatchedSocket *watched = find_socket(fd);
+	unsigned int unacknowledged_ms pg_attribute_unused() = 20000;
 
-	if (watched == NULL)
-		return;					/* its exchange times out */
-	watched->wanted = wanted;
-	/* An idle connection stays in the set for the next request.  Nobody tells the end of a resolver's pipe. */
-	if (wanted == 0 && !watched->ours)
+	if (watched == NULL || !is_there(watched))
+	{
 		wire_closed(fd);
-	else if (wanted != 0 && wanted != watched->registered)
+		if (socket_count == WIRE_SOCKETS_MAX)
+			return;				/* its exchange times out */
+		watched = &sockets[socket_count++];
+		*watched = (WatchedSocket) {.fd = fd, .port = local_port(fd)};
+		/* Programs that this process starts must not hold the connection. */
+		(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
+#ifdef TCP_USER_TIMEOUT
+		/* Otherwise requests would use a dead path for the quarter of an hour that TCP goes on trying. */
+		(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
+#endif
+	}
+	watched->wanted = (readable ? WL_SOCKET_READABLE : 0) | (writable ? WL_SOCKET_WRITEABLE : 0);
+	/* An idle connection stays in the set for the next request.  Nobody tells the end of a resolver's pipe. */
+	if (watched->wanted == 0 && watched->port == 0)
+		wire_closed(fd);
+	else if (watched->wanted != 0 && watched->wanted != watched->registered)
 		set_is_stale = true;
 }
 
 /* ---- what a peer says or does unasked ---- */
-
-/* IPv4 and IPv6 addresses have the port in the same place. */
-static bool
-has_port(WatchedSocket *watched, int port)
-{
-	struct sockaddr_in6 address = {0};
-	socklen_t	length = sizeof(address);
-
-	if (watched->port == 0 && watched->ours && getsockname(watched->fd, (struct sockaddr *) &address, &length) == 0)
-		watched->port = pg_ntoh16(address.sin6_port);
-	return port != 0 && watched->port == port;
-}
 
 int
 wire_look(int port, bool idle_only)
@@ -151,7 +129,7 @@ wire_look(int port, bool idle_only)
 		ssize_t		got;
 
 		/* Most requests are sent beside others on their connection: then this costs no system call. */
-		if (!has_port(watched, port) || (idle_only && watched->wanted != 0))
+		if (watched->port != port || (idle_only && watched->wanted != 0))
 			continue;
 		got = recv(watched->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
 		if (got > 0 || (got < 0 && errno == EAGAIN))
@@ -168,16 +146,14 @@ wire_tidy(void)
 {
 	for (int i = socket_count - 1; i >= 0; i--)
 	{
-		WatchedSocket *watched = &sockets[i];
-		struct pollfd look = {.fd = watched->fd, .events = POLLRDHUP};
-		struct stat status = {0};
+		struct pollfd look = {.fd = sockets[i].fd, .events = POLLRDHUP};
 
-		if (!watched->ours || watched->wanted != 0)
+		if (sockets[i].wanted != 0)
 			continue;
-		if (fstat(watched->fd, &status) != 0 || status.st_ino != watched->inode)
-			wire_closed(watched->fd);
+		if (!is_there(&sockets[i]))
+			wire_closed(look.fd);
 		else if (poll(&look, 1, 0) == 1)
-			(void) shutdown(watched->fd, SHUT_RDWR);
+			(void) shutdown(look.fd, SHUT_RDWR);
 	}
 }
 
@@ -187,6 +163,8 @@ cut_off(const WatchedSocket *watched)
 {
 	struct sockaddr nobody = {.sa_family = AF_UNSPEC};
 
+	if (!is_there(watched))
+		return;
 	(void) connect(watched->fd, &nobody, sizeof(nobody));
 	(void) shutdown(watched->fd, SHUT_RDWR);
 }
@@ -195,12 +173,12 @@ void
 wire_end(int port)
 {
 	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
-		if (has_port(watched, port))
+		if (watched->port != 0 && (port == WIRE_ALL ? watched->wanted != 0 : watched->port == port))
 			cut_off(watched);
 }
 
 bool
-wire_cut_off(bool all)
+wire_end_flood(void)
 {
 	WatchedSocket *worst = NULL;
 	int			most = 0;
@@ -209,15 +187,14 @@ wire_cut_off(bool all)
 	{
 		int			unread = 0;
 
-		if (watched->ours && ioctl(watched->fd, FIONREAD, &unread) == 0 && unread > most)
+		if (watched->port != 0 && is_there(watched) && ioctl(watched->fd, FIONREAD, &unread) == 0 && unread > most)
 		{
 			worst = watched;
 			most = unread;
 		}
 	}
-	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
-		if (all ? watched->ours && watched->wanted != 0 : watched == worst)
-			cut_off(watched);
+	if (worst != NULL)
+		cut_off(worst);
 	return worst != NULL;
 }
 
@@ -229,7 +206,7 @@ wire_cork(bool corked pg_attribute_unused())
 
 	for (int i = 0; i < socket_count; i++)
 	{
-		if (sockets[i].ours)
+		if (sockets[i].port != 0)
 			(void) setsockopt(sockets[i].fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value));
 	}
 #endif

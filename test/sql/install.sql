@@ -46,7 +46,7 @@ ORDER BY 1;
 SELECT identity AS "outside of its schema" FROM members WHERE schema <> 'regress_onesignal';
 
 SELECT regress_onesignal.onesignal_cancel_version() ~
-    '^onesignal_cancel \d+\.\d+, PostgreSQL \d+.*, libcurl \d+\.\d+\.\d+, .+, nghttp2 ' AS version;
+    '^onesignal_cancel \d+\.\d+, PostgreSQL \d+.*, libcurl/\d+\.\d+\.\d+ .+ nghttp2/' AS version;
 
 ALTER EXTENSION onesignal_cancel SET SCHEMA public;
 

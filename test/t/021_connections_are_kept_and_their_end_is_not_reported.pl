@@ -113,7 +113,7 @@ for (
     [ 'connection reset', 'h2_rst', 8 ],
     [ 'stream reset', 'h2_reset', 3, times => 1 ],
     [ 'stream refused', 'h2_refuse', 3, times => 1 ],
-    ([ 'broken frames', 'h2_bad_frame', 3 ]) x ($libcurl =~ /libcurl 7\./))
+    ([ 'broken frames', 'h2_bad_frame', 3 ]) x ($libcurl =~ m{libcurl/7\.}))
 {
     my ($name, $mode, $calls, %options) = @$_;
     my $raw = $api->raw_server(mode => $mode, after => 1, %options);
@@ -125,7 +125,7 @@ for (
 
 # libcurl 8.22 keeps none.
 subtest 'the CA store is parsed once' => sub {
-    plan skip_all => 'this libcurl parses it for each connection' if $libcurl =~ /libcurl 8\.22\./;
+    plan skip_all => 'this libcurl parses it for each connection' if $libcurl =~ m{libcurl/8\.22\.};
     my $ca = PostgreSQL::Test::Utils::tempdir() . '/ca.pem';
     copy($api->ca, $ca) or die $!;
     my $app = new_app($api->url, server_options => { ca_file => $ca });

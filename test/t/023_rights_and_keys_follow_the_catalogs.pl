@@ -77,7 +77,7 @@ for (
     [ 'one of its own', "CREATE USER MAPPING FOR app SERVER clinic $wrong", $WELL, $WRONG, $NO_USAGE ],
     [ 'which changes', "ALTER USER MAPPING FOR app SERVER clinic OPTIONS (SET api_key '" . $api->api_key . "')", $WELL, $WELL, $NO_USAGE ],
     [ 'is emptied', 'ALTER USER MAPPING FOR app SERVER clinic OPTIONS (DROP api_key)', $WELL,
-        '42704: user mapping for role "app" on server "clinic" has no API key', $NO_USAGE ],
+        '42704: user mapping for role "app" on server "clinic" has no valid API key', $NO_USAGE ],
     [ 'and dropped', 'DROP USER MAPPING FOR app SERVER clinic', $WELL, $WELL, $NO_USAGE ],
     [ 'USAGE revoked', 'REVOKE USAGE ON FOREIGN SERVER clinic FROM app', $WELL, $NO_USAGE, $NO_USAGE ],
     [ 'USAGE for a group', 'GRANT USAGE ON FOREIGN SERVER clinic TO clerks; GRANT clerks TO app', $WELL, $WELL, $NO_USAGE ],
@@ -189,7 +189,7 @@ subtest 'a request cannot be redirected' => sub {
         CREATE USER MAPPING FOR admin SERVER mine"), '', 'a server of its own');
     is(say_as('admin', "ALTER USER MAPPING FOR admin SERVER mine OPTIONS (ADD api_key_file '" . $api->api_key_file . "')"),
         $denied->('api_key_file'), 'but no file of the server\'s as a key');
-    is(outcome('admin'), '42704: user mapping for role "admin" on server "mine" has no API key', 'nor another server\'s key');
+    is(outcome('admin'), '42704: user mapping for role "admin" on server "mine" has no valid API key', 'nor another server\'s key');
 };
 
 $_->quit for grep { defined } @session{qw(admin app stranger leaver)};

@@ -159,7 +159,7 @@ subtest 'a role that has only USAGE' => sub {
     like(ask('SELECT umoptions FROM pg_user_mappings', role => 'mapped', untold => 1), $stored, 'a mapped role sees its own, as everywhere');
     # A mapping of its own, empty or not, shows nobody else's.
     like(ask("CREATE USER MAPPING FOR app SERVER server_$servers; " . call($app), role => 'app'),
-        qr/42704: user mapping for role "app" on server "\w+" has no API key/, 'its own mapping brings no other key');
+        qr/42704: user mapping for role "app" on server "\w+" has no valid API key/, 'its own mapping brings no other key');
     ask("CREATE SERVER mine FOREIGN DATA WRAPPER onesignal OPTIONS (app_id '$app')", role => 'owner');
     unlike(ask(call($app) . '; SELECT * FROM pg_user_mappings', role => 'owner'), qr/\Q$key\E|$stored/, 'nor does a server of its own');
 };

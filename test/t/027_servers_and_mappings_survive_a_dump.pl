@@ -51,7 +51,7 @@ $dump = copy('by_dumper', 'dumper');
 is($node->safe_psql('by_dumper', $options), $dumped, 'by another: the servers');
 like($dump, qr/^CREATE USER MAPPING FOR public SERVER clinic;$/mi, 'by another: an empty mapping');
 unlike($dump, qr/\Q$other->{api_key}\E|api_key/, 'by another: no key');
-is(outcome('by_dumper', $api->app_id), '42704: user mapping for PUBLIC on server "clinic" has no API key', 'which is an error when it is used');
+is(outcome('by_dumper', $api->app_id), '42704: user mapping for PUBLIC on server "clinic" has no valid API key', 'which is an error when it is used');
 $node->safe_psql('by_dumper', "ALTER USER MAPPING FOR PUBLIC SERVER clinic OPTIONS (ADD api_key_file '" . $api->api_key_file . "')");
 is(outcome('by_dumper', $api->app_id), 200, 'until the key is there');
 
