@@ -47,7 +47,6 @@ const char *const queue_state_names[QUEUE_STATES] = {
 /* The open transaction, or the last one. */
 static struct
 {
-	bool		open;
 	bool		in_procedure;
 	Installation installation;
 } transaction;
@@ -63,7 +62,6 @@ queue_begin(bool in_procedure)
 	bool		found;
 
 	transaction.in_procedure = in_procedure;
-	transaction.open = false;
 	if (!in_procedure)
 	{
 		SetCurrentStatementStartTimestamp();
@@ -84,8 +82,6 @@ queue_begin(bool in_procedure)
 		PushActiveSnapshot(GetTransactionSnapshot());	/* SPI wants one; each statement takes its own */
 		SPI_connect();
 	}
-	/* Only now does queue_abandon() have a user to put back. */
-	transaction.open = found;
 	if (found)
 		owner_enter(installation);
 	else if (!in_procedure)
@@ -99,8 +95,6 @@ queue_commit(void)
 {
 	MemoryContext old = CurrentMemoryContext;
 
-	Assert(transaction.open);
-	transaction.open = false;
 	owner_leave(&transaction.installation);
 	if (transaction.in_procedure)
 		SPI_commit();
@@ -115,19 +109,10 @@ queue_commit(void)
 }
 
 void
-queue_abandon(void)
-{
-	if (transaction.open)
-		SetUserIdAndSecContext(transaction.installation.user, transaction.installation.sec_context);
-	transaction.open = false;
-}
-
-void
 queue_call_begin(FunctionCallInfo fcinfo)
 {
 	CallContext *context = (CallContext *) fcinfo->context;
 
-	transaction.open = false;	/* an earlier call may have failed, and its abort has put the user back */
 	if (context == NULL || !IsA(context, CallContext) || context->atomic)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TRANSACTION_TERMINATION),

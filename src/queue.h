@@ -198,9 +198,6 @@ typedef struct QueueApp
 extern const Installation *queue_begin(bool in_procedure);
 extern void queue_commit(void);
 
-/* After an error: restores the user; the caller aborts the transaction, which does the rest. */
-extern void queue_abandon(void);
-
 /*
  * For a procedure that commits: raises 2D000 where it cannot, connects to SPI,
  * and ends the transaction that CALL began.
