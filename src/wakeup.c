@@ -5,7 +5,8 @@
  * A commit starts the database's worker, which leaves when nothing falls due
  * any more.  The danger is a commit that comes just when the worker leaves:
  * nobody would deliver its rows.  So each database has a slot in shared memory,
- * with a state and a flag "wake".  Rows are visible before "wake" is set.
+ * with a state and a flag "wake".  Rows are visible, and changes of the
+ * catalogs announced, before "wake" is set.
  *
  * Commit: one critical section sets "wake" and reads the state.  RUNNING: the
  * commit sets the worker's latch.  STARTING, for less than ten seconds: a
@@ -68,6 +69,7 @@
 #include "storage/shmem.h"
 #include "storage/spin.h"
 #include "utils/builtins.h"
+#include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
@@ -303,18 +305,32 @@ wakeup_worker(Oid database, bool may_start)
  */
 static TransactionId requested_in = InvalidTransactionId;
 
+/* The transaction that is ending wakes the worker. */
+static bool wakes = false;
+
 static void
 on_transaction_end(XactEvent event, void *arg pg_attribute_unused())
 {
 	Installation installation;
 
+	wakes = false;
 	/* It was rolled back, or belongs to an earlier transaction. */
 	if (!TransactionIdIsCurrentTransactionId(requested_in))
 		return;
 	if (event == XACT_EVENT_PRE_PREPARE && owner_find(&installation))
 		LockRelationOid(installation.message_table, RowExclusiveLock);
-	if (event == XACT_EVENT_PREPARE || event == XACT_EVENT_COMMIT)
-		wakeup_worker(MyDatabaseId, settings_enabled && settings_background_delivery);
+	wakes = event == XACT_EVENT_PREPARE || event == XACT_EVENT_COMMIT;
+}
+
+/* Before this, a worker may look for a changed server or user mapping and find the old one in its caches. */
+static void
+on_release(ResourceReleasePhase phase, bool is_commit pg_attribute_unused(), bool is_top_level,
+		   void *arg pg_attribute_unused())
+{
+	if (!wakes || !is_top_level || phase != RESOURCE_RELEASE_AFTER_LOCKS)
+		return;
+	wakes = false;
+	wakeup_worker(MyDatabaseId, settings_enabled && settings_background_delivery);
 }
 
 void
@@ -330,7 +346,10 @@ wakeup_request(void)
 	wakeup_attach();
 	/* PostgreSQL would keep a second registration beside the first. */
 	if (!registered)
+	{
 		RegisterXactCallback(on_transaction_end, NULL);
+		RegisterResourceReleaseCallback(on_release, NULL);
+	}
 	registered = true;
 	if (!TransactionIdIsCurrentTransactionId(requested_in))
 		requested_in = GetCurrentTransactionId();
