@@ -115,38 +115,29 @@ append_converted(StringInfo out, const char *bytes, int length, bool as_json)
 {
 	int			encoding = text_encoding();
 	Oid			conversion = encoding == PG_UTF8 ? InvalidOid : FindDefaultConversionProc(PG_UTF8, encoding);
-	int			valid = 0;		/* so many bytes are UTF-8; the next one, if there is one, is not */
+	int			size;
 
-	while (length > 0)
+	for (; length > 0; bytes += size, length -= size)
 	{
-		int			done = 0;
-		int			bad = 0;
+		int			valid = pg_encoding_verifymbchar(PG_UTF8, bytes, length);
+		bool		done = valid > 0;
+		int			room = MAX_CONVERSION_GROWTH * valid + 1;
 
-		if (valid == 0)
-			valid = pg_encoding_verifymbstr(PG_UTF8, bytes, length);
-		if (encoding == PG_UTF8)
+		size = Max(valid, 1);
+		if (done && (valid == 1 || encoding == PG_UTF8))
+			appendBinaryStringInfo(out, bytes, size);
+		else if (done)
 		{
-			appendBinaryStringInfo(out, bytes, valid);
-			done = valid;
-		}
-		else if (OidIsValid(conversion))
-		{
-			int			room = valid * MAX_CONVERSION_GROWTH + 1;
-
 			enlargeStringInfo(out, room);
-			done = pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding, (unsigned char *) bytes, valid,
-												 (unsigned char *) out->data + out->len, room, true);
+			done = OidIsValid(conversion) &&
+				pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding, (unsigned char *) bytes, size,
+											  (unsigned char *) out->data + out->len, room, true) == size;
 			out->len += strlen(out->data + out->len);
 		}
-		if (done < length)
-			bad = done < valid ? pg_encoding_mblen(PG_UTF8, bytes + done) : 1;
-		if (bad > 0 && as_json)
+		if (!done && as_json)
 			appendStringInfoChar(out, '?');
-		else
-			append_values(out, bytes + done, bad);
-		bytes += done + bad;
-		length -= done + bad;
-		valid = Max(valid - done - bad, 0);
+		else if (!done)
+			append_values(out, bytes, size);
 	}
 }
 

@@ -80,8 +80,6 @@ typedef struct CancelRun
 	MemoryContext scratch;		/* of one answer */
 } CancelRun;
 
-/* ---- results ---- */
-
 /* NULL without errors.  Only the array is in the results' context. */
 static ArrayType *
 keep_errors(CancelRun *run, const CancelOutcome *outcome)
@@ -113,7 +111,7 @@ next_item(CancelRun *run, int64 now, int64 *next)
 		int64		due = Max(item->retry_us, run->not_before_us);
 
 		if (item->checking)
-			due = Max(now, run->view_next_us) + checks++ * VIEW_PAUSE_US;
+			due = Max(now, run->view_next_us) + checks * VIEW_PAUSE_US;
 		if (Max(now, due) - item->begun_us >= settings_timeout * INT64CONST(1000))
 		{
 			dlist_delete(&item->node);
@@ -122,6 +120,7 @@ next_item(CancelRun *run, int64 now, int64 *next)
 		}
 		if (due <= now)
 			return item;
+		checks += item->checking;
 		*next = Min(*next, due);
 	}
 
@@ -273,11 +272,8 @@ run_to_end(CancelRun *run)
 			finish_exchange(run, answer);
 		if (http_clock_us() >= run->show_us)
 		{
-			char		activity[128];
-
-			/* for pg_stat_activity */
-			snprintf(activity, sizeof(activity), "onesignal_cancel_batch: %d of %d", run->done, run->count);
-			pgstat_report_activity(STATE_RUNNING, activity);
+			pgstat_report_activity(STATE_RUNNING,
+								   psprintf("onesignal_cancel_batch: %d of %d", run->done, run->count));
 			run->show_us = http_clock_us() + SHOW_US;
 		}
 	}
@@ -309,7 +305,6 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 		run.scratch = AllocSetContextCreate(CurrentMemoryContext, "onesignal answer", ALLOCSET_DEFAULT_SIZES);
 		run.items = MemoryContextAllocExtended(CurrentMemoryContext, sizeof(CancelItem) * (Size) count,
 											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
-		dlist_init(&run.waiting);
 		run.show_us = count > 1 ? http_clock_us() + SHOW_US : PG_INT64_MAX;
 		pace_init(&run.pace, count == 1 ? 0 : credentials.rate_limit);
 		run_to_end(&run);
@@ -327,12 +322,13 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 /* ---- the SQL functions ---- */
 
 static void
-require_argument(FunctionCallInfo fcinfo, int number, const char *name)
+require_argument(FunctionCallInfo fcinfo, int number, const char *name, const char *hint)
 {
 	if (PG_ARGISNULL(number))
 		ereport(ERROR,
 				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
 				 errmsg("%s must not be null", name),
+				 hint != NULL ? errhint("%s", hint) :
 				 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", name)));
 }
 
@@ -345,12 +341,7 @@ result_values(const CancelItem *item, ArrayType *no_errors, Datum *values, bool 
 	values[2] = PointerGetDatum(item->errors != NULL ? item->errors : no_errors);
 }
 
-/*
- * onesignal_cancel(app_id uuid, message_id uuid) RETURNS onesignal_cancel_result
- *
- * Raises an error only for problems that the caller can fix.  What OneSignal
- * or the network does is in the row.
- */
+/* This and the next raise errors only for problems that the caller can fix.  What OneSignal does is in the row. */
 Datum
 onesignal_cancel(PG_FUNCTION_ARGS)
 {
@@ -359,8 +350,8 @@ onesignal_cancel(PG_FUNCTION_ARGS)
 	CancelItem *item;
 	TupleDesc	descriptor;
 
-	require_argument(fcinfo, 0, "app_id");
-	require_argument(fcinfo, 1, "message_id");
+	require_argument(fcinfo, 0, "app_id", NULL);
+	require_argument(fcinfo, 1, "message_id", NULL);
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	item = cancel_messages(PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1), 1);
@@ -368,12 +359,7 @@ onesignal_cancel(PG_FUNCTION_ARGS)
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), values, nulls)));
 }
 
-/*
- * onesignal_cancel_batch(app_id uuid, message_ids uuid[])
- * RETURNS TABLE (message_id uuid, status integer, success boolean, errors text[])
- *
- * One row for each element, in the array's order.
- */
+/* One row for each element, in the array's order. */
 Datum
 onesignal_cancel_batch(PG_FUNCTION_ARGS)
 {
@@ -384,12 +370,8 @@ onesignal_cancel_batch(PG_FUNCTION_ARGS)
 	CancelItem *items;
 	int			count;
 
-	require_argument(fcinfo, 0, "app_id");
-	if (PG_ARGISNULL(1))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("message_ids must not be null"),
-				 errhint("array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.")));
+	require_argument(fcinfo, 0, "app_id", NULL);
+	require_argument(fcinfo, 1, "message_ids", "array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.");
 	array = PG_GETARG_ARRAYTYPE_P(1);
 	if (array_contains_nulls(array))
 		ereport(ERROR,
@@ -415,7 +397,7 @@ onesignal_cancel_batch(PG_FUNCTION_ARGS)
 	return (Datum) 0;
 }
 
-/* onesignal_cancel_version() RETURNS text: what a bug report should say */
+/* What a bug report should say. */
 Datum
 onesignal_cancel_version(PG_FUNCTION_ARGS)
 {
