@@ -111,7 +111,7 @@ next_item(CancelRun *run, int64 now, int64 *next)
 		int64		due = Max(item->retry_us, run->not_before_us);
 
 		if (item->checking)
-			due = Max(now, run->view_next_us) + checks++ * VIEW_PAUSE_US;
+			due = Max(now, run->view_next_us) + checks * VIEW_PAUSE_US;
 		if (Max(now, due) - item->begun_us >= settings_timeout * INT64CONST(1000))
 		{
 			dlist_delete(&item->node);
@@ -120,6 +120,7 @@ next_item(CancelRun *run, int64 now, int64 *next)
 		}
 		if (due <= now)
 			return item;
+		checks += item->checking;
 		*next = Min(*next, due);
 	}
 
