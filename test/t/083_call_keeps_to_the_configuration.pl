@@ -116,10 +116,11 @@ for my $preload (1, 0)
         $node->safe_psql('postgres', 'DELETE FROM onesignal_message');
         return $count;
     };
-    $node->safe_psql('postgres', 'ALTER DATABASE postgres SET onesignal_cancel.max_in_flight = 3');
+    # One that times out would make room for another.
+    $node->safe_psql('postgres', "ALTER DATABASE postgres SET onesignal_cancel.max_in_flight = 3; ALTER DATABASE postgres SET onesignal_cancel.timeout = '1min'");
     is($together->(''), 3, "$how: max_in_flight of ALTER DATABASE");
     is($together->("SET onesignal_cancel.max_in_flight = 800"), 3, "$how: SET does not raise it");
-    $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET onesignal_cancel.max_in_flight');
+    $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET onesignal_cancel.max_in_flight; ALTER DATABASE postgres RESET onesignal_cancel.timeout');
 
     # ---- read-only ----
 
