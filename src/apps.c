@@ -387,29 +387,6 @@ apps_save_at(void)
 	return dlist_is_empty(&unsaved) ? DT_NOEND : save_after;
 }
 
-static QueueApp *
-describe_app(DeliveryApp *app)
-{
-	const DeliveryLane *lane = app->paused_lane;
-	QueueApp   *row = &app->row;
-
-	row->pace = app->pace.rate;
-	row->circuit_until = 0;
-	row->circuit_role = row->circuit_reason = NULL;
-	if (app->circuit.open)		/* it comes before that of a lane */
-	{
-		row->circuit_until = app->circuit.open_until;
-		row->circuit_reason = app->reason;
-	}
-	else if (lane != NULL && lane->circuit.open)
-	{
-		row->circuit_until = lane->circuit.open_until;
-		row->circuit_role = NameStr(lane->key.requested_by);
-		row->circuit_reason = lane->reason;
-	}
-	return row;
-}
-
 /* All at once, or if somebody has a row locked, one by one; what is not saved then is saved later. */
 void
 apps_save(void)
@@ -422,13 +399,28 @@ apps_save(void)
 
 	if (dlist_is_empty(&unsaved))
 		return;
-	dlist_foreach_modify(iter, &unsaved)
-		count++;
-	rows = palloc(sizeof(QueueApp *) * count);
-	count = 0;
+	rows = palloc(sizeof(QueueApp *) * hash_get_num_entries(apps));
 	dlist_foreach_modify(iter, &unsaved)
 	{
-		rows[count++] = describe_app(dlist_container(DeliveryApp, unsaved.node, iter.cur));
+		DeliveryApp *app = dlist_container(DeliveryApp, unsaved.node, iter.cur);
+		const DeliveryLane *lane = app->paused_lane;
+		QueueApp   *row = &app->row;
+
+		row->pace = app->pace.rate;
+		row->circuit_until = 0;
+		row->circuit_role = row->circuit_reason = NULL;
+		if (app->circuit.open)	/* it comes before that of a lane */
+		{
+			row->circuit_until = app->circuit.open_until;
+			row->circuit_reason = app->reason;
+		}
+		else if (lane != NULL && lane->circuit.open)
+		{
+			row->circuit_until = lane->circuit.open_until;
+			row->circuit_role = NameStr(lane->key.requested_by);
+			row->circuit_reason = lane->reason;
+		}
+		rows[count++] = row;
 	}
 	saved = queue_save_apps(rows, count);
 	dlist_foreach_modify(iter, &unsaved)

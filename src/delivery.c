@@ -76,7 +76,6 @@ static bool may_send;			/* requests may begin in this turn */
 static TimestampTz ending_since;	/* when nothing was left but to wait for these; 0: not yet */
 static TimestampTz stopping_since;	/* 0: it need not stop */
 static TimestampTz turn_at = 0; /* when the last turn began */
-static bool running = false;
 static bool cautious = false;	/* the last run ended in an error */
 
 /* ---- taking answers ---- */
@@ -321,11 +320,12 @@ visit_tables(const DeliveryOptions *options)
 void
 delivery_end(void)
 {
+	if (lanes_taken() > 0)
+		wakeup_raise_doubt();
 	http_abandon();
 	if (delivery_context != NULL)
 		MemoryContextDelete(delivery_context);
 	delivery_context = NULL;
-	running = false;
 }
 
 /*
@@ -461,7 +461,7 @@ delivery_error_context(void *arg pg_attribute_unused())
 static void
 delivery_exit(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 {
-	if (running)
+	if (lanes_taken() > 0)
 		wakeup_raise_doubt();
 }
 
@@ -472,7 +472,7 @@ begin_run(void)
 
 	if (!registered)
 		before_shmem_exit(delivery_exit, 0);
-	registered = running = true;
+	registered = true;
 	dlist_init(&answered);
 	answered_count = 0;
 	waiting = (pairingheap) {.ph_compare = place_compare};
@@ -505,8 +505,6 @@ delivery_run(const DeliveryOptions *options)
 	}
 	PG_CATCH();
 	{
-		if (lanes_taken() > 0)
-			wakeup_raise_doubt();
 		delivery_end();
 		cautious = true;
 		PG_RE_THROW();
@@ -514,9 +512,7 @@ delivery_run(const DeliveryOptions *options)
 	PG_END_TRY();
 	error_context_stack = context.previous;
 	MemoryContextSwitchTo(old);
-	running = false;
-	if (lanes_taken() > 0)		/* the extension is gone, or rows stay locked */
-		wakeup_raise_doubt();
+	/* The extension is gone, rows stay locked, or it had to stop. */
 	if (lanes_taken() > 0 || stopping_since != 0)
 		delivery_end();
 	else

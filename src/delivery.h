@@ -51,7 +51,7 @@ extern void delivery_end(void);
 /* All that is known, until it is forgotten. */
 extern MemoryContext delivery_context;
 
-/* Where something stands: in one list, in one heap (the soonest first), or nowhere. */
+/* Where something stands: in one list, in one heap, or nowhere. */
 typedef struct Place
 {
 	void	   *owner;			/* what stands here */
@@ -60,6 +60,7 @@ typedef struct Place
 	dlist_head *list;			/* NULL: in none */
 	pairingheap *heap;			/* NULL: in none */
 	TimestampTz at;				/* its order in the heap */
+	int64		turn;			/* its order among equals: the number of its last request, of all that began */
 } Place;
 
 /* What requests of a lane are made with.  Requests that are on the wire share it. */
@@ -98,7 +99,6 @@ typedef struct DeliveryApp
 	pairingheap queue;			/* those that have rows */
 	dlist_head	hungry;			/* those that need rows */
 	Place		place;			/* lanes.c says where */
-	int64		turn;			/* the number of its last request, among those of all apps */
 } DeliveryApp;
 
 struct DeliveryLane
@@ -128,6 +128,7 @@ struct DeliveryLane
 	TimestampTz fetched_at;
 	QueuePosition position;		/* where the next fetch begins */
 	bool		exhausted;		/* the end has been read */
+	bool		searching;		/* nothing that was read is due, and there is more to read */
 	TimestampTz rewind_at;		/* when to read from the head again; DT_NOEND: no need */
 	TimestampTz rested_at;		/* not before, since reading took long */
 	TimestampTz failing_since;	/* the oldest first attempt of a row that still waits; 0: none */

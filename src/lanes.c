@@ -69,8 +69,10 @@ static HTAB *items = NULL;
 static Wire wire;
 static Trust run_trust;
 static int	buffered;			/* rows in all buffers */
-static pairingheap ready;		/* in the order of their last turns */
+static pairingheap ready;		/* who has not had a turn for longest is first */
 static int64 turns;
+static TimestampTz turn_began;	/* of the run: what was read since is not old */
+static int	reserved;			/* apps of it whose rows are read again, while it is their turn */
 static dlist_head crowded;
 static dlist_head fetching;
 static pairingheap lane_timers;
@@ -95,11 +97,13 @@ static struct LaneScan
 int
 place_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg)
 {
-	TimestampTz left = pairingheap_const_container(Place, heap_node, a)->at;
-	TimestampTz right = pairingheap_const_container(Place, heap_node, b)->at;
+	const Place *left = pairingheap_const_container(Place, heap_node, a);
+	const Place *right = pairingheap_const_container(Place, heap_node, b);
 
 	(void) arg;
-	return (left < right) - (left > right);
+	if (left->at != right->at)
+		return left->at < right->at ? 1 : -1;
+	return (left->turn < right->turn) - (left->turn > right->turn);
 }
 
 void
@@ -189,9 +193,9 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 	bool		is_paused = probe_at > now && check_at > now;
 
 	place_leave(&lane->place);
-	if (lane->rows != NULL && now - lane->fetched_at > BUFFER_AGE_US)
+	if (lane->rows != NULL && turn_began - lane->fetched_at > BUFFER_AGE_US)
 		drop_rows(lane);
-	if (!is_paused && lane->rewind_at <= now && lane->rested_at <= now)
+	if (!is_paused && !lane->searching && lane->rewind_at <= now && lane->rested_at <= now)
 	{
 		drop_rows(lane);
 		lane->position = (QueuePosition) {.send_after = DT_NOBEGIN};
@@ -241,7 +245,7 @@ app_place(DeliveryApp *app, TimestampTz now)
 		bool		has_room = app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire);
 
 		if (has_room)
-			place_in_heap(&app->place, &ready, app->turn);
+			place_in_heap(&app->place, &ready, 0);
 		else
 			place_in_list(&app->place, &crowded);
 	}
@@ -261,6 +265,8 @@ lanes_tick(TimestampTz now)
 	DeliveryApp *app;
 
 	wire.max = settings_max_in_flight;
+	turn_began = now;
+	reserved = 0;
 	while ((lane = place_take(&lane_timers, now)) != NULL || (lane = place_take(&keyless_timers, now)) != NULL)
 		place_both(lane, now);
 	while ((app = place_take(&app_timers, now)) != NULL)
@@ -353,12 +359,18 @@ scan_lanes(TimestampTz now)
 static int
 fetch_rows(DeliveryLane *lane, TimestampTz now)
 {
-	int			max = buffered < FETCH_TOTAL ? FETCH_ROWS : FETCH_FEW;
-	QueueRow   *rows = MemoryContextAlloc(delivery_context, sizeof(QueueRow) * max);
 	TimestampTz began_at = GetCurrentTimestamp();
-	int			count = queue_fetch(&lane->key, &lane->position, rows, max);
+	double		rate = lane->app->pace.rate;
+	int			max = buffered < FETCH_TOTAL ? FETCH_ROWS : FETCH_FEW;
+	QueueRow   *rows;
+	int			count;
 	int			due = 0;
 
+	/* Not many more than may be sent before they are old. */
+	if (rate > 0 && rate < FETCH_ROWS && !lane->searching)
+		max = Min(max, FETCH_FEW + (int) (rate * BUFFER_AGE_US / USECS_PER_SEC));
+	rows = MemoryContextAlloc(delivery_context, sizeof(QueueRow) * max);
+	count = queue_fetch(&lane->key, &lane->position, rows, max);
 	lane->rested_at = Max(lane->rested_at, began_at) + (REST + 1) * (GetCurrentTimestamp() - began_at);
 	lane->exhausted = count < max;
 	if (count > 0)
@@ -382,6 +394,8 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 		else
 			lane->rewind_at = Min(lane->rewind_at, row->next_attempt_at);
 	}
+	/* Or what is due at the lane's end would never be reached while others commit all the time. */
+	lane->searching = due == 0 && !lane->exhausted;
 	if (due == 0)
 	{
 		pfree(rows);
@@ -454,8 +468,7 @@ lanes_fill(const Installation *installation, TimestampTz now)
 DeliveryItem *
 lanes_take(TimestampTz now)
 {
-	int			tries = RELIEF_TRIES;
-	int			stale = 0;
+	int			tries = wire.in_flight < wire.max ? RELIEF_TRIES : 0;
 	DeliveryItem *item;
 
 	/* When nothing is on the wire, whoever has something to send is let in, however many have not. */
@@ -468,10 +481,10 @@ lanes_take(TimestampTz now)
 		MessageId	id = {.app_id = app->row.app_id};
 
 		place_both(lane, now);
-		if (app->place.list == &fetching && ++stale < FETCH_LANES)
-			continue;
+		if (app->place.list == &fetching)
+			reserved++;
 		/* Its turn is not another's while its rows are read again. */
-		if (stale > 0)
+		if (reserved > 0 && reserved >= Min(run_trust.limit - run_trust.unrecorded, wire.max - wire.in_flight))
 			return NULL;
 		if (app->place.heap != &ready || lane->place.heap != &app->queue)
 			continue;
@@ -480,7 +493,6 @@ lanes_take(TimestampTz now)
 			place_in_heap(&app->place, &app_timers, pace_next(&app->pace, now));
 			continue;
 		}
-		app->turn = ++turns;
 		id.message_id = lane->rows[lane->row_next].message_id;
 		item = hash_search(items, &id, HASH_ENTER, NULL);
 		*item = (DeliveryItem) {.id = id, .place.owner = item, .lane = lane, .key = lane->credentials, .begun = now};
@@ -495,7 +507,8 @@ lanes_take(TimestampTz now)
 		circuit_begin(&app->circuit);
 		circuit_begin(&lane->circuit);
 		allowance_begin(&app->allowance, &wire);
-		place_both(lane, now);
+		app->place.turn = lane->place.turn = ++turns;
+		place_both(lane, now);	/* behind the others */
 		return item;
 	}
 	return NULL;
@@ -504,7 +517,7 @@ lanes_take(TimestampTz now)
 int
 lanes_taken(void)
 {
-	return run_trust.unrecorded;
+	return delivery_context != NULL ? run_trust.unrecorded : 0;
 }
 
 bool
@@ -528,7 +541,6 @@ lanes_end_request(DeliveryItem *item, bool answered)
 void
 lanes_settle(DeliveryItem *item, TimestampTz next_due)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	DeliveryLane *lane = item->lane;
 
 	apps_release_key(item->key);
@@ -539,7 +551,7 @@ lanes_settle(DeliveryItem *item, TimestampTz next_due)
 	lane->app->trust.unrecorded--;
 	run_trust.unrecorded--;
 	lane->rewind_at = Min(lane->rewind_at, next_due);
-	place_both(lane, now);
+	place_both(lane, GetCurrentTimestamp());
 }
 
 void

@@ -241,7 +241,7 @@ allowance_permits(const Allowance *allowance, const Wire *wire)
 	if (allowance->proven)
 		return true;
 	if (allowance->in_flight == 0)
-		return left > wire->max / PROVEN_RESERVE;
+		return wire->unproven < wire->max - wire->max / PROVEN_RESERVE;
 	return wire->unproven < (left + wire->unproven) / UNPROVEN_PART;
 }
 

@@ -74,7 +74,6 @@ static const Setting worker_settings[] = {
 	{"transaction_timeout", "0"},	/* PostgreSQL 17 and newer */
 };
 
-/* owner_settle() was called. */
 static bool settled = false;
 
 /* ---- finding ---- */

@@ -808,6 +808,20 @@ test_allowance_of_many(void)
 	for (size_t i = 40; i < lengthof(apps); i++)
 		(void) begin_all(&apps[i], &wire, 1000);
 	check(allowance_permits(&proven, &wire), "allowance: ten thousand that hang keep no proven one from the wire");
+
+	/* The more there are that want more, the less they leave. */
+	wire = (Wire) {.max = 800};
+	for (size_t i = 0; i < 1000; i++)
+	{
+		Allowance  *app = &apps[i % 100];
+
+		if (i < 100)
+			*app = (Allowance) {.limit = 800, .proven = true};
+		(void) begin_all(app, &wire, 1);
+	}
+	proven = (Allowance) {.limit = ALLOWANCE_FIRST};
+	allowance_end(&apps[0], &wire, true);
+	check(allowance_permits(&proven, &wire), "allowance: a hundred that are answered leave their next place to a new one");
 	wire = (Wire) {.max = 1};
 	apps[0] = (Allowance) {.limit = ALLOWANCE_FIRST};
 	check(begin_all(&apps[0], &wire, 10) == 1, "allowance: with room for one, one begins");
