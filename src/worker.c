@@ -149,6 +149,7 @@ deliverer_unlock(void)
 static void
 worker_exit(int code pg_attribute_unused(), Datum arg pg_attribute_unused())
 {
+	disable_all_timeouts(false);	/* on_second() reads MyProc, which soon is there no more */
 	wakeup_leave(GetCurrentTimestamp() + WAKEUP_RESTART_AFTER, true);
 	deliverer_unlock();
 }
