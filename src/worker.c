@@ -5,12 +5,10 @@
  * The protocol of starting, waking and leaving, with its steps, is in wakeup.c.
  *
  * COMMIT PREPARED wakes nobody.  So while a prepared transaction holds a lock
- * on onesignal_message, the worker stays and looks for rows again and again:
- * each time after a sixtieth of the time that has passed since somebody woke
- * it, at most after a minute.  It asks about the lock before it looks for rows,
- * and locks are released after rows are visible: when there is no lock any
- * more, the look sees all rows.  Shared memory forgets in a crash, so a worker
- * also asks when it starts.
+ * on onesignal_message, the worker stays and looks for rows again and again,
+ * each time after a sixtieth of the time since the set of them changed, at most
+ * after a minute.  It asks about the lock first: locks go after rows are visible.
+ * Shared memory forgets in a crash, so a worker also asks when it starts.
  *
  * A session that drops, renames or copies the database locks it, and waits up
  * to five seconds for all others to leave.  The worker then hands over to a
@@ -51,9 +49,6 @@
 /* How often a waiting worker looks at the database's lock. */
 #define LOOK			USECS_PER_SEC
 
-/* How soon it looks at least for what was prepared. */
-#define PREPARED_MIN	INT64CONST(10000)
-
 /* Seconds to wait after a failed run: they double up to this. */
 #define PAUSE_MAX		60
 
@@ -76,8 +71,9 @@ static bool stays = false;
 
 static MemoryContext worker_context;
 
-/* When it was last woken, or began; when to ask about prepared transactions, DT_NOEND: there are none. */
-static TimestampTz woken_at = 0;
+/* The sum of the prepared transactions' ids, and since when; when to ask about them, DT_NOEND: there are none. */
+static uint64 prepared = 0;
+static TimestampTz prepared_at = 0;
 static TimestampTz ask_at = 0;
 
 /* ---- waiting, for all processes of ours ---- */
@@ -160,8 +156,7 @@ on_second(void)
 {
 	static int	seconds = 0;
 
-	if (!ShutdownRequestPending ||
-		(++seconds <= STOP_WITHIN && MyProc->waitStatus != PROC_WAIT_STATUS_WAITING))
+	if (!ShutdownRequestPending || (++seconds <= STOP_WITHIN && MyProc->waitStatus != PROC_WAIT_STATUS_WAITING))
 		return;
 	/* As PostgreSQL's own handler of SIGTERM does. */
 	InterruptPending = true;
@@ -193,7 +188,7 @@ was_woken(void)
 	const Installation *installation;
 
 	if (wakeup_take())
-		woken_at = ask_at = now;
+		ask_at = now;
 	if (now < ask_at)
 		return false;
 	ask_at = DT_NOEND;
@@ -201,16 +196,21 @@ was_woken(void)
 	{
 		VirtualTransactionId *holder;
 		LOCKTAG		tag;
+		uint64		sum = 0;
 		bool		more;
 
 		/* Who has a lock that changing the table takes?  Prepared before the last start of the server, or since. */
 		SET_LOCKTAG_RELATION(tag, MyDatabaseId, installation->message_table);
 		holder = GetLockConflicts(&tag, ShareLock, NULL);
 		for (; VirtualTransactionIdIsValid(*holder); holder++)
-			if (VirtualTransactionIdIsRecoveredPreparedXact(*holder) ||
-				TransactionIdIsValid(TwoPhaseGetXidByVirtualXID(*holder, &more)))
-				ask_at = now + Min(Max((now - woken_at) / 60, PREPARED_MIN), USECS_PER_MINUTE);
+			sum += VirtualTransactionIdIsRecoveredPreparedXact(*holder) ? holder->localTransactionId :
+				TwoPhaseGetXidByVirtualXID(*holder, &more);
 		queue_commit();
+		prepared_at = sum == prepared ? prepared_at : now;
+		/* Once more after the last: rows are visible before COMMIT PREPARED announces changes of the catalogs. */
+		if (sum != 0 || prepared != 0)
+			ask_at = now + Min(Max((now - prepared_at) / 60, INT64CONST(10000)), USECS_PER_MINUTE);
+		prepared = sum;
 	}
 	return true;
 }
@@ -362,7 +362,6 @@ worker_main(Datum arg)
 	/* An outcome that a crash undoes is delivered again: no need to wait for standbys. */
 	if (synchronous_commit > SYNCHRONOUS_COMMIT_LOCAL_FLUSH)
 		SetConfigOption("synchronous_commit", "local", PGC_SUSET, PGC_S_OVERRIDE);
-	woken_at = GetCurrentTimestamp();
 	worker_context = AllocSetContextCreate(TopMemoryContext, "onesignal_cancel worker", ALLOCSET_DEFAULT_SIZES);
 	if (sigsetjmp(after_error, 1) != 0)
 		recover();

@@ -130,6 +130,12 @@ for my $preload (1, 0)
     $node->safe_psql('postgres', prepare_sql('long', $id = $api->schedule));
     sleep 4;
     ok(Workers::wait_for_worker($node, 'postgres'), "$how: it is watched for a while");
+    # Others that commit meanwhile do not make it look more often.
+    my $count = "SELECT xact_commit FROM pg_stat_database WHERE datname = 'postgres'";
+    my $before = $node->safe_psql('postgres', $count);
+    $node->safe_psql('postgres', join '', map { Workers::insert_sql($api, $api->schedule) . ' SELECT pg_sleep(0.25);' } 1 .. 12);
+    my $transactions = $node->safe_psql('postgres', $count) - $before;
+    cmp_ok($transactions, '<', 450, "$how: beside other requests, too");
     $node->safe_psql('postgres', "COMMIT PREPARED 'long'");
     ok(Workers::wait_for($node, 'postgres', $id, 'canceled'), "$how: and delivered");
 
