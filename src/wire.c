@@ -52,11 +52,7 @@ local_port(int fd)
 	return getsockname(fd, (struct sockaddr *) &address, &length) == 0 ? pg_ntoh16(address.sin6_port) : 0;
 }
 
-/*
- * libcurl 7.88 does not tell when it closes a socket that was never connected,
- * nor does c-ares, which resolves names for some builds of libcurl.  The next
- * file gets its number.
- */
+/* libcurl 7.88 closes what was never connected, and c-ares its sockets, untold: the next file gets the number. */
 static bool
 is_there(const WatchedSocket *watched)
 {
