@@ -391,7 +391,7 @@ apps_save_at(void)
 void
 apps_save(void)
 {
-	dlist_mutable_iter iter;
+	dlist_iter	iter;
 	QueueApp  **rows;
 	int			count = 0;
 	int			failures = 0;
@@ -400,7 +400,7 @@ apps_save(void)
 	if (dlist_is_empty(&unsaved))
 		return;
 	rows = palloc(sizeof(QueueApp *) * hash_get_num_entries(apps));
-	dlist_foreach_modify(iter, &unsaved)
+	dlist_foreach(iter, &unsaved)
 	{
 		DeliveryApp *app = dlist_container(DeliveryApp, unsaved.node, iter.cur);
 		const DeliveryLane *lane = app->paused_lane;
@@ -423,19 +423,22 @@ apps_save(void)
 		rows[count++] = row;
 	}
 	saved = queue_save_apps(rows, count);
-	dlist_foreach_modify(iter, &unsaved)
+	for (; count > 0 && failures < SAVE_FAILURES; count--)
 	{
-		DeliveryApp *app = dlist_container(DeliveryApp, unsaved.node, iter.cur);
+		DeliveryApp *app = dlist_head_element(DeliveryApp, unsaved.node, &unsaved);
 		QueueApp   *row = &app->row;
 
+		place_leave(&app->unsaved);
 		if (saved || queue_save_apps(&row, 1))
 		{
 			memset(row->totals, 0, sizeof(row->totals));
 			set_text(&row->last_error, NULL);
-			place_leave(&app->unsaved);
 		}
-		else if (++failures == SAVE_FAILURES)
-			break;
+		else
+		{
+			place_in_list(&app->unsaved, &unsaved); /* behind the others */
+			failures++;
+		}
 	}
 	save_after = GetCurrentTimestamp() + SAVE_US;
 }

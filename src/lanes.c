@@ -184,7 +184,7 @@ lane_starve(DeliveryLane *lane)
 	place_in_list(&lane->place, &lane->app->hungry);
 }
 
-/* Puts the lane where it belongs now.  app_place() has to follow. */
+/* Puts the lane where it belongs now; one that is hungry keeps its place.  app_place() has to follow. */
 static void
 lane_place(DeliveryLane *lane, TimestampTz now)
 {
@@ -192,7 +192,6 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 	TimestampTz check_at = lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
 	bool		is_paused = probe_at > now && check_at > now;
 
-	place_leave(&lane->place);
 	if (lane->rows != NULL && turn_began - lane->fetched_at > BUFFER_AGE_US)
 		drop_rows(lane);
 	if (!is_paused && !lane->searching && lane->rewind_at <= now && lane->rested_at <= now)
@@ -226,9 +225,13 @@ app_place(DeliveryApp *app, TimestampTz now)
 {
 	TimestampTz opens_at = app_opens_at(app, now);
 	bool		has_rows = !pairingheap_is_empty(&app->queue);
+	/* One lane will do for a probe. */
+	bool		fetches = opens_at <= now && !dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows);
 	DeliveryLane *lane;
 
-	place_leave(&app->place);
+	/* However often a scan finds it, it keeps its place among those that fetch. */
+	if (!fetches)
+		place_leave(&app->place);
 	if (opens_at > now)
 	{
 		/* It may not send: its lanes give up their rows and keys. */
@@ -237,8 +240,7 @@ app_place(DeliveryApp *app, TimestampTz now)
 		if (!dlist_is_empty(&app->hungry))
 			place_in_heap(&app->place, &app_timers, opens_at);
 	}
-	/* One lane will do for a probe. */
-	else if (!dlist_is_empty(&app->hungry) && (!app->circuit.open || !has_rows))
+	else if (fetches)
 		place_in_list(&app->place, &fetching);
 	else if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
 	{
@@ -459,6 +461,8 @@ lanes_fill(const Installation *installation, TimestampTz now)
 		expire_rows(lane, now);
 		if (!lane->key_missing && circuit_next(&lane->circuit, now) <= now)
 			rows += fetch_rows(lane, now);
+		place_leave(&lane->place);
+		place_leave(&app->place);
 		place_both(lane, now);	/* behind the others */
 	}
 }

@@ -31,7 +31,6 @@ typedef struct WatchedSocket
 {
 	int			fd;
 	int			port;			/* local, or 0 */
-	bool		connected;		/* libcurl tells when it closes it */
 	uint32		wanted;			/* WL_SOCKET_*; 0: not watched now */
 	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
 } WatchedSocket;
@@ -53,7 +52,7 @@ local_port(int fd)
 	return getsockname(fd, (struct sockaddr *) &address, &length) == 0 ? pg_ntoh16(address.sin6_port) : 0;
 }
 
-/* libcurl 7.88 does not tell when it closes a socket that was never connected.  The next file gets its number. */
+/* libcurl 7.88 closes what was never connected, and c-ares its sockets, untold: the next file gets the number. */
 static bool
 is_there(const WatchedSocket *watched)
 {
@@ -95,7 +94,8 @@ wire_watch(int fd, bool readable, bool writable)
 	WatchedSocket *watched = find_socket(fd);
 	unsigned int unacknowledged_ms pg_attribute_unused() = 20000;
 
-	if (watched == NULL || (!watched->connected && !is_there(watched)))
+	/* One that goes on being read is the same: no system call for each message. */
+	if (watched == NULL || (!(readable && (watched->wanted & WL_SOCKET_READABLE)) && !is_there(watched)))
 	{
 		wire_closed(fd);
 		if (socket_count == WIRE_SOCKETS_MAX)
@@ -109,8 +109,6 @@ wire_watch(int fd, bool readable, bool writable)
 		(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
 #endif
 	}
-	/* While it connects, it is watched for writing alone. */
-	watched->connected |= readable && watched->port != 0;
 	watched->wanted = (readable ? WL_SOCKET_READABLE : 0) | (writable ? WL_SOCKET_WRITEABLE : 0);
 	/* An idle connection stays in the set for the next request.  Nobody tells the end of a resolver's pipe. */
 	if (watched->wanted == 0 && watched->port == 0)

@@ -1,4 +1,4 @@
-# Pace, circuits and backoff: pure functions of time, tried by programs of their own
+# Pace, circuits and backoff, pure functions of time, and the list of sockets: tried by programs of their own
 # (test/unit), which need no server and print TAP.
 
 use strict;
@@ -59,4 +59,5 @@ sub run_unit
 }
 
 run_unit('pace');
+run_unit('wire');
 done_testing();

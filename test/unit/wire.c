@@ -1,0 +1,170 @@
+/*
+ * wire.c
+ *		A program that tries src/wire.c on sockets that are closed without a word.
+ */
+#include "postgres.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include "miscadmin.h"
+#include "storage/latch.h"
+
+#include "compat.h"
+#include "http.h"
+#include "tap.h"
+
+/* What wire_wait() needs of the server; it is not called here. */
+struct Latch *MyLatch = NULL;
+bool		IsUnderPostmaster = false;
+MemoryContext TopMemoryContext = NULL;
+
+void
+ResetLatch(Latch *latch)
+{
+	(void) latch;
+}
+
+void
+FreeWaitEventSet(WaitEventSet *events)
+{
+	(void) events;
+}
+
+#if PG_VERSION_NUM >= 170000
+WaitEventSet *
+CreateWaitEventSet(ResourceOwner owner, int count)
+{
+	(void) owner;
+	(void) count;
+	return NULL;
+}
+
+uint32
+WaitEventExtensionNew(const char *name)
+{
+	(void) name;
+	return 0;
+}
+#else
+WaitEventSet *
+CreateWaitEventSet(MemoryContext context, int count)
+{
+	(void) context;
+	(void) count;
+	return NULL;
+}
+#endif
+
+int
+AddWaitEventToSet(WaitEventSet *events, uint32 what, pgsocket fd, Latch *latch, void *data)
+{
+	(void) events;
+	(void) what;
+	(void) fd;
+	(void) latch;
+	(void) data;
+	return 0;
+}
+
+int
+WaitEventSetWait(WaitEventSet *events, long timeout, WaitEvent *occurred, int count, uint32 info)
+{
+	(void) events;
+	(void) timeout;
+	(void) occurred;
+	(void) count;
+	(void) info;
+	return 0;
+}
+
+static struct sockaddr_in peer = {.sin_family = AF_INET};
+
+/* A socket connected to the peer, with this number */
+static int
+connected(int type, int fd)
+{
+	int			made = socket(AF_INET, type, 0);
+
+	if (connect(made, (struct sockaddr *) &peer, sizeof(peer)) != 0)
+		return -1;
+	if (made != fd)
+	{
+		dup2(made, fd);
+		close(made);
+	}
+	return fd;
+}
+
+static int
+port_of(int fd)
+{
+	struct sockaddr_in address;
+	socklen_t	length = sizeof(address);
+
+	getsockname(fd, (struct sockaddr *) &address, &length);
+	return ntohs(address.sin_port);
+}
+
+/* As c-ares does: a datagram socket is read, and is closed by itself. */
+static void
+ask_name_server(int fd, bool told)
+{
+	connected(SOCK_DGRAM, fd);
+	wire_watch(fd, true, false);
+	if (told)
+		wire_watch(fd, false, false);
+	close(fd);
+}
+
+static void
+try_connection(int fd, const char *after)
+{
+	char		name[100];
+
+	connected(SOCK_STREAM, fd);
+	wire_watch(fd, false, true);
+	wire_watch(fd, true, false);
+	wire_watch(fd, true, true);
+	snprintf(name, sizeof(name), "%s: the connection is found by its port", after);
+	check(wire_look(port_of(fd), false) == WIRE_OPEN, name);
+	snprintf(name, sizeof(name), "%s: it is close-on-exec", after);
+	check(fcntl(fd, F_GETFD) == FD_CLOEXEC, name);
+	wire_watch(fd, false, false);
+	snprintf(name, sizeof(name), "%s: it is idle", after);
+	check(wire_look(port_of(fd), true) == (WIRE_OPEN | WIRE_IDLE), name);
+	wire_watch(fd, true, false);
+	wire_end(port_of(fd));
+	snprintf(name, sizeof(name), "%s: it can be ended", after);
+	check(send(fd, "x", 1, MSG_NOSIGNAL) < 0, name);
+	wire_closed(fd);
+	close(fd);
+	snprintf(name, sizeof(name), "%s: nothing is left", after);
+	check(wire_count() == 0, name);
+}
+
+int
+main(void)
+{
+	socklen_t	length = sizeof(peer);
+	int			listener = socket(AF_INET, SOCK_STREAM, 0);
+	int			fd = listener + 10;
+
+	peer.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+	if (bind(listener, (struct sockaddr *) &peer, sizeof(peer)) != 0 || listen(listener, 10) != 0 ||
+		getsockname(listener, (struct sockaddr *) &peer, &length) != 0)
+		return 1;
+	try_connection(fd, "at first");
+	ask_name_server(fd, true);
+	try_connection(fd, "after a socket whose end was told");
+	ask_name_server(fd, false);
+	try_connection(fd, "after one whose end was not");
+	connected(SOCK_STREAM, fd);
+	wire_watch(fd, false, true);
+	close(fd);
+	try_connection(fd, "after one that lost the race");
+	return done_testing();
+}
