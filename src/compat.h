@@ -11,10 +11,16 @@
 #include "catalog/pg_foreign_server.h"
 #include "catalog/pg_namespace.h"
 #include "common/jsonapi.h"
+#include "storage/ipc.h"
 #include "storage/latch.h"
+#include "storage/lwlock.h"
+#include "storage/shmem.h"
 #include "utils/acl.h"
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
+#if PG_VERSION_NUM >= 170000
+#include "storage/dsm_registry.h"
+#endif
 #if PG_VERSION_NUM >= 180000
 #include "storage/waiteventset.h"
 #endif
@@ -59,6 +65,38 @@
 #define json_lexer(text, encoding) makeJsonLexContextCstringLen((char *) (text), strlen(text), encoding, false)
 #endif
 #define is_json(text, encoding) (pg_parse_json(json_lexer(text, encoding), &nullSemAction) == JSON_SUCCESS)
+
+#if PG_VERSION_NUM >= 190000
+#define INITIALIZE_PARAMETERS void *memory, void *argument pg_attribute_unused()
+#else
+#define INITIALIZE_PARAMETERS void *memory
+#endif
+
+/*
+ * A few kB of this name for all processes, whether or not the library is
+ * preloaded: the first process that asks makes them.  Before 17 they come from
+ * what PostgreSQL has to spare; if that is used up, this raises an error.
+ */
+static inline void *
+get_shared_memory(const char *name, Size size, void (*initialize) (INITIALIZE_PARAMETERS))
+{
+	bool		found;
+
+#if PG_VERSION_NUM >= 190000
+	return GetNamedDSMSegment(name, size, initialize, &found, NULL);
+#elif PG_VERSION_NUM >= 170000
+	return GetNamedDSMSegment(name, size, initialize, &found);
+#else
+	void	   *memory;
+
+	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
+	memory = ShmemInitStruct(name, size, &found);
+	if (!found)
+		initialize(memory);
+	LWLockRelease(AddinShmemInitLock);
+	return memory;
+#endif
+}
 
 #ifdef CURLINC_CURL_H
 

@@ -202,10 +202,11 @@ transfer_has_unread_tls(HttpExchange *exchange)
 /*
  * Without a length, libcurl sometimes takes the end of an HTTP/2 connection for
  * the end of the answer: after GOAWAY, or when nghttp2 has reset the stream.
- * Only the body shows it then: it is empty, or JSON without its end.
+ * Only the body shows it then: it is JSON without its end, or empty while the
+ * connection is no longer open.
  */
 static bool
-may_be_cut(HttpExchange *exchange)
+is_cut(HttpExchange *exchange)
 {
 	const HttpAnswer *answer = &exchange->answer;
 	curl_off_t	length = -1;
@@ -220,7 +221,7 @@ may_be_cut(HttpExchange *exchange)
 	while (end > 0 && isspace((unsigned char) answer->body[end - 1]))
 		end--;
 	if (end == 0)
-		return version >= CURL_HTTP_VERSION_2_0;
+		return version >= CURL_HTTP_VERSION_2_0 && !(wire_look(exchange->local_port, false) & WIRE_OPEN);
 	first = answer->body[strspn(answer->body, " \t\r\n")];
 	return (first == '{' && answer->body[end - 1] != '}') || (first == '[' && answer->body[end - 1] != ']');
 }
@@ -246,8 +247,7 @@ transfer_conclude(HttpExchange *exchange, CURLcode result)
 		problem = "the answer ended within its headers";
 	else if (status < 200 || status > 999)
 		problem = "the answer has no valid status";
-	else if (status != 204 && status != 304 && may_be_cut(exchange) &&
-			 !(wire_look(exchange->local_port, false) & WIRE_OPEN))
+	else if (status != 204 && status != 304 && is_cut(exchange))
 		problem = "the connection ended within the answer";
 	if (problem != NULL)
 	{

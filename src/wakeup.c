@@ -62,17 +62,15 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "storage/ipc.h"
 #include "storage/latch.h"
 #include "storage/lmgr.h"
-#include "storage/lwlock.h"
-#include "storage/shmem.h"
 #include "storage/spin.h"
 #include "utils/builtins.h"
 #include "utils/resowner.h"
 #include "utils/snapmgr.h"
 #include "utils/timestamp.h"
 
+#include "compat.h"
 #include "queue.h"
 #include "settings.h"
 #include "wakeup.h"
@@ -140,26 +138,24 @@ set_slot(Slot *slot, SlotState state, TimestampTz due)
 	slot->due = due;
 }
 
-/* PostgreSQL has some memory to spare for libraries that are not preloaded; if it is used up, this is an error. */
+static void
+initialize_slots(INITIALIZE_PARAMETERS)
+{
+	Slots	   *slots = memory;
+
+	memset(slots, 0, sizeof(Slots));
+	SpinLockInit(&slots->lock);
+	/* The crash that made new memory necessary, if there was one, came before now. */
+	pg_atomic_init_u64(&slots->doubt, (uint64) GetCurrentTimestamp());
+	for (int i = 0; i <= SLOTS_COUNT; i++)
+		slots->slots[i].due = DT_NOEND;
+}
+
 void
 wakeup_attach(void)
 {
-	bool		found = true;
-
-	if (shared != NULL)
-		return;
-	LWLockAcquire(AddinShmemInitLock, LW_EXCLUSIVE);
-	shared = ShmemInitStruct(SLOTS_NAME, sizeof(Slots), &found);
-	if (!found)
-	{
-		memset(shared, 0, sizeof(Slots));
-		SpinLockInit(&shared->lock);
-		/* The crash that made new memory necessary, if there was one, came before now. */
-		pg_atomic_init_u64(&shared->doubt, (uint64) GetCurrentTimestamp());
-		for (int i = 0; i <= SLOTS_COUNT; i++)
-			set_slot(&shared->slots[i], SLOT_FREE, DT_NOEND);
-	}
-	LWLockRelease(AddinShmemInitLock);
+	if (shared == NULL)
+		shared = get_shared_memory(SLOTS_NAME, sizeof(Slots), initialize_slots);
 }
 
 /* By now the latch may be another process's: one that is set in vain does no harm. */
