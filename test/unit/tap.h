@@ -22,7 +22,7 @@ check(bool holds, const char *name)
 		broken++;
 }
 
-static void pg_attribute_unused()
+static inline void
 check_number(double got, double least, double most, const char *name)
 {
 	check(got >= least && got <= most, name);
