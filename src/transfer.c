@@ -202,11 +202,10 @@ transfer_has_unread_tls(HttpExchange *exchange)
 /*
  * Without a length, libcurl sometimes takes the end of an HTTP/2 connection for
  * the end of the answer: after GOAWAY, or when nghttp2 has reset the stream.
- * Only the body shows it then: it is JSON without its end, or empty while the
- * connection is no longer open.
+ * Only the body shows it then: it is empty, or JSON without its end.
  */
 static bool
-is_cut(HttpExchange *exchange)
+may_be_cut(HttpExchange *exchange)
 {
 	const HttpAnswer *answer = &exchange->answer;
 	curl_off_t	length = -1;
@@ -221,7 +220,7 @@ is_cut(HttpExchange *exchange)
 	while (end > 0 && isspace((unsigned char) answer->body[end - 1]))
 		end--;
 	if (end == 0)
-		return version >= CURL_HTTP_VERSION_2_0 && !(wire_look(exchange->local_port, false) & WIRE_OPEN);
+		return version >= CURL_HTTP_VERSION_2_0;
 	first = answer->body[strspn(answer->body, " \t\r\n")];
 	return (first == '{' && answer->body[end - 1] != '}') || (first == '[' && answer->body[end - 1] != ']');
 }
@@ -247,7 +246,8 @@ transfer_conclude(HttpExchange *exchange, CURLcode result)
 		problem = "the answer ended within its headers";
 	else if (status < 200 || status > 999)
 		problem = "the answer has no valid status";
-	else if (status != 204 && status != 304 && is_cut(exchange))
+	else if (status != 204 && status != 304 && may_be_cut(exchange) &&
+			 !(wire_look(exchange->local_port, false) & WIRE_OPEN))
 		problem = "the connection ended within the answer";
 	if (problem != NULL)
 	{

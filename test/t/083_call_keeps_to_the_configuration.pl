@@ -117,7 +117,7 @@ for my $preload (1, 0)
         return $count;
     };
     # One that times out would make room for another.
-    $node->safe_psql('postgres', "ALTER DATABASE postgres SET onesignal_cancel.max_in_flight = 3; ALTER DATABASE postgres SET onesignal_cancel.timeout = '1min'");
+    $node->safe_psql('postgres', "ALTER DATABASE postgres SET onesignal_cancel.max_in_flight = 3; ALTER DATABASE postgres SET onesignal_cancel.timeout = '5s'");
     is($together->(''), 3, "$how: max_in_flight of ALTER DATABASE");
     is($together->("SET onesignal_cancel.max_in_flight = 800"), 3, "$how: SET does not raise it");
     $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET onesignal_cancel.max_in_flight; ALTER DATABASE postgres RESET onesignal_cancel.timeout');
