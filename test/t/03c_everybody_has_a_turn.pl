@@ -46,18 +46,7 @@ ALTER SERVER clinic OPTIONS (SET rate_limit '0');
 INSERT INTO onesignal_message (message_id, app_id, send_after, cancel, state, requested_by, requested_at, next_attempt_at)
     SELECT gen_random_uuid(), '$app', now() + interval '2 h', true, 'pending', current_user, now(), now() + interval '1 h' FROM generate_series(1, 30000);
 SQL
-my $commits = $node->background_psql('postgres');
-$commits->query_until(qr/begun/, <<SQL);
-\\echo begun
-DO \$\$ BEGIN
-    FOR i IN 1 .. 100000 LOOP
-        INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (gen_random_uuid(), '$other', true);
-        COMMIT;
-        PERFORM pg_sleep(0.005);
-    END LOOP;
-END \$\$;
-SQL
-ok($node->poll_query_until('postgres', "SELECT count(*) > 50 FROM onesignal_message WHERE app_id = '$other' AND state = 'canceled'"), 'somebody commits all the time');
+my $commits = Workers::commit_all_the_time($node, $other, 0.005);
 my $due = $node->safe_psql('postgres', 'SELECT gen_random_uuid()');
 $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, send_after, cancel) VALUES ('$due', '$app', now() + interval '3 h', true)");
 ok(Workers::wait_for($node, 'postgres', $due, 'canceled'), 'a row behind those that wait is reached');

@@ -27,18 +27,7 @@ $node->safe_psql('postgres', <<SQL);
 INSERT INTO onesignal_message (message_id, app_id, send_after, cancel, state, requested_by, requested_at, next_attempt_at)
     SELECT gen_random_uuid(), app_id, now() + interval '2 h', true, 'pending', current_user, now(), now() + interval '1 h' FROM (VALUES $list) AS v (app_id), generate_series(1, 8000);
 SQL
-my $commits = $node->background_psql('postgres');
-$commits->query_until(qr/begun/, <<SQL);
-\\echo begun
-DO \$\$ BEGIN
-    FOR i IN 1 .. 100000 LOOP
-        INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (gen_random_uuid(), '$busy', true);
-        COMMIT;
-        PERFORM pg_sleep(0.0005);
-    END LOOP;
-END \$\$;
-SQL
-ok($node->poll_query_until('postgres', "SELECT count(*) > 50 FROM onesignal_message WHERE app_id = '$busy' AND state = 'canceled'"), 'somebody commits all the time');
+my $commits = Workers::commit_all_the_time($node, $busy, 0.0005);
 my $id = $node->safe_psql('postgres', 'SELECT gen_random_uuid()');
 $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES ('$id', '$last', true)");
 ok(Workers::wait_for($node, 'postgres', $id, 'canceled'), 'the last app has its turn');

@@ -143,6 +143,26 @@ sub wait_for_launcher
         "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel launcher' AND state = 'idle' AND wait_event_type = 'Extension'", '1');
 }
 
+# Somebody requests a cancel of this app and commits, again and again, with pauses of so many seconds, until the session
+# that this returns ends. Some of it is delivered when this returns.
+sub commit_all_the_time
+{
+    my ($node, $app, $pause) = @_;
+    my $session = $node->background_psql('postgres');
+    $session->query_until(qr/begun/, <<SQL);
+\\echo begun
+DO \$\$ BEGIN
+    FOR i IN 1 .. 100000 LOOP
+        INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (gen_random_uuid(), '$app', true);
+        COMMIT;
+        PERFORM pg_sleep($pause);
+    END LOOP;
+END \$\$;
+SQL
+    ok($node->poll_query_until('postgres', "SELECT count(*) > 50 FROM onesignal_message WHERE app_id = '$app' AND state = 'canceled'"), 'somebody commits all the time');
+    return $session;
+}
+
 # Once this returns, new sessions and workers have the value; those that are there get it at their next look.
 sub set
 {
