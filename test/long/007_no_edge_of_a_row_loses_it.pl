@@ -78,6 +78,12 @@ sub deliver
 
 sub arrived { my (@ids) = @_; $api->wait_for_requests(1, message => $_) for @ids; return 1 }
 
+sub waits_for_table
+{
+    my ($mode) = @_;
+    return $node->poll_query_until('postgres', "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'public.onesignal_message'::regclass AND mode = '$mode'");
+}
+
 # Each brings the ids to an edge and returns true when they are there.
 my %edge = (
     'requested, not committed' => sub {
@@ -87,9 +93,15 @@ my %edge = (
     },
     'committed, not fetched' => sub {
         my ($round, @ids) = @_;
-        session('BEGIN; LOCK TABLE onesignal_message IN EXCLUSIVE MODE; ' . request_sql(@ids) . ' COMMIT; BEGIN; LOCK TABLE onesignal_message IN SHARE MODE');
+        my $request = session('BEGIN; ' . request_sql(@ids));
+        # Waits for the request's lock, and so gets its own before anybody who comes after the commit.
+        my $lock = session('BEGIN');
+        $lock->{stdin} .= "LOCK TABLE onesignal_message;\n";
+        $lock->{run}->pump_nb;
+        waits_for_table('AccessExclusiveLock') or return 0;
+        $request->query_safe('COMMIT');
         deliver($round);
-        return $node->poll_query_until('postgres', "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'onesignal_message'::regclass");
+        return waits_for_table('AccessShareLock');
     },
     'begun, not sent' => sub {
         my ($round, @ids) = @_;
