@@ -78,10 +78,9 @@ sub deliver
 
 sub arrived { my (@ids) = @_; $api->wait_for_requests(1, message => $_) for @ids; return 1 }
 
-sub waits_for_table
+sub somebody_waits_for_table
 {
-    my ($mode) = @_;
-    return $node->poll_query_until('postgres', "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'public.onesignal_message'::regclass AND mode = '$mode'");
+    return $node->poll_query_until('postgres', "SELECT count(*) > 0 FROM pg_locks WHERE NOT granted AND relation = 'public.onesignal_message'::regclass");
 }
 
 # Each brings the ids to an edge and returns true when they are there.
@@ -98,10 +97,10 @@ my %edge = (
         my $lock = session('BEGIN');
         $lock->{stdin} .= "LOCK TABLE onesignal_message;\n";
         $lock->{run}->pump_nb;
-        waits_for_table('AccessExclusiveLock') or return 0;
+        somebody_waits_for_table() or return 0;
         $request->query_safe('COMMIT');
         deliver($round);
-        return waits_for_table('AccessShareLock');
+        return somebody_waits_for_table();
     },
     'begun, not sent' => sub {
         my ($round, @ids) = @_;
