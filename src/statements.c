@@ -125,9 +125,11 @@ bool
 owner_has_trigger(const Installation *installation, bool allow_off)
 {
 	Relation	relation = table_open(installation->message_table, AccessShareLock);
-	const TriggerDesc *all = relation->trigdesc;
+	/* A copy: any look into the catalogs may bring the news that the table has changed, which frees the original. */
+	const TriggerDesc *all = CopyTriggerDesc(relation->trigdesc);
 	bool		last_is_ours = false;
 
+	table_close(relation, AccessShareLock);
 	for (int i = 0; all != NULL && i < all->numtriggers; i++)
 	{
 		const Trigger *trigger = &all->triggers[i];
@@ -142,7 +144,6 @@ owner_has_trigger(const Installation *installation, bool allow_off)
 			trigger->tgnattr == 0 && trigger->tgqual == NULL &&
 			(allow_off || trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN || trigger->tgenabled == TRIGGER_FIRES_ALWAYS);
 	}
-	table_close(relation, AccessShareLock);
 	return last_is_ours;
 }
 
@@ -233,9 +234,7 @@ statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls
 		plan = SPI_prepare(TextDatumGetCString(sql), parameter_count(statement), statement->types);
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not prepare \"%s\": %s", statement->sql, SPI_result_code_string(SPI_result));
-		if (statement->plan != NULL)
-			SPI_freeplan(statement->plan);
-		statement->plan = plan;
+		statement->plan = plan; /* the former one, of a schema that was renamed, may be running: it stays */
 		namestrcpy(&statement->schema, name);
 	}
 	pfree(name);
