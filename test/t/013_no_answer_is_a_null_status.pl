@@ -71,9 +71,12 @@ subtest 'no connection' => sub {
             works()));
 };
 
+# Under AddressSanitizer reading the system's CAs may take longer than one call of libcurl may; then the peer is cut off.
+my $slow = $ENV{SANITIZE} ? '|^Recv failure: Connection reset' : '';
+
 subtest 'no trust' => sub {
     finish_all(start_all(\%soon,
-            [ 'a CA that nobody knows', { url => $api->url, server_options => { ca_file => undef } }, qr/^SSL certificate .*: unable to get local issuer certificate/ ],
+            [ 'a CA that nobody knows', { url => $api->url, server_options => { ca_file => undef } }, qr/^SSL certificate .*: unable to get local issuer certificate$slow/ ],
             [ 'self-signed', { url => $api->self_signed_url }, qr/^SSL certificate .*: self[- ]signed certificate/ ],
             [ 'expired', { url => $api->expired_url }, qr/^SSL certificate .*: certificate has expired/ ],
             [ 'for another host', { url => $api->wrong_host_url }, qr/^SSL: .*match.*'localhost'/ ],
