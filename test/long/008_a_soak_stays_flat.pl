@@ -20,6 +20,7 @@ my $MINUTES = $ENV{SOAK_MINUTES} // 3;
 my $RATE = $ENV{SOAK_RATE} // 300;
 my $SEED = $ENV{SEED} // 1;
 my $SAMPLES = 12;    # in all
+my $KEPT = 3000;     # canceled rows of a table, from the beginning
 my $CALLS = 20;      # direct ones in a batch
 srand $SEED;
 diag("seed $SEED, $MINUTES minutes, $RATE rows a second");
@@ -30,6 +31,8 @@ log_min_messages = warning
 log_statement = none
 autovacuum_naptime = 2s
 max_wal_size = 4GB
+# Else each checkpoint adds to the WAL, and a slow machine has more of them for a row.
+full_page_writes = off
 restart_after_crash = on
 onesignal_cancel.timeout = 3s
 CONF
@@ -49,7 +52,9 @@ for my $name (sort keys %base)
     $node->safe_psql($name, "CREATE EXTENSION onesignal_cancel;\n"
           . $api->setup_sql('clinic', app => $base->{app}, key_file => $base->{key_file}, server_options => { rate_limit => 0 })
           . "GRANT SELECT, INSERT, UPDATE ON onesignal_message TO PUBLIC;\nGRANT USAGE ON FOREIGN SERVER clinic TO nurse0;\n"
-          . "CREATE TABLE requested (message_id uuid); GRANT ALL ON requested TO PUBLIC;");
+          . "CREATE TABLE requested (message_id uuid); GRANT ALL ON requested TO PUBLIC;\n"
+          . "INSERT INTO onesignal_message (message_id, app_id, cancel, state, requested_by, requested_at, finished_at)"
+          . " SELECT gen_random_uuid(), '$base->{app}', true, 'canceled', current_user, now(), now() - i * interval '1 ms' FROM generate_series(1, $KEPT) i");
 }
 my $nurse = 'nurse0';
 
@@ -103,9 +108,7 @@ my @EVENTS = (
     [ 'an immediate stop', sub { $node->stop('immediate'); $node->start } ],
     [ 'kill -9 of a worker', sub {
             my $pid = Workers::worker($node, 'second') or return;
-            kill 'KILL', $pid;
-            # The server restarts.
-            $node->poll_query_until('postgres', "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid)");
+            Workers::kill9($node, $pid);
         } ],
     [ 'pg_terminate_backend', sub {
             my $pid = Workers::worker($node, 'postgres') or return;
@@ -127,13 +130,14 @@ sub round
     {
         my $rows = int($RATE / 4);
         my $calls = $no_calls ? '' : <<"SQL";
-SET statement_timeout = '20s';
+SET statement_timeout = '180s';
 SELECT count(*) FROM onesignal_cancel_batch('$base->{app}', ARRAY(SELECT gen_random_uuid() FROM generate_series(1, $CALLS)));
 SELECT count(*) FROM onesignal_cancel('$base->{app}', gen_random_uuid());
 SQL
-        # The table keeps what was lately canceled.
+        # The table keeps as many as before, however quick the machine is.
         $node->safe_psql($base->{name}, <<"SQL");
-DELETE FROM onesignal_message WHERE state = 'canceled' AND finished_at < now() - interval '20 s';
+DELETE FROM onesignal_message WHERE state = 'canceled'
+    AND finished_at < (SELECT finished_at FROM onesignal_message WHERE state = 'canceled' ORDER BY finished_at DESC OFFSET $KEPT LIMIT 1);
 SET ROLE $nurse;
 WITH scheduled AS (SELECT gen_random_uuid() AS id FROM generate_series(1, $rows)),
     noted AS (INSERT INTO requested SELECT id FROM scheduled WHERE random() < 0.01)
@@ -149,19 +153,23 @@ sub median { return (sort { $a <=> $b } @_)[ @_ / 2 ] }
 
 my %sample;
 
+# After rounds and before an event: a worker that has just been started has half the memory of one that has connections.
+sub look_at_workers
+{
+    for my $base (values %base)
+    {
+        my $pid = Workers::worker($node, $base->{name}) or next;
+        # It may leave at any moment.
+        my ($memory) = (eval { slurp_file("/proc/$pid/status") } // '') =~ /^RssAnon:\s+(\d+)/m or next;
+        push @{ $sample{'memory of a worker, kB'} }, $memory;
+        # Those of files are PostgreSQL's cache.
+        push @{ $sample{'sockets of a worker'} }, scalar(grep { (readlink // '') =~ /^socket:/ } glob("/proc/$pid/fd/*"));
+    }
+}
+
 sub measure
 {
     my ($seconds) = @_;
-    for my $base (values %base)
-    {
-        my $pid = Workers::worker($node, $base->{name});
-        if ($pid && -r "/proc/$pid/status")
-        {
-            push @{ $sample{'memory of a worker, kB'} }, (slurp_file("/proc/$pid/status") =~ /^RssAnon:\s+(\d+)/m)[0] // 0;
-            # Those of files are PostgreSQL's cache.
-            push @{ $sample{'sockets of a worker'} }, scalar(grep { (readlink // '') =~ /^socket:/ } glob("/proc/$pid/fd/*"));
-        }
-    }
     push @{ $sample{'table, kB'} }, $node->safe_psql('postgres', "SELECT pg_table_size('onesignal_message') / 1024");
     push @{ $sample{'indexes, kB'} }, $node->safe_psql('postgres', "SELECT pg_indexes_size('onesignal_message') / 1024");
     my $wal = $node->safe_psql('postgres', "SELECT pg_current_wal_insert_lsn() - '0/0'");
@@ -192,6 +200,7 @@ while (time < $end)
         my $ahead = sum0(map { $_->{requested} } values %base) / $RATE - (time - $start);
         sleep(min($ahead, 5)) if $ahead > 0;
     }
+    look_at_workers();
     my $next = $EVENTS[ rand @EVENTS ];
     note($next->[0]);
     $next->[1]->();

@@ -244,6 +244,30 @@ sub _again
     return $fault && "$fault: $lines[-1]";
 }
 
+# A machine that stands still for a while is no fault, one of some tries in time will do. What is wrong, or ''.
+sub _took_too_long
+{
+    my ($self, $sql, $database) = @_;
+    my $ms;
+    for (1 .. 5)
+    {
+        my ($well, $said, @lines) = _wait($self->_psql($database // 'postgres', $sql));
+        return "ends the session: $said" if !$well;
+        $ms = _row($lines[-1])->{ms};
+        return '' if $ms <= $self->{timeout} + 1000 * $GRACE;
+    }
+    return "took $ms ms, again and again";
+}
+
+# The same as _fault(), for one who may have waited for the machine. sql: the call
+sub _fault_of_call
+{
+    my ($self, $row, $explained, $sql, $database, @or) = @_;
+    my $fault = $self->_fault($row, $explained, @or);
+    return $fault if $fault !~ /^took/;
+    return $self->_took_too_long($sql, $database) || $self->_fault({ %$row, together => 1 }, $explained, @or);
+}
+
 # Was it merely late? A busy machine is no fault. Nor is it ours that libcurl 7.88, once in tens of thousands of answers on
 # such a machine, takes the body of an HTTP/2 answer for its first header.
 sub _is_late { my ($row) = @_; return $row->{status} eq 'NULL' && $row->{errors} =~ /no answer within|timed out|timeout|HTTP\/0\.9 when not allowed/i }
@@ -251,7 +275,7 @@ sub _is_late { my ($row) = @_; return $row->{status} eq 'NULL' && $row->{errors}
 sub _check
 {
     my ($self, $how, $row, $explained, $app, %opts) = @_;
-    my $fault = $self->_fault($row, $explained, @{ $opts{or} // [] }) or return;
+    my $fault = $self->_fault_of_call($row, $explained, _call_sql($app, $row->{id}), $opts{database}, @{ $opts{or} // [] }) or return;
     my $got = join ' ', map { $row->{$_} // () } qw(status success state errors);
     if (_is_late($row))
     {
@@ -477,7 +501,7 @@ sub handshakes
     my ($self) = @_;
     my @ids = map { Clinic::uuid() } 1 .. 56;
     my ($well, $said, @lines) = _wait($self->_psql('postgres', join '', map { _call_sql($self->{app}{handshake}, $_) } @ids));
-    my @wrong = map { my $fault = $self->_fault(_row($_), $NO_ANSWER); $fault ? "$fault: $_" : () } @lines;
+    my @wrong = map { my $fault = $self->_fault_of_call(_row($_), $NO_ANSWER, _call_sql($self->{app}{handshake}, _row($_)->{id})); $fault ? "$fault: $_" : () } @lines;
     push @wrong, $said if !$well;
     $self->_conclude('handshakes', scalar @ids, @wrong);
 }
@@ -514,7 +538,7 @@ sub proxies
     my @ids = $self->ids('h1', count => $count);
     my $explained = $self->oracle(@ids);
     my ($well, $said, @lines) = _wait($self->_psql('postgres', join '', map { $self->_proxy_sql($_) . _call_sql($_, $_) } @ids));
-    my @wrong = map { my $fault = $self->_fault(_row($_), $NO_ANSWER); $fault ? $self->_report('proxy', _row($_)->{id}, $explained->{ _row($_)->{id} }, "$fault: $_") : () } @lines;
+    my @wrong = map { my $fault = $self->_fault_of_call(_row($_), $NO_ANSWER, _call_sql((_row($_)->{id}) x 2)); $fault ? $self->_report('proxy', _row($_)->{id}, $explained->{ _row($_)->{id} }, "$fault: $_") : () } @lines;
     push @wrong, "proxy: $said" if !$well;
     push @wrong, 'proxy: ' . scalar(@lines) . ' rows' if $well && @lines != @ids;
     $self->_conclude('proxy', scalar @ids, @wrong);

@@ -72,6 +72,16 @@ sub worker
         "SELECT pid FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel worker' AND datname = '$database'");
 }
 
+# kill -9. Once the postmaster has reaped the process, it lets nobody in before its restart: until then it would let a
+# session in that it ends a moment later.
+sub kill9
+{
+    my ($node, $pid) = @_;
+    kill 'KILL', $pid;
+    sleep 0.01 while kill 0 => $pid;
+    return $node->poll_query_until('postgres', "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid)");
+}
+
 my $COUNT = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel worker'";
 
 sub workers { my ($node) = @_; return $node->safe_psql('postgres', $COUNT) }
