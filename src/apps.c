@@ -143,7 +143,10 @@ apps_get(const QueueListed *listed, TimestampTz now)
 			set_text(&app->reason, "delivery was paused when it was last stopped");
 		}
 		else if (listed->circuit_until != 0)
-			place_in_list(&app->unsaved, &unsaved); /* what stands there is not true any more */
+		{
+			app->lane_was_paused = listed->circuit_until > now;
+			place_in_list(&app->unsaved, &unsaved); /* what stands there may not be true any more */
+		}
 	}
 	app->paused_until = listed->paused_until;
 	if (listed->resumed_at <= app->resumed_at)
@@ -267,6 +270,21 @@ apps_was_rejected(int http_status)
 }
 
 static char *
+describe_rejection(int http_status)
+{
+	return psprintf("OneSignal rejected the API key (HTTP %d)", http_status);
+}
+
+/* onesignal_app says whether a lane of the app was paused then; the pauses of others of its lanes may have ended. */
+void
+apps_remember_rejection(DeliveryLane *lane, int http_status, TimestampTz at, TimestampTz now)
+{
+	TimestampTz until = lane->app->lane_was_paused ? Min(at, now) + CIRCUIT_KEY_PAUSE : now;
+
+	(void) open_lane(lane, now, Max(until, now), describe_rejection(http_status), now);
+}
+
+static char *
 describe_status(const HttpAnswer *answer)
 {
 	char	   *text;
@@ -274,7 +292,7 @@ describe_status(const HttpAnswer *answer)
 	if (answer->status == 0)
 		text = psprintf("no answer: %s", answer->error);
 	else if (apps_was_rejected(answer->status))
-		text = psprintf("OneSignal rejected the API key (HTTP %d)", answer->status);
+		text = describe_rejection(answer->status);
 	else if (answer->status == 429)
 		text = psprintf("OneSignal's rate limit is exceeded (HTTP 429, Retry-After %d s)", answer->retry_after);
 	else

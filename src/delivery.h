@@ -96,6 +96,7 @@ typedef struct DeliveryApp
 	/* its lanes */
 	dlist_head	lanes;			/* all of them */
 	DeliveryLane *paused_lane;	/* one whose circuit is open, or NULL */
+	bool		lane_was_paused;	/* when this process began */
 	pairingheap queue;			/* those that have rows */
 	dlist_head	hungry;			/* those that need rows */
 	Place		place;			/* lanes.c says where */
@@ -173,6 +174,9 @@ extern void apps_release_key(LaneKey *key);
 
 /* Did OneSignal reject the key with this status?  0 is no status. */
 extern bool apps_was_rejected(int http_status);
+
+/* The deliverer before had this answer to the lane's last attempt: it is paused, or begins with a probe. */
+extern void apps_remember_rejection(DeliveryLane *lane, int http_status, TimestampTz at, TimestampTz now);
 
 /* Learns from the status of an answer, or from the lack of one; sets item->denied. */
 extern void apps_learn(DeliveryItem *item, const HttpAnswer *answer);

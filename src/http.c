@@ -68,6 +68,7 @@ typedef struct HttpEngine
 	HttpExchange *returned;		/* the caller reads its answer */
 	int			in_flight;
 	int			handed_over;	/* to libcurl since its last call: likely to be sent in the next one */
+	int			strangers;		/* groups with unsent exchanges that have never had an answer */
 	long		connections_max;
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
@@ -151,11 +152,22 @@ deadline(const HttpExchange *exchange)
 		exchange->answer.begun_us + exchange->timeout_us;
 }
 
+/* So many more of the group's exchanges are unsent; or one of them had an answer. */
+static void
+count_unsent(HttpGroup *group, int more, bool answered)
+{
+	engine.strangers -= group->unsent > 0 && group->answered_us == 0;
+	group->unsent += more;
+	if (answered)
+		group->answered_us = http_clock_us();
+	engine.strangers += group->unsent > 0 && group->answered_us == 0;
+}
+
 /* It is sent over the connection with this local port, or (0) waits for one again. */
 static void
 set_port(HttpExchange *exchange, int local_port)
 {
-	exchange->group->unsent += (local_port == 0) - (exchange->local_port == 0);
+	count_unsent(exchange->group, (local_port == 0) - (exchange->local_port == 0), false);
 	exchange->answer.sent_before |= exchange->local_port != 0;
 	exchange->local_port = local_port;
 	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
@@ -297,9 +309,7 @@ conclude(HttpExchange *exchange, CURLcode result)
 	transfer_conclude(exchange, result);
 	call_libcurl(exchange, 0, 0);
 	answer->sent = exchange->local_port != 0 || answer->sent_before;
-	exchange->group->unsent -= exchange->local_port == 0;
-	if (answer->status != 0)
-		exchange->group->answered_us = http_clock_us();
+	count_unsent(exchange->group, -(exchange->local_port == 0), answer->status != 0);
 	dlist_delete(&exchange->node);
 	dlist_push_tail(&engine.finished, &exchange->node);
 	engine.in_flight--;
@@ -347,9 +357,9 @@ run_libcurl(curl_socket_t fd, int what)
 	CURLMsg    *message;
 	int			left;
 	bool		many = engine.handed_over > 1;
-	long		share = (engine.connections_max - wire_count()) / HOST_CONNECTIONS_MAX;
+	long		share = (engine.connections_max - wire_count()) / Max(HOST_CONNECTIONS_MAX, 2 * engine.strangers);
 
-	/* A host may have an eighth of the connections that are left: hosts that hang leave some for the next. */
+	/* An eighth of the connections that are left, or with many hosts that may hang half of them together: some stay for the next. */
 	curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
 	engine.handed_over = 0;
 	flooded = false;
@@ -460,7 +470,7 @@ http_submit(const HttpRequest *request, void *owner)
 	exchange->timeout_us = request->timeout_ms * INT64CONST(1000);
 	exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);
 	exchange->group = request->group;
-	exchange->group->unsent++;
+	count_unsent(exchange->group, 1, false);
 	dlist_push_tail(&engine.active, &exchange->node);
 	engine.in_flight++;
 	if (!hand_to_libcurl(exchange))
@@ -528,12 +538,15 @@ http_give_up(const char *words)
 void
 http_abandon(void)
 {
+	/* A line for the log would take the next interrupt. */
+	HOLD_INTERRUPTS();
 	while (!dlist_is_empty(&engine.active))
 		conclude(dlist_head_element(HttpExchange, node, &engine.active), CURLE_ABORTED_BY_CALLBACK);
 	engine.next_deadline_us = PG_INT64_MAX;
 	while (http_next() != NULL)
 		;
 	wire_tidy();
+	RESUME_INTERRUPTS();
 }
 
 const char *

@@ -44,6 +44,7 @@
 
 /* Nobody tells us that a key file has changed: a lane that waits looks again, less and less often. */
 #define KEY_CHECK_US		INT64CONST(2000000)
+#define CHECKS_MAX			5
 
 /* Lanes that a scan finds in one transaction. */
 #define SCAN_LANES			200
@@ -178,6 +179,13 @@ drop_rows(DeliveryLane *lane)
 }
 
 static void
+pass_row(DeliveryLane *lane)
+{
+	if (++lane->row_next == lane->row_count)
+		drop_rows(lane);
+}
+
+static void
 lane_starve(DeliveryLane *lane)
 {
 	drop_rows(lane);
@@ -189,7 +197,7 @@ static void
 lane_place(DeliveryLane *lane, TimestampTz now)
 {
 	TimestampTz probe_at = lane->key_missing ? DT_NOEND : circuit_next(&lane->circuit, now);
-	TimestampTz check_at = lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, 5), CIRCUIT_KEY_PAUSE);
+	TimestampTz check_at = lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, CHECKS_MAX), CIRCUIT_KEY_PAUSE);
 	bool		is_paused = probe_at > now && check_at > now;
 
 	if (lane->rows != NULL && turn_began - lane->fetched_at > BUFFER_AGE_US)
@@ -365,6 +373,8 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 	double		rate = lane->app->pace.rate;
 	int			max = buffered < FETCH_TOTAL ? FETCH_ROWS : FETCH_FEW;
 	QueueRow   *rows;
+	QueueRow	rejected = {.last_attempt_at = 0};
+	bool		is_new = lane->circuit.changed_at == 0 && lane->circuit.success_at == 0;
 	int			count;
 	int			due = 0;
 
@@ -382,19 +392,25 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 		const QueueRow *row = &rows[i];
 		MessageId	id = {row->message_id, lane->key.app_id};
 		bool		was_rejected = apps_was_rejected(row->http_status);
+		bool		is_paused = is_new || lane->circuit.open;
 
 		if (hash_search(items, &id, HASH_FIND, NULL) != NULL)
 			continue;
-		/* A process that knows no better begins with a probe. */
-		if (was_rejected && lane->circuit.changed_at == 0 && lane->circuit.success_at == 0)
-			(void) circuit_open(&lane->circuit, now, now, now);
+		if (is_new && was_rejected && row->last_attempt_at > rejected.last_attempt_at)
+			rejected = *row;
 		if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
 			lane->failing_since = row->first_attempt_at;
 		/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
-		if (row->next_attempt_at <= now || (was_rejected && !lane->circuit.open))
+		if (row->next_attempt_at <= now ||
+			(was_rejected && !(is_paused && row->last_attempt_at > lane->app->resumed_at)))
 			rows[due++] = *row;
 		else
 			lane->rewind_at = Min(lane->rewind_at, row->next_attempt_at);
+	}
+	if (rejected.last_attempt_at != 0)
+	{
+		apps_remember_rejection(lane, rejected.http_status, rejected.last_attempt_at, now);
+		lane->checks = CHECKS_MAX;	/* the process before has looked often enough */
 	}
 	/* Or what is due at the lane's end would never be reached while others commit all the time. */
 	lane->searching = due == 0 && !lane->exhausted;
@@ -492,20 +508,26 @@ lanes_take(TimestampTz now)
 			return NULL;
 		if (app->place.heap != &ready || lane->place.heap != &app->queue)
 			continue;
+		id.message_id = lane->rows[lane->row_next].message_id;
+		/* On the wire for another role, whose request it was: that outcome has the row read again. */
+		if (hash_search(items, &id, HASH_FIND, NULL) != NULL)
+		{
+			pass_row(lane);
+			place_both(lane, now);
+			continue;
+		}
 		if (!pace_take(&app->pace, now))
 		{
 			place_in_heap(&app->place, &app_timers, pace_next(&app->pace, now));
 			continue;
 		}
-		id.message_id = lane->rows[lane->row_next].message_id;
 		item = hash_search(items, &id, HASH_ENTER, NULL);
 		*item = (DeliveryItem) {.id = id, .place.owner = item, .lane = lane, .key = lane->credentials, .begun = now};
 		item->row = lane->rows[lane->row_next];
 		if (item->row.first_attempt_at == 0)
 			item->row.first_attempt_at = now;
 		item->key->refs++;
-		if (++lane->row_next == lane->row_count)
-			drop_rows(lane);
+		pass_row(lane);
 		app->trust.unrecorded++;
 		run_trust.unrecorded++;
 		circuit_begin(&app->circuit);

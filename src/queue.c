@@ -173,7 +173,8 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 	for (int i = 0; i < count; i++)
 	{
 		listed[i].lane.app_id = *DatumGetUUIDP(read_column(i, 1, (Datum) 0));
-		listed[i].lane.requested_by = *DatumGetName(read_column(i, 2, (Datum) 0));
+		/* A hash key needs zeros to its end: before 15.7 and 16.3 an index-only scan gives what lies behind it. */
+		namestrcpy(&listed[i].lane.requested_by, NameStr(*DatumGetName(read_column(i, 2, (Datum) 0))));
 		listed[i].paused_until = read_time(i, 3, 0);
 		listed[i].resumed_at = read_time(i, 4, 0);
 		listed[i].circuit_until = read_time(i, 5, 0);

@@ -158,6 +158,13 @@ find_column(const TriggerData *row, const char *name, bool is_time, Oid *type)
 				 errmsg("column \"%s\" of table \"%s\" does not exist",
 						name, RelationGetRelationName(row->tg_relation)),
 				 errdetail("Trigger function onesignal_cancel_trigger() was given that name.")));
+	/* 'v' is of PostgreSQL 18 and newer. */
+	if (TupleDescAttr(descriptor, number - 1)->attgenerated == 'v')
+		ereport(ERROR,
+				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
+				 errmsg("column \"%s\" of table \"%s\" is a virtual generated column, whose value no trigger sees",
+						name, RelationGetRelationName(row->tg_relation)),
+				 errhint("Make it STORED, or name the columns that it is made of.")));
 	*type = getBaseType(SPI_gettypeid(descriptor, number));
 	if (is_time ? *type != TIMESTAMPTZOID && *type != TIMESTAMPOID && *type != DATEOID :
 		*type != UUIDOID && *type != TEXTOID && *type != VARCHAROID && *type != BPCHAROID)

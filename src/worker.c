@@ -243,6 +243,9 @@ wait_for_work(void)
 		}
 		wakeup_wait(Min(Min(next_run, ask_at), Min(idle_end, now + LOOK)), "OnesignalCancelWorker");
 		now = GetCurrentTimestamp();
+		/* The clock may have been set back. */
+		if (pause_s > 0)
+			next_run = Min(next_run, now + pause_s * USECS_PER_SEC);
 	}
 	return true;
 }

@@ -12,7 +12,8 @@ use StandIn;
 use Test::More;
 use Workers;
 
-my $api = StandIn->new(accept_any => 1);
+# It closes each connection after one answer: who is delivered meanwhile needs a new one.
+my $api = StandIn->new(accept_any => 1, keepalive_requests => 1);
 # Longer than any wait in here: whatever is delivered in time has not waited for a request that hangs.
 my $node = Workers::start('main', conf => "log_statement = none\nonesignal_cancel.timeout = '10min'\nonesignal_cancel.connect_timeout = '10min'\n");
 $node->safe_psql('postgres', "CREATE EXTENSION onesignal_cancel;\n" . $api->setup_sql('clinic') . $api->setup_sql('clinic_http1', app => $api->add_app(accept_any => 1)->{app_id}, url => $api->http1_url));
@@ -116,6 +117,8 @@ cmp_ok($most, '<=', 21, 'when its first requests have had no answer');
 $node->stop('immediate');
 
 # An app that answered well and then hangs keeps no other from the wire.
+$api = StandIn->new(accept_any => 1);
+$B = $api->app_id;
 $node = Workers::start('mid', conf => "log_statement = none\nonesignal_cancel.timeout = '10min'\n");
 $node->safe_psql('postgres', "CREATE EXTENSION onesignal_cancel;\n" . $api->setup_sql('clinic'));
 my $other = $api->add_app(accept_any => 1);
