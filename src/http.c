@@ -359,7 +359,7 @@ run_libcurl(curl_socket_t fd, int what)
 	bool		many = engine.handed_over > 1;
 	long		share = (engine.connections_max - wire_count()) / Max(HOST_CONNECTIONS_MAX, 2 * engine.strangers);
 
-	/* An eighth of the connections that are left, or with many hosts that may hang half of them together: some stay for the next. */
+	/* A host may have an eighth of those that are left, many that may hang half of them together: some stay. */
 	curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
 	engine.handed_over = 0;
 	flooded = false;

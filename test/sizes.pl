@@ -8,7 +8,7 @@ use strict;
 use warnings;
 
 # 8,000 lines are the aim: this number only becomes less.
-my ($FILES, $LINES, $COLUMNS, $FUNCTION, $PARAMETERS) = (21, 8660, 120, 60, 5);
+my ($FILES, $LINES, $COLUMNS, $FUNCTION, $PARAMETERS) = (21, 8652, 120, 60, 5);
 my ($files, $lines, $failed) = (0, 0, 0);
 my (@lengths, %where);
 
