@@ -154,6 +154,7 @@ apps_get(const QueueListed *listed, TimestampTz now)
 
 	/* onesignal_cancel_resume() was called. */
 	app->resumed_at = listed->resumed_at;
+	app->lane_was_paused = false;
 	if (circuit_close(&app->circuit, now))
 		note_circuit(app, NULL, NULL);
 	dlist_foreach(iter, &app->lanes)

@@ -96,7 +96,7 @@ typedef struct DeliveryApp
 	/* its lanes */
 	dlist_head	lanes;			/* all of them */
 	DeliveryLane *paused_lane;	/* one whose circuit is open, or NULL */
-	bool		lane_was_paused;	/* when this process began */
+	bool		lane_was_paused;	/* when this process began; no resume since */
 	pairingheap queue;			/* those that have rows */
 	dlist_head	hungry;			/* those that need rows */
 	Place		place;			/* lanes.c says where */

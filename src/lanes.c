@@ -178,6 +178,7 @@ drop_rows(DeliveryLane *lane)
 	lane->credentials = NULL;
 }
 
+/* Its next row is taken, here or for another role. */
 static void
 pass_row(DeliveryLane *lane)
 {
@@ -375,6 +376,7 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 	QueueRow   *rows;
 	QueueRow	rejected = {.last_attempt_at = 0};
 	bool		is_new = lane->circuit.changed_at == 0 && lane->circuit.success_at == 0;
+	bool		is_paused = is_new || lane->circuit.open;
 	int			count;
 	int			due = 0;
 
@@ -392,7 +394,6 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 		const QueueRow *row = &rows[i];
 		MessageId	id = {row->message_id, lane->key.app_id};
 		bool		was_rejected = apps_was_rejected(row->http_status);
-		bool		is_paused = is_new || lane->circuit.open;
 
 		if (hash_search(items, &id, HASH_FIND, NULL) != NULL)
 			continue;
