@@ -24,7 +24,6 @@ diag("seed $seed, $rounds rounds");
 my $api = StandIn->new;
 $api->repeat_status(400);
 $api->view_limit(0);
-my $app = $api->app_id;
 my $node = PostgreSQL::Test::Cluster->new('main');
 $node->init;
 $node->append_conf('postgresql.conf', <<'CONF');
@@ -60,7 +59,7 @@ sub cut
 # A session that prints what it has committed, each id after its COMMIT has returned.
 sub writer
 {
-    my ($name, @ids) = @_;
+    my (@ids) = @_;
     my $sql = '';
     while (my @some = splice @ids, 0, 1 + int rand 5)
     {
@@ -82,7 +81,7 @@ for my $round (1 .. $rounds)
     $open->query_safe('BEGIN; ' . Workers::insert_sql($api, @open));
     my @undone = map { $api->schedule } 1 .. 3;
     $node->safe_psql('postgres', 'BEGIN; ' . Workers::insert_sql($api, @undone) . ' ROLLBACK');
-    my @writers = map { writer("writer $_", map { $api->schedule } 1 .. 150) } 1 .. 2;
+    my @writers = map { writer(map { $api->schedule } 1 .. 150) } 1 .. 2;
     my $wanted = 1 + int rand 150;
     for my $writer (@writers)
     {
