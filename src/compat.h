@@ -68,8 +68,10 @@
 
 #if PG_VERSION_NUM >= 190000
 #define INITIALIZE_PARAMETERS void *memory, void *argument pg_attribute_unused()
+#define JUMBLE_STATE const JumbleState
 #else
 #define INITIALIZE_PARAMETERS void *memory
+#define JUMBLE_STATE JumbleState
 #endif
 
 /*

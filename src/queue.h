@@ -14,6 +14,9 @@
 
 /* ---- statements.c ---- */
 
+/* When the library is loaded. */
+extern void owner_init(void);
+
 /* Where the extension is installed now. */
 typedef struct Installation
 {

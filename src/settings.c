@@ -124,6 +124,7 @@ _PG_init(void)
 	define_settings();
 	MarkGUCPrefixReserved("onesignal_cancel");
 	message_init();
+	owner_init();
 	if (process_shared_preload_libraries_in_progress && !IsBinaryUpgrade)
 	{
 		settings_preloaded = true;

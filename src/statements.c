@@ -10,13 +10,17 @@
  * - session_replication_role is replica, since GRANT ALL includes TRIGGER, and
  *   a grantee's trigger would run with the owner's rights.  Only triggers that
  *   the owner made ENABLE ALWAYS fire;
- * - FORCE ROW LEVEL SECURITY does not apply (SECURITY_NOFORCE_RLS).
+ * - FORCE ROW LEVEL SECURITY does not apply (SECURITY_NOFORCE_RLS);
+ * - whoever owns the extension's schema, as a database's owner owns "public",
+ *   may give its name to another one while a statement waits for a lock: what a
+ *   statement came to name is looked at before it is planned.
  */
 #include "postgres.h"
 
 #include "access/genam.h"
 #include "access/htup_details.h"
 #include "access/table.h"
+#include "access/transam.h"
 #include "access/xact.h"
 #include "catalog/indexing.h"
 #include "catalog/pg_class.h"
@@ -25,6 +29,8 @@
 #include "catalog/pg_trigger.h"
 #include "commands/trigger.h"
 #include "miscadmin.h"
+#include "nodes/nodeFuncs.h"
+#include "parser/analyze.h"
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/fmgrprotos.h"
@@ -34,9 +40,13 @@
 #include "utils/resowner.h"
 #include "utils/syscache.h"
 
+#include "compat.h"
 #include "queue.h"
 
 #define MESSAGE_TRIGGER "zz_onesignal_message"
+
+/* How our statements begin. */
+#define STATEMENT_MARK	"/* statement of onesignal_cancel */ "
 
 /* Pairs of name and value. */
 typedef const char *const Setting[2];
@@ -203,6 +213,49 @@ owner_settle(void)
 	settled = true;
 }
 
+/* ---- what a statement names ---- */
+
+static post_parse_analyze_hook_type previous_analyze = NULL;
+
+/* A relation of another schema, or what could call code that is not PostgreSQL's own? */
+static bool
+names_other(Node *node, void *schema)
+{
+	const RangeTblEntry *entry = (const RangeTblEntry *) node;
+
+	if (node == NULL)
+		return false;
+	if (IsA(node, RangeTblEntry))
+		return entry->rtekind == RTE_RELATION && get_rel_namespace(entry->relid) != *(Oid *) schema;
+	if (IsA(node, Query))
+		return query_tree_walker((Query *) node, names_other, schema, QTW_EXAMINE_RTES_BEFORE);
+	return IsA(node, CoerceToDomain) ||
+		(IsA(node, FuncExpr) && ((FuncExpr *) node)->funcid >= FirstNormalObjectId) ||
+		expression_tree_walker(node, names_other, schema);
+}
+
+/* A plan that became invalid is analyzed again by its text, whenever PostgreSQL uses it. */
+static void
+check_names(ParseState *pstate, Query *query, JUMBLE_STATE *jumble)
+{
+	Installation installation;
+
+	if (previous_analyze != NULL)
+		previous_analyze(pstate, query, jumble);
+	if (strncmp(pstate->p_sourcetext, STATEMENT_MARK, strlen(STATEMENT_MARK)) == 0 &&
+		(!owner_find(&installation) || names_other((Node *) query, &installation.schema)))
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("the schema of onesignal_cancel was renamed while a statement named it")));
+}
+
+void
+owner_init(void)
+{
+	previous_analyze = post_parse_analyze_hook;
+	post_parse_analyze_hook = check_names;
+}
+
 /* ---- running ---- */
 
 static int
@@ -231,7 +284,8 @@ statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls
 												  CStringGetTextDatum(psprintf("%s.", quote_identifier(name))));
 		SPIPlanPtr	plan;
 
-		plan = SPI_prepare(TextDatumGetCString(sql), parameter_count(statement), statement->types);
+		plan = SPI_prepare(psprintf(STATEMENT_MARK "%s", TextDatumGetCString(sql)),
+						   parameter_count(statement), statement->types);
 		if (plan == NULL || SPI_keepplan(plan) != 0)
 			elog(ERROR, "could not prepare \"%s\": %s", statement->sql, SPI_result_code_string(SPI_result));
 		statement->plan = plan; /* the former one, of a schema that was renamed, may be running: it stays */

@@ -47,7 +47,7 @@ for my $case (sort keys %statistics)
     $locker->quit;
     ok(Workers::wait_for($node, 'postgres', $ids[0], 'canceled'), 'and that one');
 
-    my @plans = grep { /^Query Text: (?=SELECT m\.message_id|WITH RECURSIVE lane|WITH unlocked|UPDATE)/ && /onesignal_message_state|onesignal_message\b/ }
+    my @plans = grep { /^Query Text: (?:\/\*[^*]*\*\/ )?(?=SELECT m\.message_id|WITH RECURSIVE lane|WITH unlocked|UPDATE)/ && /onesignal_message_state|onesignal_message\b/ }
       map { s/^.*?plan:\s*//sr } split /(?=^[\d-]+ [\d:.]+ \w+ [^\n]*?\[\d+\] )/m, substr(slurp_file($node->logfile), $offset);
     @plans = grep { !/by hand/ } @plans;
     cmp_ok(scalar(@plans), '>=', 4, 'their plans are logged');
