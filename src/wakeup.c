@@ -251,7 +251,8 @@ warn_of_no_worker(void)
 			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
 			 errmsg("could not start a background worker to deliver requested cancels"),
 			 errdetail("The requests are kept until a worker can start."),
-			 errhint("Increase max_worker_processes, or deliver with CALL onesignal_cancel_deliver().")));
+			 errhint("Increase max_worker_processes, or deliver with CALL onesignal_cancel_deliver()."),
+			 errhidestmt(true)));	/* it may be one that sets a key */
 }
 
 void
