@@ -188,6 +188,8 @@ uuid_column(const TriggerData *row, const char *name, pg_uuid_t *uuid)
 
 	if (id == NULL || id[strspn(id, " \t\n\v\f\r")] == '\0')
 		return false;
+	if (type == BPCHAROID)		/* whose blanks at the end mean nothing */
+		id[bpchartruelen(id, (int) strlen(id))] = '\0';
 	if (!options_parse_uuid(id, uuid))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_TEXT_REPRESENTATION),

@@ -162,7 +162,7 @@ SELECT try('message', 'app');
 
 -- Columns: uuid or text, also by another name; not there, dropped, of another type.
 CREATE DOMAIN onesignal_id AS text;
-ALTER TABLE t ADD by_domain onesignal_id, ADD gone uuid, ADD number integer, ADD fixed char(36),
+ALTER TABLE t ADD by_domain onesignal_id, ADD gone uuid, ADD number integer, ADD fixed char(40),
     ADD stamp timestamp, ADD day date, ADD stamptz timestamptz;
 ALTER TABLE t DROP gone;
 UPDATE t SET by_domain = m(2)::text, fixed = m(3)::text, number = 4,
