@@ -16,7 +16,8 @@
  * onesignal_message_guard() whether this trigger is ours, and the last to fire.
  *
  * Delivery and logical replication write with session_replication_role =
- * replica, in which the trigger does not fire and the guard accepts all.
+ * replica, in which the trigger does not fire and the guard lets members of the
+ * table's owner pass: a subscription with run_as_owner may be somebody else's.
  */
 #include "postgres.h"
 
@@ -438,13 +439,22 @@ onesignal_message_guard(PG_FUNCTION_ARGS)
 {
 	FmgrInfo   *called = fcinfo->flinfo;
 
-	if (called->fn_extra == NULL && SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA)
+	if (called->fn_extra == NULL)
 	{
 		Installation installation;
+		bool		is_owner;
 
 		owner_get(&installation);
-		owner_require_trigger(&installation, has_privs_of_role(GetUserId(), installation.owner));
-		if (!owner_has_trigger(&installation, false))
+		is_owner = has_privs_of_role(GetUserId(), installation.owner);
+		if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA)
+			owner_require_trigger(&installation, is_owner);
+		else if (!is_owner)
+			ereport(ERROR,
+					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
+					 errmsg("permission denied for table onesignal_message"),
+					 errdetail("Where session_replication_role is \"replica\", as in a subscription, "
+							   "only members of the table's owner may write it.")));
+		if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA && !owner_has_trigger(&installation, false))
 			wakeup_request();
 	}
 	called->fn_extra = called;	/* once a statement */

@@ -403,6 +403,13 @@ SET LOCAL session_replication_role = replica;
 SELECT told(format('SELECT onesignal_cancel_enqueue(%L, %L)', :'app', m(31)));
 SELECT told(format('INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (%L, %L, true)', m(31), :'app')) ~ '^23514';
 ROLLBACK;
+-- Nobody else can forge a request there, such as by a subscription with run_as_owner.
+BEGIN;
+SET LOCAL session_replication_role = replica;
+SET LOCAL ROLE regress_onesignal_app;
+SELECT told(format('INSERT INTO onesignal_message (message_id, app_id, cancel, state, requested_by, requested_at)
+    VALUES (%L, %L, true, ''pending'', ''regress_onesignal_admin'', now())', m(33), :'app'));
+ROLLBACK;
 BEGIN;
 CREATE FUNCTION swallow() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';
 CREATE TRIGGER aaa BEFORE INSERT ON onesignal_message FOR EACH ROW EXECUTE FUNCTION swallow();
