@@ -256,7 +256,7 @@ transfer_conclude(HttpExchange *exchange, CURLcode result)
 	}
 	answer->status = (int) status;
 	curl_easy_getinfo(exchange->easy, CURLINFO_RETRY_AFTER, &retry_after);
-	answer->retry_after = (int) Min(retry_after, 3600);
+	answer->retry_after = (int) Max(Min(retry_after, 3600), 0);
 	curl_easy_getinfo(exchange->easy, CURLINFO_REDIRECT_URL, &target);
 	if (target != NULL && http_parse_url(target, &parts))
 		strlcpy(answer->redirect_host, parts.host, HTTP_HOST_SIZE);

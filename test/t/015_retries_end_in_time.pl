@@ -145,7 +145,7 @@ while_others_run 'Retry-After as a date', 'cancel', [ ids_for(with_header(503, P
 };
 
 {
-    my @values = ('0', '-5', '-4294963697', '-99999999999999', 'soon', '', '1', '1.5', '0x1000', 'Thu, 01 Jan 1970 00:00:00 GMT', 'Sat, 31 Feb 2099 99:99:99 GMT');
+    my @values = ('0', '-5', '-4294963697', '-99999999999999', 'soon', '', '1', '1.5', '0x1000', 'Thu, 01 Jan 1970 00:00:00 GMT', 'Mon, 01 Jan 1900 00:00:00 GMT', 'Sat, 31 Feb 2099 99:99:99 GMT');
     while_others_run 'a Retry-After that asks for no wait', 'batch', [ ids_for(map { with_header(503, $_) } @values) ], { max_retries => 1 }, sub {
         my ($rows, $ids) = @_;
         for my $n (0 .. $#values)
