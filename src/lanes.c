@@ -52,8 +52,8 @@
 /* Lanes without a key for which a scan looks again: no worker stays for them, so a wake-up has to. */
 #define RECHECKS_MAX		100
 
-/* A lane goes back to its head, and a scan begins, only after a rest: reading takes a fifth of the time at most. */
-#define REST				4
+/* Reading takes a fifth of the time at most: a rest follows, but none when a lock or the machine has held it up. */
+#define REST_AFTER(began_at)	Min(5 * (GetCurrentTimestamp() - (began_at)), 10 * USECS_PER_SEC)
 
 /* Requests of all apps together that are begun and not yet recorded. */
 #define RUN_TRUST_MAX		16384
@@ -318,9 +318,7 @@ lanes_look(bool at_once, bool for_rows, TimestampTz now)
 static TimestampTz
 scan_at(void)
 {
-	if (scan.runs)
-		return 0;
-	return scan.wanted ? scan.rested_at : DT_NOEND;
+	return scan.runs ? 0 : scan.wanted ? scan.rested_at : DT_NOEND;
 }
 
 /* One slice of a scan.  A wake-up that comes meanwhile has another one follow. */
@@ -361,7 +359,7 @@ scan_lanes(TimestampTz now)
 		scan.last = entry->lane;
 	}
 	scan.runs = count == SCAN_LANES;
-	scan.rested_at = Max(scan.rested_at, now) + (REST + 1) * (GetCurrentTimestamp() - now);
+	scan.rested_at = Max(scan.rested_at, now) + REST_AFTER(now);
 }
 
 /* ---- fetching ---- */
@@ -385,7 +383,7 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 		max = Min(max, FETCH_FEW + (int) (rate * BUFFER_AGE_US / USECS_PER_SEC));
 	rows = MemoryContextAlloc(delivery_context, sizeof(QueueRow) * max);
 	count = queue_fetch(&lane->key, &lane->position, rows, max);
-	lane->rested_at = Max(lane->rested_at, began_at) + (REST + 1) * (GetCurrentTimestamp() - began_at);
+	lane->rested_at = Max(lane->rested_at, began_at) + REST_AFTER(began_at);
 	lane->exhausted = count < max;
 	if (count > 0)
 		lane->position = (QueuePosition) {rows[count - 1].send_after, rows[count - 1].message_id};
