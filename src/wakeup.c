@@ -319,7 +319,7 @@ on_transaction_end(XactEvent event, void *arg pg_attribute_unused())
 	wakes = event == XACT_EVENT_PREPARE || event == XACT_EVENT_COMMIT;
 }
 
-/* Before this, a worker may look for a changed server or user mapping and find the old one in its caches. */
+/* Before this, a worker may find old credentials in its caches.  A reload that waits may switch delivery on. */
 static void
 on_release(ResourceReleasePhase phase, bool is_commit pg_attribute_unused(), bool is_top_level,
 		   void *arg pg_attribute_unused())
@@ -327,7 +327,7 @@ on_release(ResourceReleasePhase phase, bool is_commit pg_attribute_unused(), boo
 	if (!wakes || !is_top_level || phase != RESOURCE_RELEASE_AFTER_LOCKS)
 		return;
 	wakes = false;
-	wakeup_worker(MyDatabaseId, settings_enabled && settings_background_delivery);
+	wakeup_worker(MyDatabaseId, ConfigReloadPending || (settings_enabled && settings_background_delivery));
 }
 
 void
@@ -511,7 +511,7 @@ launcher_sweep(void)
 	Oid			database = InvalidOid;
 
 	pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
-	while (OidIsValid(database = next_database(database)) && !ShutdownRequestPending)
+	while (OidIsValid(database = next_database(database)) && settings_enabled && !ShutdownRequestPending)
 	{
 		wakeup_worker(database, true);
 		/* A worker that leaves sets the latch. */
