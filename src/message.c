@@ -380,7 +380,10 @@ row_inserted(MessageRow *row)
 			set_request(row, true, false);
 	}
 	else if (written == QUEUE_PENDING)
+	{
 		fill_request(row);
+		wakeup_raise_doubt();	/* the server that was dumped may have sent it */
+	}
 }
 
 /* onesignal_message_change() RETURNS trigger */

@@ -414,7 +414,7 @@ void
 wakeup_raise_doubt(void)
 {
 	uint64		now = (uint64) GetCurrentTimestamp();
-	uint64		doubt = pg_atomic_read_u64(&shared->doubt);
+	uint64		doubt = shared != NULL ? pg_atomic_read_u64(&shared->doubt) : now;	/* single-user */
 
 	while (doubt < now && !pg_atomic_compare_exchange_u64(&shared->doubt, &doubt, now))
 		;
@@ -428,6 +428,8 @@ onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 	const char *delivery;
 
 	(void) fcinfo;
+	if (RecoveryInProgress())
+		PG_RETURN_TEXT_P(cstring_to_text("standby"));	/* doubt begins with the memory, but not before a promotion */
 	wakeup_attach();
 	SpinLockAcquire(&shared->lock);
 	for (int i = 1; i <= SLOTS_COUNT; i++)
@@ -439,8 +441,6 @@ onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 		delivery = "switched off";
 	else if (!settings_background_delivery)
 		delivery = "by CALL only";
-	else if (RecoveryInProgress())
-		delivery = "standby";
 	else if (has_worker(&slot, GetCurrentTimestamp()))
 		delivery = "working";
 	else if (slot.wake)
@@ -511,11 +511,12 @@ launcher_sweep(void)
 	Oid			database = InvalidOid;
 
 	pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
+	/* An old primary, or a publisher, may have sent what it could not replicate as recorded. */
+	wakeup_raise_doubt();
 	while (OidIsValid(database = next_database(database)) && settings_enabled && !ShutdownRequestPending)
 	{
 		wakeup_worker(database, true);
-		/* A worker that leaves sets the latch. */
-		wakeup_wait(GetCurrentTimestamp() + SWEEP_STEP, "OnesignalCancelLauncher");
+		wakeup_wait(GetCurrentTimestamp() + SWEEP_STEP, "OnesignalCancelLauncher"); /* or until it leaves */
 	}
 }
 
@@ -534,8 +535,6 @@ launcher_main(Datum arg pg_attribute_unused())
 	wakeup_attach();
 	/* It stays so: the postmaster restarts a launcher that ends. */
 	shared->launcher = MyLatch;
-	/* After a promotion, what the old primary recorded may not have been replicated. */
-	wakeup_raise_doubt();
 	while (!ShutdownRequestPending)
 	{
 		/* What was requested before now, or while it was off, has nobody else to deliver it. */
