@@ -22,7 +22,6 @@
 #include "portability/instr_time.h"
 #include "postmaster/interrupt.h"
 #include "storage/fd.h"
-#include "storage/latch.h"
 #include "utils/timeout.h"
 #include "utils/timestamp.h"
 
@@ -193,7 +192,7 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 	exchange->doomed = (seen & WIRE_UNASKED) || ((seen & WIRE_IDLE) && transfer_has_unread_tls(exchange));
 	if (exchange->doomed)
 	{
-		wire_end(local_port);
+		wire_end(local_port, PG_INT64_MAX);
 		return CURL_PREREQFUNC_OK;
 	}
 	exchange->answer.begun_us = waits_since(exchange);
@@ -219,7 +218,7 @@ look_at_call(void)
 	if (cpu_before_us == 0)
 		cpu_before_us = cpu_us;
 	if (ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending)))
-		wire_end(WIRE_ALL);
+		wire_end(WIRE_ALL, PG_INT64_MAX);
 	if (cpu_us - cpu_before_us >= (is_late ? LATE_CPU_US : FLOOD_CPU_US) && wire_end_flood() && !letting_go)
 		flooded = true;
 }
@@ -307,6 +306,9 @@ conclude(HttpExchange *exchange, CURLcode result)
 	long		version = 0;
 
 	transfer_conclude(exchange, result);
+	/* The peer's machine may acknowledge for ever what nobody there reads. */
+	if (answer->status == 0 && http_clock_us() - answer->begun_us >= USECS_PER_SEC)
+		wire_end(exchange->local_port, (answer->begun_us + http_clock_us()) / 2);
 	call_libcurl(exchange, 0, 0);
 	answer->sent = exchange->local_port != 0 || answer->sent_before;
 	count_unsent(exchange->group, -(exchange->local_port == 0), answer->status != 0);
@@ -377,7 +379,7 @@ run_libcurl(curl_socket_t fd, int what)
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
 		/* Newer versions of libcurl would keep a connection of which nghttp2 cannot go on reading. */
 		if (result == CURLE_HTTP2)
-			wire_end(exchange->local_port);
+			wire_end(exchange->local_port, PG_INT64_MAX);
 		if (flooded && result != CURLE_OK && exchange->local_port != 0)
 			strlcpy(exchange->answer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
 		else if (may_resubmit(exchange, result))
@@ -525,7 +527,7 @@ http_give_up(const char *words)
 {
 	/* Reading what is left of many connections, to close them, could take long. */
 	if (engine.in_flight > 0)
-		wire_end(WIRE_ALL);
+		wire_end(WIRE_ALL, PG_INT64_MAX);
 	while (!dlist_is_empty(&engine.active))
 	{
 		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.active);

@@ -118,12 +118,12 @@ extern int	wire_count(void);
 extern int	wire_look(int port, bool idle_only);
 
 /*
- * End our side of a connection, or of all that are in use; of the one with the
- * most unread input, which a flooding peer has (false: none has any); and of
- * those that their peers have closed while they were idle.
+ * End our side of a connection, or of all that are in use, if silent since then;
+ * of the one with the most unread input, which a flooding peer has (false: none
+ * has any); and of those that their peers have closed while they were idle.
  */
 #define WIRE_ALL			(-1)
-extern void wire_end(int port);
+extern void wire_end(int port, int64 silent_since);
 extern bool wire_end_flood(void);
 extern void wire_tidy(void);
 

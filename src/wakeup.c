@@ -62,7 +62,6 @@
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
 #include "postmaster/interrupt.h"
-#include "storage/latch.h"
 #include "storage/lmgr.h"
 #include "storage/spin.h"
 #include "utils/builtins.h"

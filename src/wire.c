@@ -16,7 +16,6 @@
 
 #include "miscadmin.h"
 #include "port/pg_bswap.h"
-#include "storage/latch.h"
 
 #include "compat.h"
 #include "http.h"
@@ -31,6 +30,7 @@ typedef struct WatchedSocket
 {
 	int			fd;
 	int			port;			/* local, or 0 */
+	int64		heard_us;		/* when it was last ready to be read, or first watched */
 	uint32		wanted;			/* WL_SOCKET_*; 0: not watched now */
 	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
 } WatchedSocket;
@@ -101,7 +101,7 @@ wire_watch(int fd, bool readable, bool writable)
 		if (socket_count == WIRE_SOCKETS_MAX)
 			return;				/* its exchange times out */
 		watched = &sockets[socket_count++];
-		*watched = (WatchedSocket) {.fd = fd, .port = local_port(fd)};
+		*watched = (WatchedSocket) {.fd = fd, .port = local_port(fd), .heard_us = http_clock_us()};
 		/* Programs that this process starts must not hold the connection. */
 		(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
 #ifdef TCP_USER_TIMEOUT
@@ -171,10 +171,11 @@ cut_off(const WatchedSocket *watched)
 }
 
 void
-wire_end(int port)
+wire_end(int port, int64 silent_since)
 {
 	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
-		if (watched->port != 0 && (port == WIRE_ALL ? watched->wanted != 0 : watched->port == port))
+		if (watched->port != 0 && (port == WIRE_ALL ? watched->wanted != 0 : watched->port == port) &&
+			watched->heard_us < silent_since)
 			cut_off(watched);
 }
 
@@ -206,10 +207,8 @@ wire_cork(bool corked pg_attribute_unused())
 	int			value = corked;
 
 	for (int i = 0; i < socket_count; i++)
-	{
 		if (sockets[i].port != 0)
 			(void) setsockopt(sockets[i].fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value));
-	}
 #endif
 }
 
@@ -260,6 +259,7 @@ wire_wait(long timeout_ms, uint32 *ready, bool *latched)
 		else if (watched != NULL && watched->wanted != 0)
 		{
 			*ready = occurred.events & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE);
+			watched->heard_us = (*ready & WL_SOCKET_READABLE) ? http_clock_us() : watched->heard_us;
 			return occurred.fd;
 		}
 		else

@@ -123,6 +123,24 @@ for (
     cmp_ok($raw->requests, '>', $calls, "$name: some were sent twice");
 }
 
+# Its peer's machine, or a proxy, goes on acknowledging what is sent, but nobody behind it answers.
+subtest 'a connection on which nothing is answered any more' => sub {
+    my $raw = $api->raw_server(mode => 'h2_hang', after => 1);
+    my $session = $node->background_psql('postgres');
+    my $one = cancel_sql(new_app($raw->url), 'coalesce(status, 0), errors');
+    is($session->query_safe("SET onesignal_cancel.timeout = '2s'; $one"), '200|{}', 'before');
+    is($session->query_safe($one), '0|{"no answer within 2000 ms"}', 'a request without an answer');
+    is($session->query_safe($one), '200|{}', 'the next one has another connection');
+    is($raw->connections, 2, 'two in all');
+
+    # While others go on using it, nobody would ever be the last to leave it.
+    my $busy = $api->raw_server(mode => 'h2_hang', after => 1);
+    my $app = new_app($busy->url, server_options => { rate_limit => 10 });
+    $session->query_safe("SELECT count(*) FROM onesignal_cancel_batch('$app', ARRAY(SELECT gen_random_uuid() FROM generate_series(1, 50)))");
+    cmp_ok($busy->connections, '>', 1, 'a busy one is left, too');
+    $session->quit;
+};
+
 # libcurl 8.22 keeps none.
 subtest 'the CA store is parsed once' => sub {
     plan skip_all => 'this libcurl parses it for each connection' if $libcurl =~ m{libcurl/8\.22\.};
