@@ -432,7 +432,7 @@ expire(bool *latched)
 			engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 			continue;
 		}
-		unconnected = exchange->local_port == 0 && exchange->connect_us < exchange->timeout_us;
+		unconnected = exchange->local_port == 0 && now < waits_since(exchange) + exchange->timeout_us;
 		snprintf(exchange->answer.error, HTTP_ERROR_SIZE, "%s " INT64_FORMAT " ms",
 				 unconnected ? "Connection timed out after" : "no answer within",
 				 (unconnected ? exchange->connect_us : exchange->timeout_us) / 1000);
