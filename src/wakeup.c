@@ -475,9 +475,22 @@ take_due(TimestampTz now, Oid *database)
 	return due;
 }
 
-/* The next database that a worker could connect to; InvalidOid: there is none. */
+/* Without an event when a database is opened again (ALTER DATABASE ... ALLOW_CONNECTIONS), this has to do. */
+static void
+look_again(Oid database)
+{
+	Slot	   *slot;
+
+	SpinLockAcquire(&shared->lock);
+	slot = find_slot(database);
+	if (slot != NULL && slot->state == SLOT_FREE)
+		slot->due = Min(slot->due, GetCurrentTimestamp() + USECS_PER_MINUTE);
+	SpinLockRelease(&shared->lock);
+}
+
+/* The next database, and whether a worker could connect to it now; InvalidOid: there is none. */
 static Oid
-next_database(Oid after)
+next_database(Oid after, bool *is_open)
 {
 	Oid			next = InvalidOid;
 	Relation	relation;
@@ -492,10 +505,12 @@ next_database(Oid after)
 	{
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 
-		/* A DROP DATABASE that was interrupted leaves -2 as the limit of connections. */
-		if (database->oid > after && (!OidIsValid(next) || database->oid < next) &&
-			database->datallowconn && database->datconnlimit != -2)
-			next = database->oid;
+		/* Nobody opens template0; a DROP DATABASE that was interrupted leaves -2 as the limit of connections. */
+		if (database->oid <= after || (OidIsValid(next) && database->oid > next) ||
+			(database->datistemplate && !database->datallowconn) || database->datconnlimit == -2)
+			continue;
+		next = database->oid;
+		*is_open = database->datallowconn;
 	}
 	table_endscan(scan);
 	table_close(relation, AccessShareLock);
@@ -508,12 +523,18 @@ static void
 launcher_sweep(void)
 {
 	Oid			database = InvalidOid;
+	bool		is_open;
 
 	pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
 	/* An old primary, or a publisher, may have sent what it could not replicate as recorded. */
 	wakeup_raise_doubt();
-	while (OidIsValid(database = next_database(database)) && settings_enabled && !ShutdownRequestPending)
+	while (OidIsValid(database = next_database(database, &is_open)) && settings_enabled && !ShutdownRequestPending)
 	{
+		if (!is_open)
+		{
+			look_again(database);
+			continue;
+		}
 		wakeup_worker(database, true);
 		wakeup_wait(GetCurrentTimestamp() + SWEEP_STEP, "OnesignalCancelLauncher"); /* or until it leaves */
 	}
@@ -524,6 +545,7 @@ launcher_main(Datum arg pg_attribute_unused())
 {
 	bool		enabled = false;
 	bool		in_background = false;
+	bool		is_open;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -554,8 +576,10 @@ launcher_main(Datum arg pg_attribute_unused())
 		else if (!OidIsValid(database))
 			launcher_sweep();
 		/* A worker in a dropped database would fail again and again. */
-		else if (next_database(database - 1) == database)
+		else if (next_database(database - 1, &is_open) == database && is_open)
 			wakeup_worker(database, true);
+		else if (next_database(database - 1, &is_open) == database)
+			look_again(database);
 	}
 	/* Without a message, as PostgreSQL's own launchers; 1: restart me. */
 	proc_exit(1);
