@@ -257,6 +257,16 @@ finish_exchange(CancelRun *run, const HttpAnswer *answer)
 	MemoryContextReset(run->scratch);
 }
 
+/* pgstat_report_activity() takes it for another query, without an id. */
+static void
+show_activity(const char *text)
+{
+	uint64		query_id = pgstat_get_my_query_id();
+
+	pgstat_report_activity(STATE_RUNNING, text);
+	pgstat_report_query_id(query_id, true);
+}
+
 static void
 run_to_end(CancelRun *run)
 {
@@ -272,13 +282,12 @@ run_to_end(CancelRun *run)
 			finish_exchange(run, answer);
 		if (http_clock_us() >= run->show_us)
 		{
-			pgstat_report_activity(STATE_RUNNING,
-								   psprintf("onesignal_cancel_batch: %d of %d", run->done, run->count));
+			show_activity(psprintf("onesignal_cancel_batch: %d of %d", run->done, run->count));
 			run->show_us = http_clock_us() + SHOW_US;
 		}
 	}
 	if (run->count > 1)
-		pgstat_report_activity(STATE_RUNNING, debug_query_string);
+		show_activity(debug_query_string);
 }
 
 /*

@@ -147,8 +147,11 @@ waits_since(const HttpExchange *exchange)
 static int64
 deadline(const HttpExchange *exchange)
 {
-	return exchange->local_port == 0 ? waits_since(exchange) + exchange->connect_us :
-		exchange->answer.begun_us + exchange->timeout_us;
+	if (exchange->local_port != 0)
+		return exchange->answer.begun_us + exchange->timeout_us;
+	/* What is sent again may connect again. */
+	return Min(Max(waits_since(exchange), exchange->launched_us) + exchange->connect_us,
+			   waits_since(exchange) + exchange->timeout_us);
 }
 
 /* So many more of the group's exchanges are unsent; or one of them had an answer. */
