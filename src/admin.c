@@ -61,7 +61,6 @@ require_not_null(FunctionCallInfo fcinfo, int number, const char *name)
 static void
 deliver_all(TimestampTz until)
 {
-	const DeliveryOptions options = {.in_procedure = true, .until = until};
 	int			other = deliverer_lock(false);
 
 	if (other > 0)
@@ -74,7 +73,7 @@ deliver_all(TimestampTz until)
 
 		/* Where no outcome could be recorded, nothing must be sent. */
 		PreventCommandIfReadOnly("CALL onesignal_cancel_deliver()");
-		due = delivery_run(&options);
+		due = delivery_run(until);
 		settings_require_enabled();
 		now = GetCurrentTimestamp();
 		if (due == DT_NOBEGIN || now >= until)
@@ -137,7 +136,7 @@ purge_all(TimestampTz before)
 	BlockNumber blocks = 1;
 	int64		purged = 0;
 
-	while (block < blocks && (installation = queue_begin(true)) != NULL)
+	while (block < blocks && (installation = queue_begin()) != NULL)
 	{
 		Relation	relation = relation_open(installation->message_table, NoLock);
 		const TriggerDesc *triggers = relation->trigdesc;

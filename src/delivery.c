@@ -271,9 +271,9 @@ settle(DeliveryItem *item, const QueueOutcome *outcome)
 
 /* One short transaction: records what one statement takes, and fetches.  False: the extension is gone. */
 static bool
-visit_tables(const DeliveryOptions *options)
+visit_tables(void)
 {
-	const Installation *installation = queue_begin(options->in_procedure);
+	const Installation *installation = queue_begin();
 	QueueOutcome *outcomes = palloc(sizeof(QueueOutcome) * RECORD_MAX);
 	const char *problem;
 	size_t		bytes = 0;
@@ -334,16 +334,14 @@ delivery_end(void)
  * forgotten.
  */
 static bool
-may_begin(const DeliveryOptions *options, TimestampTz now)
+may_begin(TimestampTz until, TimestampTz now)
 {
 	bool		set_back = now < turn_at - USECS_PER_SEC;
 
 	turn_at = now;
-	if (stopping_since == 0 && (set_back || (!options->in_procedure && options->must_stop())))
+	if (stopping_since == 0 && (set_back || (owner_is_worker && worker_must_stop())))
 		stopping_since = now;
-	return stopping_since == 0 && settings_enabled &&
-		(options->in_procedure || settings_background_delivery) &&
-		(options->until == 0 || now <= options->until);
+	return stopping_since == 0 && settings_enabled && (until == 0 || now <= until);
 }
 
 /* When the tables must be visited next. */
@@ -375,10 +373,8 @@ wait_for_answers(TimestampTz now, TimestampTz next_due)
  * long for rows that somebody has locked: others may want to deliver.
  */
 static bool
-is_done(const DeliveryOptions *options, TimestampTz now, TimestampTz next_due)
+is_done(TimestampTz until, TimestampTz now, TimestampTz next_due)
 {
-	bool		has_end = options->in_procedure && options->until == 0;
-
 	if (http_in_flight() > 0 || answered_count > 0 || next_due - now <= SHORT_WAIT_US)
 	{
 		ending_since = 0;
@@ -386,7 +382,7 @@ is_done(const DeliveryOptions *options, TimestampTz now, TimestampTz next_due)
 	}
 	if (lanes_taken() == 0 && apps_save_at() == DT_NOEND)
 		return true;
-	if (may_send && !has_end)
+	if (may_send && (owner_is_worker || until != 0))
 		return false;
 	if (ending_since == 0)
 		ending_since = now;
@@ -398,7 +394,7 @@ is_done(const DeliveryOptions *options, TimestampTz now, TimestampTz next_due)
  * answer, and what waits is tried once more.
  */
 static void
-stop(const DeliveryOptions *options)
+stop(void)
 {
 	const HttpAnswer *answer;
 
@@ -406,12 +402,12 @@ stop(const DeliveryOptions *options)
 	while ((answer = http_next()) != NULL)
 		take_answer(answer);
 	take_waiting(DT_NOEND);
-	while (answered_count > 0 && visit_tables(options))
+	while (answered_count > 0 && visit_tables())
 		;
 }
 
 static TimestampTz
-run(const DeliveryOptions *options)
+run(TimestampTz until)
 {
 	for (;;)
 	{
@@ -422,28 +418,29 @@ run(const DeliveryOptions *options)
 
 		MemoryContextReset(turn_context);
 		wakeup_serve_signals();
-		if (options->in_procedure)
-			lanes_look(false, options->until != 0, now);
-		else if (options->woken())
+		/* Commits do not wake a CALL: it looks each second, for rows only if it has an end. */
+		if (!owner_is_worker)
+			lanes_look(false, until != 0, now);
+		else if (worker_was_woken())
 			lanes_look(true, true, now);
-		may_send = may_begin(options, now);
+		may_send = may_begin(until, now);
 		if (stopping_since != 0 && (http_in_flight() == 0 || now - stopping_since >= STOP_US))
 		{
-			stop(options);
+			stop();
 			return now;
 		}
 		lanes_tick(now);
 		take_waiting(now);
 		if (visit_at(now) <= now)
 		{
-			if (!visit_tables(options))
+			if (!visit_tables())
 				return DT_NOBEGIN;
 			now = GetCurrentTimestamp();
 		}
 		for (begun = 0; may_send && (item = lanes_take(now)) != NULL; begun++)
 			http_submit(onesignal_request(&item->key->credentials, "DELETE", &item->row.message_id), item);
 		next_due = may_send ? lanes_next_due(now) : DT_NOEND;
-		if (is_done(options, now, next_due))
+		if (is_done(until, now, next_due))
 			return next_due;
 		/* libcurl takes an app's requests some at a time (HTTP_UNSENT_MAX): the peer works while others are begun. */
 		if (answered_count == 0 || http_in_flight() > 0)
@@ -490,7 +487,7 @@ begin_run(void)
 }
 
 TimestampTz
-delivery_run(const DeliveryOptions *options)
+delivery_run(TimestampTz until)
 {
 	MemoryContext old = CurrentMemoryContext;
 	ErrorContextCallback context = {.previous = error_context_stack, .callback = delivery_error_context};
@@ -500,7 +497,7 @@ delivery_run(const DeliveryOptions *options)
 	PG_TRY();
 	{
 		begin_run();
-		next_due = run(options);
+		next_due = run(until);
 		http_abandon();
 	}
 	PG_CATCH();

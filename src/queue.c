@@ -44,25 +44,19 @@ const char *const queue_state_names[QUEUE_STATES] = {
 	[QUEUE_FAILED] = "failed",
 };
 
-/* The open transaction, or the last one. */
-static struct
-{
-	bool		in_procedure;
-	Installation installation;
-} transaction;
+/* Of the open transaction, or of the last one. */
+static Installation installation;
 
 /* ---- transactions ---- */
 
 const Installation *
-queue_begin(bool in_procedure)
+queue_begin(void)
 {
 	MemoryContext old = CurrentMemoryContext;
-	Installation *installation = &transaction.installation;
 	Oid			locked = InvalidOid;
 	bool		found;
 
-	transaction.in_procedure = in_procedure;
-	if (!in_procedure)
+	if (owner_is_worker)
 	{
 		SetCurrentStatementStartTimestamp();
 		StartTransactionCommand();
@@ -71,23 +65,23 @@ queue_begin(bool in_procedure)
 		XactIsoLevel = XACT_READ_COMMITTED; /* or a row that changed meanwhile would be an error */
 
 	/* Waits for a DROP EXTENSION or ALTER TABLE under way, and finds the table again with what that changed. */
-	while ((found = owner_find(installation)) && installation->message_table != locked)
+	while ((found = owner_find(&installation)) && installation.message_table != locked)
 	{
-		locked = installation->message_table;
+		locked = installation.message_table;
 		InvalidateCatalogSnapshot();	/* a snapshot that waits would hold up VACUUM */
 		LockRelationOid(locked, RowExclusiveLock);
 	}
-	if (found && !in_procedure)
+	if (found && owner_is_worker)
 	{
 		PushActiveSnapshot(GetTransactionSnapshot());	/* SPI wants one; each statement takes its own */
 		SPI_connect();
 	}
 	if (found)
-		owner_enter(installation);
-	else if (!in_procedure)
+		owner_enter(&installation);
+	else if (owner_is_worker)
 		CommitTransactionCommand();
 	MemoryContextSwitchTo(old);
-	return found ? installation : NULL;
+	return found ? &installation : NULL;
 }
 
 void
@@ -95,8 +89,8 @@ queue_commit(void)
 {
 	MemoryContext old = CurrentMemoryContext;
 
-	owner_leave(&transaction.installation);
-	if (transaction.in_procedure)
+	owner_leave(&installation);
+	if (!owner_is_worker)
 		SPI_commit();
 	else
 	{
@@ -168,7 +162,7 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 		NameGetDatum(&after->requested_by),
 		Int32GetDatum(max),
 	};
-	int			count = (int) statement_run(&next_lanes, transaction.installation.schema, values, NULL);
+	int			count = (int) statement_run(&next_lanes, installation.schema, values, NULL);
 
 	for (int i = 0; i < count; i++)
 	{
@@ -205,7 +199,7 @@ queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, in
 		UUIDPGetDatum(&from->message_id),
 		Int32GetDatum(max),
 	};
-	int			count = (int) statement_run(&next_rows, transaction.installation.schema, values, NULL);
+	int			count = (int) statement_run(&next_rows, installation.schema, values, NULL);
 
 	for (int i = 0; i < count; i++)
 	{
@@ -299,7 +293,7 @@ try_to_record(QueueOutcome *outcomes, int count)
 	}
 	for (int i = 0; i < (int) lengthof(arrays); i++)
 		arrays[i] = makeArrayResult((ArrayBuildState *) DatumGetPointer(arrays[i]), CurrentMemoryContext);
-	error = statement_try(&record_outcomes, transaction.installation.schema, 1, arrays, NULL);
+	error = statement_try(&record_outcomes, installation.schema, 1, arrays, NULL);
 	for (int i = 0; i < count; i++)
 		outcomes[i].recorded = error != NULL ? QUEUE_UNRECORDABLE : DatumGetInt32(read_column(i, 1, (Datum) 0));
 	if (error == NULL)
@@ -344,7 +338,7 @@ queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 		TimestampTzGetDatum(before),
 		CStringGetTextDatum(reason),
 	};
-	ErrorData  *error = statement_try(&give_up, transaction.installation.schema, 1, values, NULL);
+	ErrorData  *error = statement_try(&give_up, installation.schema, 1, values, NULL);
 
 	if (error == NULL)
 		return (int) SPI_processed;
@@ -408,7 +402,7 @@ queue_save_apps(QueueApp *const *apps, int count)
 	}
 	(void) set_config_option("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	error = statement_try(&save_app, transaction.installation.schema, count, values, nulls);
+	error = statement_try(&save_app, installation.schema, count, values, nulls);
 	AtEOXact_GUC(false, level);
 	/* Logged once, although it is tried again each time. */
 	if (error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&

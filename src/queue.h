@@ -59,8 +59,9 @@ extern void owner_require_trigger(const Installation *installation, bool allow_o
 extern void owner_enter(Installation *installation);
 extern void owner_leave(const Installation *installation);
 
-/* Makes the settings for the rest of this background worker; owner_enter() then only switches the user. */
+/* Makes the settings for the rest of this process, the database's worker; owner_enter() then only switches the user. */
 extern void owner_settle(void);
+extern bool owner_is_worker;	/* it was called; what delivers elsewhere is a CALL */
 
 /* Statements qualify operators and functions, for some run with the caller's search_path. */
 #define EQ " OPERATOR(pg_catalog.=) "
@@ -191,14 +192,14 @@ typedef struct QueueApp
 
 /*
  * Begins a short transaction of the deliverer, as the table's owner with fixed
- * settings.  in_procedure: one of SPI's non-atomic ones in a CALL, after
- * queue_call_begin(); else the worker's own.  Returns NULL, with nothing open,
- * if the extension does not exist (any more).
+ * settings: the worker's own, or one of SPI's non-atomic ones in a CALL, after
+ * queue_call_begin().  Returns NULL, with nothing open, if the extension does
+ * not exist (any more).
  *
  * All of these leave CurrentMemoryContext as it was, which must outlive the
  * transaction: what is returned is palloc'd there.
  */
-extern const Installation *queue_begin(bool in_procedure);
+extern const Installation *queue_begin(void);
 extern void queue_commit(void);
 
 /*

@@ -84,7 +84,7 @@ static const Setting worker_settings[] = {
 	{"transaction_timeout", "0"},	/* PostgreSQL 17 and newer */
 };
 
-static bool settled = false;
+bool		owner_is_worker = false;
 
 /* ---- finding ---- */
 
@@ -191,8 +191,8 @@ owner_enter(Installation *installation)
 
 	GetUserIdAndSecContext(&installation->user, &installation->sec_context);
 	SetUserIdAndSecContext(installation->owner, installation->sec_context | restrictions);
-	installation->guc_level = settled ? 0 : NewGUCNestLevel();
-	if (!settled)
+	installation->guc_level = owner_is_worker ? 0 : NewGUCNestLevel();
+	if (!owner_is_worker)
 		set_all(statement_settings, lengthof(statement_settings), PGC_S_SESSION, GUC_ACTION_SAVE);
 }
 
@@ -210,7 +210,7 @@ owner_settle(void)
 {
 	set_all(statement_settings, lengthof(statement_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
 	set_all(worker_settings, lengthof(worker_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
-	settled = true;
+	owner_is_worker = true;
 }
 
 /* ---- what a statement names ---- */

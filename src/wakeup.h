@@ -60,6 +60,15 @@ extern bool wakeup_leave(TimestampTz due, bool must);
 extern int	deliverer_lock(bool wait);
 extern void deliverer_unlock(void);
 
+/*
+ * Is there a reason to look for rows: was the worker woken since it last asked,
+ * or may a prepared transaction have ended?  Call it before looking for rows.
+ */
+extern bool worker_was_woken(void);
+
+/* Has the worker to end its run, within about a second?  Needs no transaction, as the one above. */
+extern bool worker_must_stop(void);
+
 /* Throws if interrupted, and reloads the configuration if that was asked for. */
 extern void wakeup_serve_signals(void);
 

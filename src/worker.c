@@ -176,12 +176,8 @@ is_locked(Oid database)
 
 /* ---- being woken, and prepared transactions ---- */
 
-/*
- * Is there a reason to look for rows?  It was woken since this was last asked,
- * or a prepared transaction may have ended.  Call it before looking for rows.
- */
-static bool
-was_woken(void)
+bool
+worker_was_woken(void)
 {
 	TimestampTz now = GetCurrentTimestamp();
 	const Installation *installation;
@@ -191,7 +187,7 @@ was_woken(void)
 	if (now < ask_at)
 		return false;
 	ask_at = DT_NOEND;
-	if (max_prepared_xacts > 0 && (installation = queue_begin(false)) != NULL)
+	if (max_prepared_xacts > 0 && (installation = queue_begin()) != NULL)
 	{
 		VirtualTransactionId *holder;
 		LOCKTAG		tag;
@@ -216,8 +212,8 @@ was_woken(void)
 
 /* ---- one turn: steps 3 to 5 ---- */
 
-static bool
-must_stop(void)
+bool
+worker_must_stop(void)
 {
 	return ShutdownRequestPending || !settings_enabled || !settings_background_delivery || is_locked(MyDatabaseId);
 }
@@ -232,7 +228,7 @@ wait_for_work(void)
 
 	pgstat_report_activity(STATE_IDLE, NULL);
 	/* Commits must not shorten the pause after a failed run. */
-	while (now < next_run && !must_stop() && (pause_s > 0 || !was_woken()))
+	while (now < next_run && !worker_must_stop() && (pause_s > 0 || !worker_was_woken()))
 	{
 		if (now >= idle_end)
 		{
@@ -253,13 +249,12 @@ wait_for_work(void)
 static TimestampTz
 worker_deliver(void)
 {
-	const DeliveryOptions options = {.in_procedure = false, .woken = was_woken, .must_stop = must_stop};
 	int			lock;
 
 	StartTransactionCommand();
 	lock = deliverer_lock(true);
 	CommitTransactionCommand();
-	return lock == DELIVERER_NO_EXTENSION ? DT_NOBEGIN : delivery_run(&options);
+	return lock == DELIVERER_NO_EXTENSION ? DT_NOBEGIN : delivery_run(0);
 }
 
 /* False: it left, or was told to stop. */
@@ -281,11 +276,11 @@ take_turn(void)
 		wakeup_worker(MyDatabaseId, true);
 		return false;
 	}
-	was_woken();
+	worker_was_woken();
 	if (!settings_enabled || !settings_background_delivery)
 		return !wakeup_leave(DT_NOEND, false);
 	pgstat_report_activity(STATE_RUNNING, "delivering requested cancels");
-	if (!stays && queue_begin(false) != NULL)
+	if (!stays && queue_begin() != NULL)
 	{
 		stays = queue_lanes(&first, &lane, 1) > 0;
 		queue_commit();
