@@ -221,7 +221,7 @@ set_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason)
 		TimestampTzGetDatum(until),
 		PointerGetDatum(reason),
 		NameGetDatum(&role),
-		BoolGetDatum(credentials_app_has_server(app_id)),
+		BoolGetDatum(credentials_servers(app_id) != NIL),
 	};
 	char		nulls[] = {' ', until != 0 ? ' ' : 'n', reason != NULL ? ' ' : 'n', ' ', ' '};
 	Installation installation;

@@ -210,14 +210,6 @@ adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 		pace_init(&app->pace, credentials->rate_limit);
 }
 
-static void
-wipe_key(void *arg)
-{
-	LaneKey    *key = arg;
-
-	credentials_wipe(&key->credentials);
-}
-
 void
 apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 {
@@ -229,9 +221,6 @@ apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 	ErrorData  *error;
 	bool		is_news;
 
-	/* Its memory context wipes the key, also when an error frees it. */
-	key->wipe = (MemoryContextCallback) {.func = wipe_key, .arg = key};
-	MemoryContextRegisterResetCallback(context, &key->wipe);
 	lane->checked_at = now;
 	lane->generation = credentials_generation();
 	if (problem == NULL && !OidIsValid(role))

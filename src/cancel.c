@@ -298,8 +298,11 @@ run_to_end(CancelRun *run)
 static CancelItem *
 cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count)
 {
-	Credentials credentials = {0};
-	CancelRun	run = {.message_ids = message_ids, .count = count, .credentials = &credentials};
+	MemoryContext context;
+	Credentials credentials;
+	CancelRun	run = {
+		.message_ids = message_ids, .count = count, .credentials = &credentials, .context = CurrentMemoryContext
+	};
 
 	settings_require_enabled();
 	/* A trigger that the table's owner made ENABLE ALWAYS could call us while outcomes are recorded. */
@@ -307,11 +310,13 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot cancel a message while this session delivers requested cancels")));
+	context = AllocSetContextCreate(CurrentMemoryContext, "onesignal cancel", ALLOCSET_SMALL_SIZES);
+	MemoryContextSwitchTo(context);
 	credentials_get(app_id, GetUserId(), &credentials);
+	MemoryContextSwitchTo(run.context);
 	PG_TRY();
 	{
-		run.context = CurrentMemoryContext;
-		run.scratch = AllocSetContextCreate(CurrentMemoryContext, "onesignal answer", ALLOCSET_DEFAULT_SIZES);
+		run.scratch = AllocSetContextCreate(context, "onesignal answer", ALLOCSET_DEFAULT_SIZES);
 		run.items = MemoryContextAllocExtended(CurrentMemoryContext, sizeof(CancelItem) * (Size) count,
 											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 		run.show_us = count > 1 ? http_clock_us() + SHOW_US : PG_INT64_MAX;
@@ -321,10 +326,9 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 	PG_FINALLY();
 	{
 		http_abandon();
-		credentials_wipe(&credentials);
+		MemoryContextDelete(context);	/* wipes the key */
 	}
 	PG_END_TRY();
-	MemoryContextDelete(run.scratch);
 	return run.items;
 }
 

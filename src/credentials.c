@@ -124,9 +124,8 @@ read_servers(void)
 	return apps;
 }
 
-/* Returns the OIDs of an app's servers; the list is valid until the next call. */
-static List *
-servers_of(const pg_uuid_t *app_id)
+List *
+credentials_servers(const pg_uuid_t *app_id)
 {
 	static MemoryContext context = NULL;
 	static HTAB *apps;
@@ -181,7 +180,7 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 	lookup->owner_text = "PUBLIC";
 	/* The ACL check raises an error for a server that is gone.  It reads the role first, which this caches. */
 	(void) superuser_arg(lookup->role);
-	foreach(cell, servers_of(app_id))
+	foreach(cell, credentials_servers(app_id))
 	{
 		Oid			oid = lfirst_oid(cell);
 		ForeignServer *server = GetForeignServerExtended(oid, FSV_MISSING_OK);
@@ -305,6 +304,13 @@ read_key(const Lookup *lookup, char *buffer)
 
 /* ---- the whole of it ---- */
 
+/* The memory context of a key calls it, also when an error frees it. */
+static void
+wipe_header(void *header)
+{
+	explicit_bzero(header, strlen(header));
+}
+
 static ErrorData *
 read_server_options(const ForeignServer *server, Credentials *credentials)
 {
@@ -364,7 +370,11 @@ credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 		/* psprintf() could leave a copy of the key behind. */
 		Size		size = strlen(AUTHORIZATION) + strlen(key) + 1;
 		char	   *header = palloc(size);
+		MemoryContextCallback *wipe = palloc(sizeof(MemoryContextCallback));
 
+		*wipe = (MemoryContextCallback) {.func = wipe_header, .arg = header};
+		header[0] = '\0';
+		MemoryContextRegisterResetCallback(CurrentMemoryContext, wipe);
 		snprintf(header, size, "%s%s", AUTHORIZATION, key);
 		credentials->http.authorization = header;
 		credentials->api_key = header + strlen(AUTHORIZATION);
@@ -380,19 +390,6 @@ credentials_get(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 
 	if (error != NULL)
 		ThrowErrorData(error);
-}
-
-void
-credentials_wipe(Credentials *credentials)
-{
-	if (credentials->api_key != NULL)
-		explicit_bzero(credentials->api_key, strlen(credentials->api_key));
-}
-
-bool
-credentials_app_has_server(const pg_uuid_t *app_id)
-{
-	return servers_of(app_id) != NIL;
 }
 
 uint64

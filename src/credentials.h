@@ -28,7 +28,7 @@ typedef struct Credentials
 	char	   *app_id;
 	StringInfoData url;			/* of the last request */
 	HttpRequest http;			/* onesignal_request() adds method and URL; the user, group and timeouts */
-	char	   *api_key;		/* within http.authorization; credentials_wipe() wipes it */
+	char	   *api_key;		/* within http.authorization; wiped when its memory context goes */
 } Credentials;
 
 /*
@@ -42,10 +42,8 @@ extern ErrorData *credentials_find(const pg_uuid_t *app_id, Oid role, Credential
 /* The same, but it raises the error. */
 extern void credentials_get(const pg_uuid_t *app_id, Oid role, Credentials *credentials);
 
-extern void credentials_wipe(Credentials *credentials);
-
-/* So that a mistyped app id can be told from an app without messages. */
-extern bool credentials_app_has_server(const pg_uuid_t *app_id);
+/* The OIDs of an app's servers; the list is valid until the next call. */
+extern List *credentials_servers(const pg_uuid_t *app_id);
 
 /* Grows when a server, user mapping or wrapper changes; noticed when a transaction starts. */
 extern uint64 credentials_generation(void);

@@ -52,7 +52,6 @@ typedef struct Place
 typedef struct LaneKey
 {
 	int			refs;
-	MemoryContextCallback wipe;
 	Credentials credentials;
 } LaneKey;
 
