@@ -415,8 +415,8 @@ apps_save(void)
 		QueueApp   *row = &app->row;
 
 		row->pace = app->pace.rate;
-		row->circuit_until = 0;
-		row->circuit_role = row->circuit_reason = NULL;
+		row->circuit_until = DT_NOBEGIN;
+		row->circuit_role = row->circuit_reason = "";
 		if (app->circuit.open)	/* it comes before that of a lane */
 		{
 			row->circuit_until = app->circuit.open_until;

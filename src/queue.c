@@ -293,7 +293,7 @@ try_to_record(QueueOutcome *outcomes, int count)
 	}
 	for (int i = 0; i < (int) lengthof(arrays); i++)
 		arrays[i] = makeArrayResult((ArrayBuildState *) DatumGetPointer(arrays[i]), CurrentMemoryContext);
-	error = statement_try(&record_outcomes, installation.schema, 1, arrays, NULL);
+	error = statement_try(&record_outcomes, installation.schema, 1, arrays);
 	for (int i = 0; i < count; i++)
 		outcomes[i].recorded = error != NULL ? QUEUE_UNRECORDABLE : DatumGetInt32(read_column(i, 1, (Datum) 0));
 	if (error == NULL)
@@ -338,7 +338,7 @@ queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 		TimestampTzGetDatum(before),
 		CStringGetTextDatum(reason),
 	};
-	ErrorData  *error = statement_try(&give_up, installation.schema, 1, values, NULL);
+	ErrorData  *error = statement_try(&give_up, installation.schema, 1, values);
 
 	if (error == NULL)
 		return (int) SPI_processed;
@@ -359,8 +359,8 @@ queue_save_apps(QueueApp *const *apps, int count)
 	static Statement save_app = {
 		.sql = "INSERT INTO @onesignal_app AS a (app_id, circuit_until, circuit_role, circuit_reason, pace, last_error,"
 			   " canceled_total, refused_total, failed_total, pace_at, last_error_at)"
-			   " VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, pg_catalog.now(),"
-			   " CASE WHEN $6 IS NOT NULL THEN pg_catalog.now() END)"
+			   " VALUES ($1, NULLIF($2, '-infinity'), NULLIF($3, ''), NULLIF($4, ''), $5, NULLIF($6, ''), $7, $8, $9,"
+			   " pg_catalog.now(), CASE WHEN $6" NE "'' THEN pg_catalog.now() END)"
 			   " ON CONFLICT (app_id) DO UPDATE SET circuit_until = excluded.circuit_until,"
 			   " circuit_role = excluded.circuit_role, circuit_reason = excluded.circuit_reason,"
 			   " pace = excluded.pace, pace_at = excluded.pace_at,"
@@ -373,36 +373,28 @@ queue_save_apps(QueueApp *const *apps, int count)
 	};
 	static char logged[256] = "";
 	Datum	   *values = palloc(SAVED_COLUMNS * sizeof(Datum) * count);
-	char	   *nulls = palloc(SAVED_COLUMNS * count);
 	NameData   *roles = palloc0(sizeof(NameData) * count);
 	int			level = NewGUCNestLevel();
 	ErrorData  *error;
 
-	memset(nulls, ' ', SAVED_COLUMNS * count);
 	for (int i = 0; i < count; i++)
 	{
 		const QueueApp *app = apps[i];
 		Datum	   *value = values + SAVED_COLUMNS * i;
-		char	   *null = nulls + SAVED_COLUMNS * i;
 
-		if (app->circuit_role != NULL)
-			namestrcpy(&roles[i], app->circuit_role);
+		namestrcpy(&roles[i], app->circuit_role);
 		value[0] = UUIDPGetDatum(&app->app_id);
 		value[1] = TimestampTzGetDatum(app->circuit_until);
 		value[2] = NameGetDatum(&roles[i]);
-		value[3] = CStringGetTextDatum(app->circuit_reason != NULL ? app->circuit_reason : "");
+		value[3] = CStringGetTextDatum(app->circuit_reason);
 		value[4] = Float8GetDatum(app->pace);
 		value[5] = CStringGetTextDatum(app->last_error != NULL ? app->last_error : "");
 		for (int state = QUEUE_CANCELED; state <= QUEUE_FAILED; state++)
 			value[6 + state - QUEUE_CANCELED] = Int64GetDatum(app->totals[state]);
-		null[1] = app->circuit_until != 0 ? ' ' : 'n';
-		null[2] = app->circuit_role != NULL ? ' ' : 'n';
-		null[3] = app->circuit_reason != NULL ? ' ' : 'n';
-		null[5] = app->last_error != NULL ? ' ' : 'n';
 	}
 	(void) set_config_option("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	error = statement_try(&save_app, installation.schema, count, values, nulls);
+	error = statement_try(&save_app, installation.schema, count, values);
 	AtEOXact_GUC(false, level);
 	/* Logged once, although it is tried again each time. */
 	if (error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&

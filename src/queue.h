@@ -94,7 +94,7 @@ extern uint64 statement_run(Statement *statement, Oid schema, Datum *values, con
  * SPI_tuptable set, or the error that rolled it back.  Raises interrupts, and
  * errors after which nothing else would work in this transaction.
  */
-extern ErrorData *statement_try(Statement *statement, Oid schema, int times, Datum *values, const char *nulls);
+extern ErrorData *statement_try(Statement *statement, Oid schema, int times, Datum *values);
 
 /* ---- message.c ---- */
 
@@ -182,9 +182,9 @@ typedef struct QueueOutcome
 typedef struct QueueApp
 {
 	pg_uuid_t	app_id;
-	TimestampTz circuit_until;	/* 0: closed */
-	const char *circuit_role;	/* the lane that it concerns, or NULL: the whole app */
-	const char *circuit_reason;
+	TimestampTz circuit_until;	/* DT_NOBEGIN: closed */
+	const char *circuit_role;	/* the lane that it concerns; "": the whole app */
+	const char *circuit_reason; /* "": closed */
 	double		pace;			/* requests a second; 0: unlimited */
 	char	   *last_error;		/* NULL keeps what is there */
 	int64		totals[QUEUE_STATES];	/* to be added, of finished states */

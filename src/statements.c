@@ -340,7 +340,7 @@ take_error(void)
 }
 
 ErrorData *
-statement_try(Statement *statement, Oid schema, int times, Datum *values, const char *nulls)
+statement_try(Statement *statement, Oid schema, int times, Datum *values)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner resources = CurrentResourceOwner;
@@ -354,7 +354,7 @@ statement_try(Statement *statement, Oid schema, int times, Datum *values, const 
 		int			count = parameter_count(statement);
 
 		for (int i = 0; i < times * count; i += count)
-			(void) statement_run(statement, schema, values + i, nulls != NULL ? nulls + i : NULL);
+			(void) statement_run(statement, schema, values + i, NULL);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
