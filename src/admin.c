@@ -47,15 +47,6 @@ PG_FUNCTION_INFO_V1(onesignal_cancel_resume);
 /* 2 MB: one transaction deletes, and locks, some 10,000 rows at most. */
 #define PURGE_BLOCKS	256
 
-static void
-require_not_null(FunctionCallInfo fcinfo, int number, const char *name)
-{
-	if (PG_ARGISNULL(number))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null", name)));
-}
-
 /* ---- CALL onesignal_cancel_deliver(max_duration) ---- */
 
 static void
@@ -174,7 +165,7 @@ onesignal_cancel_purge(PG_FUNCTION_ARGS)
 	Datum		purged;
 	bool		isnull = false;
 
-	require_not_null(fcinfo, 0, "older_than");
+	settings_require_argument(fcinfo, 0, "older_than", NULL);
 	if (DatumGetBool(DirectFunctionCall2(interval_lt, PG_GETARG_DATUM(0), IntervalPGetDatum(&day))))
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -245,8 +236,8 @@ set_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason)
 Datum
 onesignal_cancel_pause(PG_FUNCTION_ARGS)
 {
-	require_not_null(fcinfo, 0, "app_id");
-	require_not_null(fcinfo, 1, "until");
+	settings_require_argument(fcinfo, 0, "app_id", NULL);
+	settings_require_argument(fcinfo, 1, "until", NULL);
 	if (PG_GETARG_TIMESTAMPTZ(1) <= GetCurrentTransactionStartTimestamp())
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
@@ -259,7 +250,7 @@ onesignal_cancel_pause(PG_FUNCTION_ARGS)
 Datum
 onesignal_cancel_resume(PG_FUNCTION_ARGS)
 {
-	require_not_null(fcinfo, 0, "app_id");
+	settings_require_argument(fcinfo, 0, "app_id", NULL);
 	set_pause(PG_GETARG_UUID_P(0), 0, NULL);
 	PG_RETURN_VOID();
 }

@@ -335,17 +335,6 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 /* ---- the SQL functions ---- */
 
 static void
-require_argument(FunctionCallInfo fcinfo, int number, const char *name, const char *hint)
-{
-	if (PG_ARGISNULL(number))
-		ereport(ERROR,
-				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-				 errmsg("%s must not be null", name),
-				 hint != NULL ? errhint("%s", hint) :
-				 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", name)));
-}
-
-static void
 result_values(const CancelItem *item, ArrayType *no_errors, Datum *values, bool *nulls)
 {
 	nulls[0] = item->status == 0;
@@ -363,8 +352,8 @@ onesignal_cancel(PG_FUNCTION_ARGS)
 	CancelItem *item;
 	TupleDesc	descriptor;
 
-	require_argument(fcinfo, 0, "app_id", NULL);
-	require_argument(fcinfo, 1, "message_id", NULL);
+	settings_require_argument(fcinfo, 0, "app_id", SETTINGS_FILTER_HINT);
+	settings_require_argument(fcinfo, 1, "message_id", SETTINGS_FILTER_HINT);
 	if (get_call_result_type(fcinfo, NULL, &descriptor) != TYPEFUNC_COMPOSITE)
 		elog(ERROR, "return type must be a row type");
 	item = cancel_messages(PG_GETARG_UUID_P(0), PG_GETARG_UUID_P(1), 1);
@@ -383,8 +372,9 @@ onesignal_cancel_batch(PG_FUNCTION_ARGS)
 	CancelItem *items;
 	int			count;
 
-	require_argument(fcinfo, 0, "app_id", NULL);
-	require_argument(fcinfo, 1, "message_ids", "array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.");
+	settings_require_argument(fcinfo, 0, "app_id", SETTINGS_FILTER_HINT);
+	settings_require_argument(fcinfo, 1, "message_ids",
+							  "array_agg() of no rows is null; ARRAY(SELECT ...) is an empty array.");
 	array = PG_GETARG_ARRAYTYPE_P(1);
 	if (array_contains_nulls(array))
 		ereport(ERROR,

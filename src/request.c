@@ -25,6 +25,7 @@
 #include "compat.h"
 #include "credentials.h"
 #include "queue.h"
+#include "settings.h"
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_enqueue);
 PG_FUNCTION_INFO_V1(onesignal_cancel_trigger);
@@ -100,15 +101,10 @@ onesignal_cancel_enqueue(PG_FUNCTION_ARGS)
 	Datum		values[4];
 	char		nulls[4];
 
+	settings_require_argument(fcinfo, 0, "app_id", SETTINGS_FILTER_HINT);
+	settings_require_argument(fcinfo, 1, "message_id", SETTINGS_FILTER_HINT);
 	for (int i = 0; i < 4; i++)
 	{
-		const char *name = i == 0 ? "app_id" : "message_id";
-
-		if (i < 2 && PG_ARGISNULL(i))
-			ereport(ERROR,
-					(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
-					 errmsg("%s must not be null", name),
-					 errhint("Where a row may lack it, filter: WHERE %s IS NOT NULL.", name)));
 		values[i] = PG_GETARG_DATUM(i);
 		nulls[i] = PG_ARGISNULL(i) ? 'n' : ' ';
 	}

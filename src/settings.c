@@ -142,3 +142,13 @@ settings_require_enabled(void)
 				 errdetail("\"onesignal_cancel.enabled\" is off."),
 				 errhint("To switch them on, set onesignal_cancel.enabled = on in postgresql.conf and reload.")));
 }
+
+void
+settings_require_argument(FunctionCallInfo fcinfo, int number, const char *name, const char *hint)
+{
+	if (PG_ARGISNULL(number))
+		ereport(ERROR,
+				(errcode(ERRCODE_NULL_VALUE_NOT_ALLOWED),
+				 errmsg("%s must not be null", name),
+				 hint != NULL ? errhint(hint, name) : 0));
+}

@@ -1,9 +1,12 @@
 /*
  * settings.h
- *		The settings (GUCs) of onesignal_cancel, design section 7.
+ *		The settings (GUCs) of onesignal_cancel, design section 7, and what its
+ *		SQL functions ask for before all else.
  */
 #ifndef ONESIGNAL_CANCEL_SETTINGS_H
 #define ONESIGNAL_CANCEL_SETTINGS_H
+
+#include "fmgr.h"
 
 extern bool settings_preloaded; /* by shared_preload_libraries, so that there is a launcher; no setting */
 extern bool settings_enabled;
@@ -25,5 +28,9 @@ extern int	settings_delivery_connect_timeout;	/* ms */
 
 /* Raises 55000 when onesignal_cancel.enabled is off. */
 extern void settings_require_enabled(void);
+
+/* Raises 22004 when it is NULL.  hint: "%s" in it stands for the name; NULL: none. */
+extern void settings_require_argument(FunctionCallInfo fcinfo, int number, const char *name, const char *hint);
+#define SETTINGS_FILTER_HINT "Where a row may lack it, filter: WHERE %s IS NOT NULL."
 
 #endif
