@@ -86,7 +86,7 @@ keep_errors(CancelRun *run, const CancelOutcome *outcome)
 {
 	ArrayType  *array = onesignal_errors(outcome);
 
-	if (outcome->error_count == 0)
+	if (outcome->errors == NIL)
 		return NULL;
 	return memcpy(MemoryContextAlloc(run->context, VARSIZE(array)), array, VARSIZE(array));
 }
@@ -180,7 +180,7 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 	CancelOutcome outcome;
 
 	onesignal_judge(&outcome, answer, run->credentials->api_key);
-	item->retry_us = now + backoff_delay(item->attempts, random, 0, outcome.retry_after * INT64CONST(1000000));
+	item->retry_us = now + backoff_delay(item->attempts, random, 0, answer->retry_after * INT64CONST(1000000));
 	if (outcome.verdict == CANCEL_THROTTLED)
 	{
 		pace_throttled(&run->pace, item->started_us, now);

@@ -171,7 +171,7 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, TimestampTz now)
 	if (verdict == CANCEL_DONE)
 	{
 		outcome->state = QUEUE_CANCELED;
-		outcome->judged.error_count = 0;
+		outcome->judged.errors = NIL;
 		return true;
 	}
 	if (verdict == CANCEL_REFUSED)
@@ -231,7 +231,7 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	else
 		outcome->next_attempt_at = now +
 			backoff_delay(item->row.attempts + 1, pg_prng_double(&pg_global_prng_state),
-						  Max(item->row.send_after, now) - now, judged->retry_after * USECS_PER_SEC);
+						  Max(item->row.send_after, now) - now, item->answer->retry_after * USECS_PER_SEC);
 	return outcome->state != QUEUE_REFUSED || item->denied || check_refusal(item, outcome, now);
 }
 
@@ -244,7 +244,7 @@ settle(DeliveryItem *item, const QueueOutcome *outcome)
 	TimestampTz now = GetCurrentTimestamp();
 	bool		again = outcome->state == QUEUE_PENDING && outcome->recorded == QUEUE_RECORDED;
 	const CancelOutcome *judged = &outcome->judged;
-	const char *error = judged->error_count > 0 ? judged->errors[0] : "";
+	const char *error = judged->errors != NIL ? linitial(judged->errors) : "";
 
 	/* A locked row makes room for another; one that cannot be written has taken it. */
 	if (outcome->recorded != QUEUE_UNRECORDABLE && (outcome->recorded != QUEUE_LOCKED || item->keep_us == 0))

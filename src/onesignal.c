@@ -22,11 +22,8 @@
 static void
 add_error(CancelOutcome *outcome, const char *text, const char *api_key)
 {
-	if (outcome->error_count >= ERRORS_MAX)
-		return;
-	if (outcome->errors == NULL)
-		outcome->errors = palloc(ERRORS_MAX * sizeof(char *));
-	outcome->errors[outcome->error_count++] = answer_line(text, api_key);
+	if (list_length(outcome->errors) < ERRORS_MAX)
+		outcome->errors = lappend(outcome->errors, answer_line(text, api_key));
 }
 
 static JsonbValue *
@@ -143,15 +140,14 @@ onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *ap
 
 	memset(outcome, 0, sizeof(*outcome));
 	outcome->status = answer->status;
-	outcome->retry_after = answer->retry_after;
 	if (json != NULL && JB_ROOT_IS_OBJECT(json))
 		has_errors = collect_errors(outcome, json, api_key);
 	outcome->verdict = judge_status(answer->status, flag_field(json, "success"), has_errors);
 	if (outcome->verdict == CANCEL_UNEXPECTED)
-		outcome->error_count = 0;	/* these are not OneSignal's words */
-	if (outcome->error_count == 0 && outcome->verdict > CANCEL_NOT_FOUND)
+		outcome->errors = NIL;	/* these are not OneSignal's words */
+	if (outcome->errors == NIL && outcome->verdict > CANCEL_NOT_FOUND)
 		add_error(outcome, explanation(outcome->verdict, answer, api_key), api_key);
-	if (json != NULL && !(outcome->verdict == CANCEL_DONE && outcome->error_count == 0))
+	if (json != NULL && !(outcome->verdict == CANCEL_DONE && outcome->errors == NIL))
 		outcome->response = answer_without_key(text, api_key);
 }
 
@@ -161,7 +157,7 @@ onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted)
 	const char *attempted = "an earlier attempt had no answer and may have canceled it";
 	const char *unknown = "an attempt before the last restart, if there was one, may have canceled it";
 
-	outcome->error_count = Min(outcome->error_count, ERRORS_MAX - 1);
+	outcome->errors = list_truncate(outcome->errors, ERRORS_MAX - 1);
 	add_error(outcome, was_attempted ? attempted : unknown, "");
 }
 
@@ -170,10 +166,11 @@ ArrayType *
 onesignal_errors(const CancelOutcome *outcome)
 {
 	Datum		elements[ERRORS_MAX];
+	int			count = list_length(outcome->errors);
 
-	for (int i = 0; i < outcome->error_count; i++)
-		elements[i] = CStringGetTextDatum(outcome->errors[i]);
-	return construct_array(elements, outcome->error_count, TEXTOID, -1, false, TYPALIGN_INT);
+	for (int i = 0; i < count; i++)
+		elements[i] = CStringGetTextDatum(list_nth(outcome->errors, i));
+	return construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT);
 }
 
 /*

@@ -28,9 +28,7 @@ typedef struct CancelOutcome
 {
 	CancelVerdict verdict;
 	int			status;			/* HTTP status, 0: no answer */
-	int			retry_after;	/* seconds, 0..3600, 0: not asked for */
-	int			error_count;
-	char	  **errors;			/* in the database's encoding, the key removed */
+	List	   *errors;			/* strings in the database's encoding, the key removed */
 	char	   *response;		/* the body when it is JSON (fit for jsonb), else NULL */
 } CancelOutcome;
 

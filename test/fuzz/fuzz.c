@@ -86,9 +86,9 @@ try_answer(const uint8_t *bytes, size_t size)
 	}
 	(void) onesignal_glance(&answer);
 	onesignal_judge(&outcome, &answer, API_KEY);
-	must(outcome.error_count >= 0 && outcome.error_count <= 8, "there are at most eight errors");
-	for (int i = 0; i < outcome.error_count; i++)
-		check_line(outcome.errors[i]);
+	must(list_length(outcome.errors) <= 8, "there are at most eight errors");
+	for (int i = 0; i < list_length(outcome.errors); i++)
+		check_line(list_nth(outcome.errors, i));
 	must(outcome.verdict != CANCEL_DONE || answer.status == 200, "success has status 200");
 	if (outcome.response != NULL)
 	{
@@ -96,7 +96,7 @@ try_answer(const uint8_t *bytes, size_t size)
 		(void) DirectFunctionCall1(jsonb_in, CStringGetDatum(outcome.response));
 	}
 	onesignal_hint_doubt(&outcome, bytes[1] & 2);
-	must(outcome.error_count <= 8, "nor are there more with a hint");
+	must(list_length(outcome.errors) <= 8, "nor are there more with a hint");
 	(void) onesignal_may_have_worked(&outcome, &answer);
 	(void) onesignal_judge_view(&answer);
 	free(body);
