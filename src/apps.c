@@ -171,18 +171,17 @@ apps_get(const QueueListed *listed, TimestampTz now)
 /* ---- keys ---- */
 
 void
-apps_release_key(LaneKey *key)
+apps_release_key(Credentials *credentials)
 {
-	if (--key->refs == 0)
-		MemoryContextDelete(GetMemoryChunkContext(key));
+	if (--credentials->refs == 0)
+		MemoryContextDelete(GetMemoryChunkContext(credentials));
 }
 
 /* Nothing that was learned of another key or server holds for this one. */
 static void
-adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
+adopt_key(DeliveryLane *lane, Credentials *credentials, TimestampTz now)
 {
 	DeliveryApp *app = lane->app;
-	const Credentials *credentials = &key->credentials;
 	const char *texts[] = {credentials->base_url, credentials->api_key};
 	uint64		fingerprint = credentials->server;
 	bool		changed;
@@ -191,8 +190,8 @@ adopt_key(DeliveryLane *lane, LaneKey *key, TimestampTz now)
 		fingerprint = hash_bytes_extended((const unsigned char *) texts[i], (int) strlen(texts[i]), fingerprint);
 	fingerprint |= 1;
 	changed = lane->fingerprint != fingerprint;
-	key->refs = 1;
-	lane->credentials = key;
+	credentials->refs = 1;
+	lane->credentials = credentials;
 	lane->checks = changed ? 0 : lane->checks + 1;
 	if (changed)
 		lane->adopted_at = now;
@@ -215,7 +214,7 @@ apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 {
 	MemoryContext context = AllocSetContextCreate(delivery_context, "onesignal key", ALLOCSET_SMALL_SIZES);
 	MemoryContext old = MemoryContextSwitchTo(context);
-	LaneKey    *key = palloc0(sizeof(LaneKey));
+	Credentials *credentials = palloc0(sizeof(Credentials));
 	const pg_uuid_t *app_id = &lane->key.app_id;
 	Oid			role = get_role_oid(NameStr(lane->key.requested_by), true);
 	ErrorData  *error;
@@ -225,18 +224,15 @@ apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 	lane->generation = credentials_generation();
 	if (problem == NULL && !OidIsValid(role))
 		problem = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
-	if (problem == NULL && (error = credentials_find(app_id, role, &key->credentials)) != NULL)
+	if (problem == NULL && (error = credentials_find(app_id, role, credentials)) != NULL)
 		problem = error->message;
-	if (problem == NULL)
-	{
-		key->credentials.http.group = &lane->app->group;
-		key->credentials.http.timeout_ms = settings_delivery_timeout;
-		key->credentials.http.connect_timeout_ms = settings_delivery_connect_timeout;
-	}
 	MemoryContextSwitchTo(old);
 	if (problem == NULL)
 	{
-		adopt_key(lane, key, now);
+		credentials->http.group = &lane->app->group;
+		credentials->http.timeout_ms = settings_delivery_timeout;
+		credentials->http.connect_timeout_ms = settings_delivery_connect_timeout;
+		adopt_key(lane, credentials, now);
 		return;
 	}
 	is_news = !lane->key_missing || strcmp(lane->reason, problem) != 0;

@@ -28,6 +28,7 @@ typedef struct Credentials
 	char	   *app_id;
 	StringInfoData url;			/* of the last request */
 	HttpRequest http;			/* onesignal_request() adds method and URL; the user, group and timeouts */
+	int			refs;			/* delivery's: how many share it */
 	char	   *api_key;		/* within http.authorization; wiped when its memory context goes */
 } Credentials;
 

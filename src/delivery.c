@@ -195,7 +195,7 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, TimestampTz now)
 		{
 			app->view_at = now + VIEW_INTERVAL_US;
 			item->view_until = was_asked ? item->view_until : now + VIEW_WINDOW_US;
-			http_submit(onesignal_request(&item->key->credentials, "GET", &item->row.message_id), item);
+			http_submit(onesignal_request(item->credentials, "GET", &item->row.message_id), item);
 			return false;
 		}
 		if (was_asked && may_send && app->paused_until <= now)
@@ -217,7 +217,7 @@ decide(DeliveryItem *item, QueueOutcome *outcome)
 	CancelOutcome *judged = &outcome->judged;
 	TimestampTz now = GetCurrentTimestamp();
 
-	onesignal_judge(judged, item->answer, item->key->credentials.api_key);
+	onesignal_judge(judged, item->answer, item->credentials->api_key);
 	outcome->owner = item;
 	outcome->app_id = item->id.app_id;
 	outcome->row = &item->row;
@@ -438,7 +438,7 @@ run(TimestampTz until)
 			now = GetCurrentTimestamp();
 		}
 		for (begun = 0; may_send && (item = lanes_take(now)) != NULL; begun++)
-			http_submit(onesignal_request(&item->key->credentials, "DELETE", &item->row.message_id), item);
+			http_submit(onesignal_request(item->credentials, "DELETE", &item->row.message_id), item);
 		next_due = may_send ? lanes_next_due(now) : DT_NOEND;
 		if (is_done(until, now, next_due))
 			return next_due;

@@ -48,13 +48,6 @@ typedef struct Place
 	int64		turn;			/* its order among equals: the number of its last request, of all that began */
 } Place;
 
-/* What requests of a lane are made with.  Requests that are on the wire share it. */
-typedef struct LaneKey
-{
-	int			refs;
-	Credentials credentials;
-} LaneKey;
-
 typedef struct DeliveryLane DeliveryLane;
 
 typedef struct DeliveryApp
@@ -98,7 +91,7 @@ struct DeliveryLane
 	char	   *reason;			/* why the circuit opened last, or NULL */
 	bool		key_missing;
 	bool		told;			/* the log says already that the key is missing */
-	LaneKey    *credentials;	/* that its rows are sent with; NULL: it has no rows */
+	Credentials *credentials;	/* that its rows are sent with; NULL: it has no rows */
 	uint64		fingerprint;	/* of the last credentials; 0: none */
 	uint64		generation;		/* of all credentials when they were looked up */
 	TimestampTz checked_at;		/* when they were looked up; 0: look again */
@@ -131,7 +124,7 @@ typedef struct DeliveryItem
 {
 	MessageId	id;				/* hash key: first */
 	DeliveryLane *lane;
-	LaneKey    *key;			/* that it is sent with */
+	Credentials *credentials;	/* that it is sent with */
 	QueueRow	row;
 	TimestampTz begun;
 	Place		place;			/* among the answered ones, or those that wait (delivery.c) */
@@ -154,7 +147,7 @@ extern char *apps_label(const DeliveryApp *app);
 
 /* Looks the lane's credentials up, in a transaction.  problem: why nothing may be delivered, or NULL. */
 extern void apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now);
-extern void apps_release_key(LaneKey *key);
+extern void apps_release_key(Credentials *credentials);
 
 /* Did OneSignal reject the key with this status?  0 is no status. */
 extern bool apps_was_rejected(int http_status);

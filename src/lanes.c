@@ -521,11 +521,12 @@ lanes_take(TimestampTz now)
 			continue;
 		}
 		item = hash_search(items, &id, HASH_ENTER, NULL);
-		*item = (DeliveryItem) {.id = id, .place.owner = item, .lane = lane, .key = lane->credentials, .begun = now};
+		*item = (DeliveryItem) {.id = id, .place.owner = item, .lane = lane, .begun = now};
+		item->credentials = lane->credentials;
 		item->row = lane->rows[lane->row_next];
 		if (item->row.first_attempt_at == 0)
 			item->row.first_attempt_at = now;
-		item->key->refs++;
+		item->credentials->refs++;
 		pass_row(lane);
 		app->trust.unrecorded++;
 		run_trust.unrecorded++;
@@ -568,7 +569,7 @@ lanes_settle(DeliveryItem *item, TimestampTz next_due)
 {
 	DeliveryLane *lane = item->lane;
 
-	apps_release_key(item->key);
+	apps_release_key(item->credentials);
 	pfree(item->answer);
 	if (item->view != NULL)
 		pfree(item->view);

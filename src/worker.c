@@ -245,18 +245,6 @@ wait_for_work(void)
 	return true;
 }
 
-/* Returns when something falls due; DT_NOBEGIN: there is no extension. */
-static TimestampTz
-worker_deliver(void)
-{
-	int			lock;
-
-	StartTransactionCommand();
-	lock = deliverer_lock(true);
-	CommitTransactionCommand();
-	return lock == DELIVERER_NO_EXTENSION ? DT_NOBEGIN : delivery_run(0);
-}
-
 /* False: it left, or was told to stop. */
 static bool
 take_turn(void)
@@ -286,7 +274,13 @@ take_turn(void)
 		queue_commit();
 	}
 	if (stays)
-		due = worker_deliver();
+	{
+		StartTransactionCommand();
+		stays = deliverer_lock(true) != DELIVERER_NO_EXTENSION;
+		CommitTransactionCommand();
+	}
+	if (stays)
+		due = delivery_run(0);
 	stays = due != DT_NOBEGIN;
 	next_run = stays ? due : DT_NOEND;
 	pause_s = 0;
