@@ -22,6 +22,13 @@ struct Latch *MyLatch = NULL;
 bool		IsUnderPostmaster = false;
 MemoryContext TopMemoryContext = NULL;
 
+/* All that is heard is heard at 1. */
+int64
+http_clock_us(void)
+{
+	return 1;
+}
+
 void
 ResetLatch(Latch *latch)
 {
@@ -137,7 +144,10 @@ try_connection(int fd, const char *after)
 	snprintf(name, sizeof(name), "%s: it is idle", after);
 	check(wire_look(port_of(fd), true) == (WIRE_OPEN | WIRE_IDLE), name);
 	wire_watch(fd, true, false);
-	wire_end(port_of(fd));
+	wire_end(port_of(fd), 1);
+	snprintf(name, sizeof(name), "%s: it is left alone when it was heard of since", after);
+	check(send(fd, "x", 1, MSG_NOSIGNAL) == 1, name);
+	wire_end(port_of(fd), 2);
 	snprintf(name, sizeof(name), "%s: it can be ended", after);
 	check(send(fd, "x", 1, MSG_NOSIGNAL) < 0, name);
 	wire_closed(fd);
