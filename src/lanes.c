@@ -53,7 +53,7 @@
 #define RECHECKS_MAX		100
 
 /* Reading takes a fifth of the time at most: a rest follows, but none when a lock or the machine has held it up. */
-#define REST_AFTER(began_at)	Min(5 * (GetCurrentTimestamp() - (began_at)), 10 * USECS_PER_SEC)
+#define REST_AFTER(began_at) Min(5 * (GetCurrentTimestamp() - (began_at)), 10 * USECS_PER_SEC)
 
 /* Requests of all apps together that are begun and not yet recorded. */
 #define RUN_TRUST_MAX		16384
@@ -318,7 +318,9 @@ lanes_look(bool at_once, bool for_rows, TimestampTz now)
 static TimestampTz
 scan_at(void)
 {
-	return scan.runs ? 0 : scan.wanted ? scan.rested_at : DT_NOEND;
+	if (scan.runs)
+		return 0;
+	return scan.wanted ? scan.rested_at : DT_NOEND;
 }
 
 /* One slice of a scan.  A wake-up that comes meanwhile has another one follow. */
