@@ -309,10 +309,10 @@ conclude(HttpExchange *exchange, CURLcode result)
 	long		version = 0;
 
 	transfer_conclude(exchange, result);
-	/* The peer's machine may acknowledge for ever what nobody there reads. */
+	call_libcurl(exchange, 0, 0);
+	/* The peer's machine may acknowledge for ever what nobody there reads.  Not earlier: libcurl would find other words. */
 	if (answer->status == 0 && http_clock_us() - answer->begun_us >= USECS_PER_SEC)
 		wire_end(exchange->local_port, (answer->begun_us + http_clock_us()) / 2);
-	call_libcurl(exchange, 0, 0);
 	answer->sent = exchange->local_port != 0 || answer->sent_before;
 	count_unsent(exchange->group, -(exchange->local_port == 0), answer->status != 0);
 	dlist_delete(&exchange->node);
