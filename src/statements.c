@@ -372,7 +372,7 @@ statement_try(Statement *statement, Oid schema, int times, Datum *values)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("out of memory")));
-	/* Not ReThrowError(): it does not copy all fields, and the caller's memory may be gone before the report. */
+	/* Not ThrowErrorData() or ReThrowError(): they do not copy all fields, and the memory may be gone by the report. */
 	if (failed && ends_transaction(error, schema))
 		ereport(ERROR,
 				(errcode(error->sqlerrcode),
