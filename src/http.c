@@ -310,7 +310,7 @@ conclude(HttpExchange *exchange, CURLcode result)
 
 	transfer_conclude(exchange, result);
 	call_libcurl(exchange, 0, 0);
-	/* The peer's machine may acknowledge for ever what nobody there reads.  Not earlier: libcurl would find other words. */
+	/* The peer's machine may acknowledge for ever what nobody there reads.  Earlier, libcurl would find other words. */
 	if (answer->status == 0 && http_clock_us() - answer->begun_us >= USECS_PER_SEC)
 		wire_end(exchange->local_port, (answer->begun_us + http_clock_us()) / 2);
 	answer->sent = exchange->local_port != 0 || answer->sent_before;
