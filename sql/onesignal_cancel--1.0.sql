@@ -50,7 +50,7 @@ COST 1000
 AS 'MODULE_PATHNAME', 'onesignal_cancel';
 
 COMMENT ON FUNCTION onesignal_cancel(uuid, uuid) IS
-'cancels a scheduled message now with one DELETE to OneSignal. A rollback does not undo it. Use it in FROM. When an attempt had no answer and the next one is refused, it asks OneSignal about the message: success is then true if the message is canceled. Errors: 22004 NULL argument; 42704 no server, user mapping or key; 42501 no USAGE; 42710 more than one server; 58P01 key file; 55000 onesignal_cancel.enabled is off';
+'cancels a scheduled message now with one DELETE to OneSignal. A rollback does not undo it. Use it in FROM. When an attempt had no answer and the next one is refused, it asks OneSignal about the message: success is then true if the message is canceled. Errors: 22004 NULL argument; 42704 no server, user mapping or key; 42501 no USAGE; 42710 more than one server; 58P01 key file; 55000 onesignal_cancel.enabled is off; 53000 no file descriptors';
 
 CREATE FUNCTION onesignal_cancel_batch(app_id uuid, message_ids uuid[])
 RETURNS TABLE (message_id uuid, status integer, success boolean, errors text[])
@@ -137,13 +137,13 @@ COMMENT ON COLUMN onesignal_message.state IS
 COMMENT ON COLUMN onesignal_message.http_status IS
 'HTTP status of the last attempt; NULL if there was none yet or it had no answer';
 COMMENT ON COLUMN onesignal_message.errors IS
-'what OneSignal or libcurl said to the last attempt; NULL before the first. It never contains the API key';
+'what OneSignal or libcurl said to the last attempt, or why the message was given up; NULL before. It never contains the API key';
 COMMENT ON COLUMN onesignal_message.response IS
 'body of the last attempt''s answer; NULL after a plain success, and if it was not JSON';
 COMMENT ON COLUMN onesignal_message.attempts IS
-'requests sent for the current request to cancel';
+'attempts for the current request to cancel, also those that found no connection';
 COMMENT ON COLUMN onesignal_message.unanswered IS
-'true if an attempt had no answer, or a pending request was taken back or adopted: the message may be canceled although a later attempt was refused';
+'true if an attempt that was sent had no answer of OneSignal, or a pending request was taken back or adopted: the message may be canceled although a later attempt was refused';
 COMMENT ON COLUMN onesignal_message.requested_by IS
 'the role that was current_user when cancel was requested; its user mapping is used. Never NULL while pending';
 COMMENT ON COLUMN onesignal_message.requested_at IS
@@ -153,7 +153,7 @@ COMMENT ON COLUMN onesignal_message.first_attempt_at IS
 COMMENT ON COLUMN onesignal_message.last_attempt_at IS
 'last attempt';
 COMMENT ON COLUMN onesignal_message.next_attempt_at IS
-'a pending message is not tried again before';
+'a pending message is not tried before, unless its key was rejected and a new one works';
 COMMENT ON COLUMN onesignal_message.finished_at IS
 'when it became canceled, refused or failed';
 COMMENT ON COLUMN onesignal_message.created_at IS
@@ -263,7 +263,7 @@ RETURNS void
 LANGUAGE C VOLATILE CALLED ON NULL INPUT PARALLEL UNSAFE
 AS 'MODULE_PATHNAME', 'onesignal_cancel_enqueue';
 COMMENT ON FUNCTION onesignal_cancel_enqueue(uuid, uuid, timestamptz, text) IS
-'requests the cancel of a message, delivered after commit. As the current user it inserts the message''s row into onesignal_message, or sets cancel in it. NULL keeps the row''s send_after and reason. Errors: 22004 app_id or message_id is NULL; 42704 no server with that app_id, or no user mapping; 42501 no USAGE on it, or no SELECT, INSERT, UPDATE on onesignal_message; 55000 the table''s trigger is not the extension''s own';
+'requests the cancel of a message, delivered after commit. As the current user it inserts the message''s row into onesignal_message, or sets cancel in it. NULL keeps the row''s send_after and reason. Errors: 22004 app_id or message_id is NULL; 42704 no server with that app_id, or no user mapping; 42710 more than one server; 42501 no USAGE on it, or no SELECT, INSERT, UPDATE on onesignal_message; 55000 the table''s trigger is not the extension''s own';
 
 CREATE FUNCTION onesignal_cancel_trigger()
 RETURNS trigger
@@ -280,7 +280,7 @@ CREATE PROCEDURE onesignal_cancel_deliver(max_duration interval DEFAULT NULL)
 LANGUAGE C
 AS 'MODULE_PATHNAME', 'onesignal_cancel_deliver';
 COMMENT ON PROCEDURE onesignal_cancel_deliver(interval) IS
-'delivers in this session: all that is due now, or, with max_duration, what falls due within it. It commits as it goes and cannot run in a transaction block (2D000). It does nothing, with a NOTICE, while another session or the background worker delivers';
+'delivers in this session: all that is due now, or, with max_duration, what falls due within it. It commits as it goes and cannot run in a transaction block (2D000). It does nothing, with a NOTICE, while another session or the background worker delivers. Errors: 22023 max_duration is negative; 55000 onesignal_cancel.enabled is off; 25006 on a standby, or read-only';
 
 CREATE PROCEDURE onesignal_cancel_purge(older_than interval, INOUT purged bigint DEFAULT 0)
 LANGUAGE C
@@ -396,7 +396,7 @@ COMMENT ON COLUMN onesignal_cancel_status.app_id IS
 COMMENT ON COLUMN onesignal_cancel_status.server IS
 'the app''s servers, separated by commas; NULL if there is none: nothing can be sent';
 COMMENT ON COLUMN onesignal_cancel_status.delivery IS
-'what happens to the pending messages now. working; idle: there are none; paused: see paused_until; switched off: onesignal_cancel.enabled is off; by CALL only: onesignal_cancel.background_delivery is off; waits for a request: the library is not preloaded, and no worker runs; no free worker: a worker could not start, see max_worker_processes and the server''s log; standby: the primary server delivers';
+'what happens to the pending messages now. working; idle: there are none; paused: see paused_until; switched off: onesignal_cancel.enabled is off; by CALL only: onesignal_cancel.background_delivery is off; waits for a request: no worker runs, and none will come by itself, most often since the library is not preloaded; no free worker: a worker could not start, see max_worker_processes and the server''s log; standby: the primary server delivers';
 COMMENT ON COLUMN onesignal_cancel_status.pending IS
 'how many messages wait for their cancel to be delivered';
 COMMENT ON COLUMN onesignal_cancel_status.oldest_request IS
@@ -408,7 +408,7 @@ COMMENT ON COLUMN onesignal_cancel_status.paused_until IS
 COMMENT ON COLUMN onesignal_cancel_status.paused_reason IS
 'why delivery is paused';
 COMMENT ON COLUMN onesignal_cancel_status.paused_role IS
-'only requests of this role are paused; NULL: all are';
+'only requests of this role are paused, or those of this one among others; NULL: all, or none';
 COMMENT ON COLUMN onesignal_cancel_status.pace IS
 'requests a second that delivery allows itself; 0: unlimited; NULL: not known yet';
 COMMENT ON COLUMN onesignal_cancel_status.eta IS
