@@ -123,6 +123,14 @@ for (
     cmp_ok($raw->requests, '>', $calls, "$name: some were sent twice");
 }
 
+# It comes later than a new connection may take to be made.
+{
+    my $raw = $api->raw_server(mode => 'h2_late_reset', after => 1, times => 1);
+    my $one = cancel_sql(new_app($raw->url), 'coalesce(status, 0), errors');
+    is($node->safe_psql('postgres', "SET onesignal_cancel.connect_timeout = '1s'; $one; $one"), "200|{}\n200|{}", 'stream reset late');
+    is($raw->requests, 3, 'one was sent twice');
+}
+
 # Its peer's machine, or a proxy, goes on acknowledging what is sent, but nobody behind it answers.
 subtest 'a connection on which nothing is answered any more' => sub {
     my $raw = $api->raw_server(mode => 'h2_hang', after => 1);
