@@ -458,7 +458,10 @@ onesignal_message_guard(PG_FUNCTION_ARGS)
 					 errdetail("Where session_replication_role is \"replica\", as in a subscription, "
 							   "only members of the table's owner may write it.")));
 		if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA && !owner_has_trigger(&installation, false))
+		{
 			wakeup_request();
+			wakeup_raise_doubt();
+		}
 	}
 	called->fn_extra = called;	/* once a statement */
 	PG_RETURN_BOOL(true);
