@@ -242,7 +242,9 @@ check_names(ParseState *pstate, Query *query, JUMBLE_STATE *jumble)
 
 	if (previous_analyze != NULL)
 		previous_analyze(pstate, query, jumble);
-	if (strncmp(pstate->p_sourcetext, STATEMENT_MARK, strlen(STATEMENT_MARK)) == 0 &&
+	/* Somebody's ROLLBACK may begin so, too, and where it comes no catalog can be read. */
+	if (query->commandType != CMD_UTILITY &&
+		strncmp(pstate->p_sourcetext, STATEMENT_MARK, strlen(STATEMENT_MARK)) == 0 &&
 		(!owner_find(&installation) || names_other((Node *) query, &installation.schema)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
