@@ -526,17 +526,16 @@ launcher_sweep(void)
 	bool		is_open;
 
 	pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
-	/* An old primary, or a publisher, may have sent what it could not replicate as recorded. */
-	wakeup_raise_doubt();
-	while (OidIsValid(database = next_database(database, &is_open)) && settings_enabled && !ShutdownRequestPending)
+	while (OidIsValid(database = next_database(database, &is_open)) &&
+		   settings_enabled && settings_background_delivery && !ShutdownRequestPending)
 	{
-		if (!is_open)
+		if (is_open)
 		{
-			look_again(database);
-			continue;
+			wakeup_worker(database, true);
+			wakeup_wait(GetCurrentTimestamp() + SWEEP_STEP, "OnesignalCancelLauncher"); /* or until it leaves */
 		}
-		wakeup_worker(database, true);
-		wakeup_wait(GetCurrentTimestamp() + SWEEP_STEP, "OnesignalCancelLauncher"); /* or until it leaves */
+		else
+			look_again(database);
 	}
 }
 
@@ -566,7 +565,10 @@ launcher_main(Datum arg pg_attribute_unused())
 
 		enabled = settings_enabled;
 		in_background = settings_background_delivery;
-		if (enabled && !is_new)
+		/* An old primary, or a publisher, may have sent what it could not replicate as recorded. */
+		if (is_new)
+			wakeup_raise_doubt();
+		else if (enabled)
 			due = take_due(now, &database);
 		if (due > now)
 		{
