@@ -47,5 +47,15 @@ ok($node->poll_query_until('clinic', "SELECT state = 'canceled' FROM was_public.
 unlike(slurp_file($node->logfile), qr/LOG:  code of mallory runs as/, 'nothing of the other schema is run');
 is($node->safe_psql('clinic', "SELECT rolsuper FROM pg_roles WHERE rolname = 'mallory'"), 'f', 'the owner of the schema is no superuser');
 $_->quit for $reader, $vacuum, $owner;
+
+# Somebody's statement may begin as delivery's do: the end of a transaction that failed can look at no catalog.
+$node->psql('postgres', <<'SQL', on_error_stop => 0, stdout => \my $goes_on);
+LOAD 'onesignal_cancel';
+BEGIN;
+SELECT 1 / 0;
+/* statement of onesignal_cancel */ ROLLBACK;
+SELECT 'it goes on';
+SQL
+is($goes_on, 'it goes on', 'a ROLLBACK that begins as statements of delivery do');
 $node->stop;
 done_testing();
