@@ -522,12 +522,15 @@ next_database(Oid after, bool *is_open)
 static void
 launcher_sweep(void)
 {
+	/* A database may have it on where the server has it off. */
+	const bool	in_background = settings_background_delivery;
 	Oid			database = InvalidOid;
 	bool		is_open;
 
 	pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
-	while (OidIsValid(database = next_database(database, &is_open)) &&
-		   settings_enabled && settings_background_delivery && !ShutdownRequestPending)
+	/* When delivery is switched off meanwhile, workers leave for good, and the next switch-on begins anew. */
+	while (OidIsValid(database = next_database(database, &is_open)) && settings_enabled &&
+		   settings_background_delivery >= in_background && !ShutdownRequestPending)
 	{
 		if (is_open)
 		{
