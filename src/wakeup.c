@@ -475,16 +475,22 @@ take_due(TimestampTz now, Oid *database)
 	return due;
 }
 
-/* Without an event when a database is opened again (ALTER DATABASE ... ALLOW_CONNECTIONS), this has to do. */
+/* In a closed database later: nothing tells when ALTER DATABASE ... ALLOW_CONNECTIONS opens it again. */
 static void
-look_again(Oid database)
+launch(Oid database, bool is_open)
 {
+	TimestampTz due = GetCurrentTimestamp() + USECS_PER_MINUTE;
 	Slot	   *slot;
 
+	if (is_open)
+	{
+		wakeup_worker(database, true);
+		return;
+	}
 	SpinLockAcquire(&shared->lock);
 	slot = find_slot(database);
 	if (slot != NULL && slot->state == SLOT_FREE)
-		slot->due = Min(slot->due, GetCurrentTimestamp() + USECS_PER_MINUTE);
+		slot->due = Min(slot->due, due);
 	SpinLockRelease(&shared->lock);
 }
 
@@ -532,13 +538,9 @@ launcher_sweep(void)
 	while (OidIsValid(database = next_database(database, &is_open)) && settings_enabled &&
 		   settings_background_delivery >= in_background && !ShutdownRequestPending)
 	{
+		launch(database, is_open);
 		if (is_open)
-		{
-			wakeup_worker(database, true);
 			wakeup_wait(GetCurrentTimestamp() + SWEEP_STEP, "OnesignalCancelLauncher"); /* or until it leaves */
-		}
-		else
-			look_again(database);
 	}
 }
 
@@ -581,10 +583,8 @@ launcher_main(Datum arg pg_attribute_unused())
 		else if (!OidIsValid(database))
 			launcher_sweep();
 		/* A worker in a dropped database would fail again and again. */
-		else if (next_database(database - 1, &is_open) == database && is_open)
-			wakeup_worker(database, true);
 		else if (next_database(database - 1, &is_open) == database)
-			look_again(database);
+			launch(database, is_open);
 	}
 	/* Without a message, as PostgreSQL's own launchers; 1: restart me. */
 	proc_exit(1);
