@@ -445,23 +445,23 @@ onesignal_message_guard(PG_FUNCTION_ARGS)
 	if (called->fn_extra == NULL)
 	{
 		Installation installation;
-		bool		is_owner;
 
 		owner_get(&installation);
-		is_owner = has_privs_of_role(GetUserId(), installation.owner);
 		if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA)
-			owner_require_trigger(&installation, is_owner);
-		else if (!is_owner)
+		{
+			owner_require_trigger(&installation, has_privs_of_role(GetUserId(), installation.owner));
+			if (!owner_has_trigger(&installation, false))
+			{
+				wakeup_request();
+				wakeup_raise_doubt();
+			}
+		}
+		else if (!has_privs_of_role(GetUserId(), installation.owner))
 			ereport(ERROR,
 					(errcode(ERRCODE_INSUFFICIENT_PRIVILEGE),
 					 errmsg("permission denied for table onesignal_message"),
 					 errdetail("Where session_replication_role is \"replica\", as in a subscription, "
 							   "only members of the table's owner may write it.")));
-		if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA && !owner_has_trigger(&installation, false))
-		{
-			wakeup_request();
-			wakeup_raise_doubt();
-		}
 	}
 	called->fn_extra = called;	/* once a statement */
 	PG_RETURN_BOOL(true);
