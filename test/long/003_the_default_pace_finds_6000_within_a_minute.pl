@@ -40,10 +40,9 @@ my $later = grep { $_->{arrived} > $refused + 2 } @requests;
 my $rate = $later / ($ended - $refused - 2);
 note(sprintf('then %.0f a second', $rate));
 # The arithmetic is tested in test/unit, to the digit. Here, how far over the limit the pace was when the 429 came
-# depends on where the second begins, two steps of a tenth at most; and a machine that stands still for a moment has
-# fewer answers to go by, half of the pace at least.
+# depends on where the second begins, two steps of a tenth at most.
 cmp_ok($rate, '<', 0.8 * 1.1 * 1.1 * $LIMIT, 'then it stays a fifth below');
-cmp_ok($node->safe_psql('postgres', 'SELECT pace FROM onesignal_app'), '>', 0.5 * $LIMIT, 'and no more');
+cmp_ok($node->safe_psql('postgres', 'SELECT pace FROM onesignal_app'), '>', 0.7 * $LIMIT, 'and no more');
 cmp_ok(scalar(grep { $_->{status} == 429 } @requests), '<', $ROWS / 100, 'few requests are refused');
 $node->stop;
 done_testing();

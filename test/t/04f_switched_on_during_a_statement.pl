@@ -27,12 +27,11 @@ SQL
 ok($node->poll_query_until('postgres', "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted", '1'), 'a statement goes on');
 Workers::set($node, 'onesignal_cancel.enabled', 'on');
 $node->poll_query_until('postgres', "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel launcher'", '1');
-for (1 .. 200) { last if Workers::starts($node, 'postgres'); select undef, undef, undef, 0.05 }
+for (1 .. 1000) { last if Workers::starts($node, 'postgres'); select undef, undef, undef, 0.05 }
 ok(Workers::wait_for_no_worker($node), 'the launcher has looked, and found nothing');
 $lock->query_safe('SELECT pg_advisory_unlock(1)');
 $lock->quit;
 $session->quit;
-$PostgreSQL::Test::Utils::timeout_default = 20;
 ok(Workers::wait_for($node, 'postgres', $id, 'canceled'), 'what it requested is delivered');
 $node->stop;
 done_testing();

@@ -51,12 +51,12 @@ is(Workers::state($node, 'postgres', $dumped), 'canceled', 'and canceled, as it 
 
 my $alone = sent_before($node);
 Workers::wait_for_no_worker($node);
-$node->safe_psql("postgres", "BEGIN; ALTER TABLE onesignal_message DISABLE TRIGGER ALL;
+$node->safe_psql('postgres', "BEGIN; ALTER TABLE onesignal_message DISABLE TRIGGER ALL;
     INSERT INTO onesignal_message (message_id, app_id, cancel, state, requested_by, requested_at, next_attempt_at)
     VALUES ('$alone', '$app', true, 'pending', current_user, clock_timestamp(), now());
     ALTER TABLE onesignal_message ENABLE TRIGGER ALL; COMMIT");
-ok($node->poll_query_until("postgres", "SELECT state <> 'pending' FROM onesignal_message WHERE message_id = '$alone'"), "a row restored without triggers is delivered");
-is(Workers::state($node, "postgres", $alone), "canceled", "and canceled, as it was");
+ok($node->poll_query_until('postgres', "SELECT state <> 'pending' FROM onesignal_message WHERE message_id = '$alone'"), 'a row restored without triggers is delivered');
+is(Workers::state($node, 'postgres', $alone), 'canceled', 'and canceled, as it was');
 $node->stop;
 
 # ---- failover without preload, to a standby whose status somebody watches ----
