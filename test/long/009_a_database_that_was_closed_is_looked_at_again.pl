@@ -18,10 +18,12 @@ $node->safe_psql('postgres', 'CREATE DATABASE clinic');
 Workers::add_app($node, 'clinic', $api);
 ok(Workers::wait_for_no_worker($node), 'no worker is there');
 
-$api->fault(status => 503, times => 1);
+# A worker that is there would spend a short wait itself, in a closed database, too.
+$api->fault(status => 503, headers => { 'Retry-After' => 15 }, times => 1);
 Workers::request($node, 'clinic', $api, $due);
 ok($node->poll_query_until('clinic', "SELECT attempts = 1 FROM onesignal_message WHERE message_id = '$due'"), 'a cancel is tried, and will be tried again');
 my $at = $node->safe_psql('clinic', 'SELECT next_attempt_at FROM onesignal_message');
+ok(Workers::wait_for_no_worker($node), 'the worker leaves');
 $node->safe_psql('postgres', 'ALTER DATABASE clinic ALLOW_CONNECTIONS false');
 # The launcher says when it was last awake.
 ok($node->poll_query_until('postgres', "SELECT state_change > '$at' FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel launcher' AND state = 'idle'"),
