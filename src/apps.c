@@ -32,9 +32,8 @@
 #define PROBES_BEFORE	3
 
 /*
- * How many requests of an app begin before the first outcomes are recorded:
- * they are sent in vain if that is impossible.  The maximum bounds what waits
- * for locked rows.
+ * How many requests of an app begin before the first outcomes are recorded: in
+ * vain if that is impossible.  The maximum bounds what waits for locked rows.
  */
 #define APP_TRUST_FIRST	32
 #define APP_TRUST_MAX	4096

@@ -330,8 +330,7 @@ delivery_end(void)
 
 /*
  * May requests begin?  The settings may have been reloaded.  When the clock was
- * set back, all that waits would wait too long: the run stops, and all is
- * forgotten.
+ * set back, all would wait too long: the run stops, and all is forgotten.
  */
 static bool
 may_begin(TimestampTz until, TimestampTz now)

@@ -199,6 +199,7 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 		return CURL_PREREQFUNC_OK;
 	}
 	exchange->answer.begun_us = waits_since(exchange);
+	exchange->answer.error[0] = '\0';	/* what ended an earlier connection */
 	set_port(exchange, local_port);
 	return CURL_PREREQFUNC_OK;
 }
@@ -248,9 +249,8 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 }
 
 /*
- * Reserving descriptors may close files and log, which no callback may do.
- * PostgreSQL lets a third of its descriptors be reserved; we leave some of
- * these to other extensions.
+ * Reserving descriptors may close files and log, which no callback may do.  Of
+ * the third that may be reserved, some are left to other extensions.
  */
 static void
 open_engine(void)
@@ -380,6 +380,11 @@ run_libcurl(curl_socket_t fd, int what)
 		CURLcode	result = message->data.result;
 
 		curl_easy_getinfo(message->easy_handle, CURLINFO_PRIVATE, &exchange);
+		/* When the next connection fails as it is made, libcurl keeps the words for how the one before ended. */
+		if (exchange->local_port != 0 &&
+			(result == CURLE_OPERATION_TIMEDOUT || result == CURLE_COULDNT_CONNECT ||
+			 result == CURLE_SSL_CONNECT_ERROR || result == CURLE_PEER_FAILED_VERIFICATION))
+			exchange->answer.error[0] = '\0';
 		/* Newer versions of libcurl would keep a connection of which nghttp2 cannot go on reading. */
 		if (result == CURLE_HTTP2)
 			wire_end(exchange->local_port, PG_INT64_MAX);

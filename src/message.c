@@ -374,16 +374,13 @@ row_inserted(MessageRow *row)
 	for (int column = STATE; column < COLUMN_COUNT; column++)
 		if (differs(row, column) && (!trusted || row->new_nulls[column]))
 			keep_value(row, column, !trusted);
-	if (!trusted || written == QUEUE_SCHEDULED)
-	{
-		if (!row->new_nulls[CANCEL] && DatumGetBool(row->new[CANCEL]))
-			set_request(row, true, false);
-	}
-	else if (written == QUEUE_PENDING)
+	if (trusted && written == QUEUE_PENDING)
 	{
 		fill_request(row);
 		wakeup_raise_doubt();	/* the server that was dumped may have sent it */
 	}
+	else if ((!trusted || written == QUEUE_SCHEDULED) && !row->new_nulls[CANCEL] && DatumGetBool(row->new[CANCEL]))
+		set_request(row, true, false);
 }
 
 /* onesignal_message_change() RETURNS trigger */

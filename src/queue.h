@@ -53,8 +53,7 @@ extern void owner_require_trigger(const Installation *installation, bool allow_o
 /*
  * Becomes the table's owner with fixed settings.  Call owner_leave() before the
  * transaction ends: a user switch that survives a commit would be the caller's to
- * keep.  After an error, the abort of the (sub)transaction restores user and
- * settings.
+ * keep.  After an error, the abort of the (sub)transaction restores both.
  */
 extern void owner_enter(Installation *installation);
 extern void owner_leave(const Installation *installation);

@@ -123,6 +123,21 @@ for (
     cmp_ok($raw->requests, '>', $calls, "$name: some were sent twice");
 }
 
+# libcurl sends it again by itself, and would keep the words for the first connection's end.
+for (
+    [ 'is closed', 'close_after_request', 0, qr/^\{"(?:Server returned nothing \(no headers, no data\)|Empty reply from server)"\}$/ ],
+    [ 'does not finish its handshake', 'silent', 1, qr/^\{"(?:Timeout was reached|SSL connection timeout|.*time[d -]*out.*)"\}$/i ],
+    [ 'fails in its handshake', 'garbage', 1, qr/^\{".*SSL.*"\}$/ ])
+{
+    my ($name, $later, $tls, $words) = @$_;
+    my $raw = $api->raw_server(mode => 'rst_second', later => $later, tls => $tls);
+    my $one = cancel_sql(new_app($raw->url), 'errors');
+    my ($first, $second) = split /\n/, $node->safe_psql('postgres', "SET onesignal_cancel.connect_timeout = '1s'; $one; $one");
+    is($first, '{}', "reset, and the next connection $name: before");
+    like($second, $words, "reset, and the next connection $name: the words are the last one's");
+    is($raw->connections, 2, "reset, and the next connection $name: two in all");
+}
+
 # It comes later than a new connection may take to be made.
 {
     my $raw = $api->raw_server(mode => 'h2_late_reset', after => 1, times => 1);

@@ -156,6 +156,37 @@ try_connection(int fd, const char *after)
 	check(wire_count() == 0, name);
 }
 
+/* A flooding peer has the most that waits to be read. */
+static void
+try_floods(int listener, int fd)
+{
+	static const char bytes[1000] = {0};
+	int			lengths[] = {10, 1000, 0};
+	int			peers[3];
+
+	for (int i = 0; i < 3; i++)
+	{
+		connected(SOCK_STREAM, fd + i);
+		wire_watch(fd + i, true, false);
+		peers[i] = accept(listener, NULL, NULL);
+		if (send(peers[i], bytes, (size_t) lengths[i], 0) != lengths[i])
+			check(false, "the peer sends");
+		/* until it has arrived */
+		if (lengths[i] > 0)
+			(void) recv(fd + i, (char[1000]) {0}, (size_t) lengths[i], MSG_PEEK | MSG_WAITALL);
+	}
+	check(wire_end_flood() && send(fd + 1, "x", 1, MSG_NOSIGNAL) < 0, "flood: the connection with the most unread is ended");
+	check(send(fd, "x", 1, MSG_NOSIGNAL) == 1, "flood: others are left alone until then");
+	check(wire_end_flood() && send(fd, "x", 1, MSG_NOSIGNAL) < 0, "flood: then the next");
+	check(!wire_end_flood() && send(fd + 2, "x", 1, MSG_NOSIGNAL) == 1, "flood: the one with nothing unread is left");
+	for (int i = 0; i < 3; i++)
+	{
+		wire_closed(fd + i);
+		close(fd + i);
+		close(peers[i]);
+	}
+}
+
 int
 main(void)
 {
@@ -176,5 +207,9 @@ main(void)
 	wire_watch(fd, false, true);
 	close(fd);
 	try_connection(fd, "after one that lost the race");
+	/* Those that were made before are still to be accepted. */
+	for (int i = 0; i < 5; i++)
+		close(accept(listener, NULL, NULL));
+	try_floods(listener, fd);
 	return done_testing();
 }
