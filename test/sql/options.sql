@@ -166,6 +166,9 @@ FROM unnest(ARRAY[
     'http://proxy.example.com?x',
     E'http://proxy.example.com\r\nX: y'
 ]) AS url;
+SELECT format('%-24s ', '"' || url || '"') || told_of_server(format('OPTIONS (app_id %L, base_url %L, proxy %L)',
+    '5e605fcd-de88-4b0a-a5eb-5c18b84d52f3', url, 'http://127.0.0.1:3128'))
+FROM unnest(ARRAY['https://127.0.0.1', 'http://127.0.0.1', 'HTTP://127.0.0.1:8080']) AS url;
 
 -- api_key and api_key_file
 SELECT told_of_mapping('');
