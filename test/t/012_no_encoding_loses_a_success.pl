@@ -53,4 +53,15 @@ for my $db (qw(utf8 latin1 sql_ascii euc_jp))
     };
 }
 
+# Where PostgreSQL numbers the encodings apart from LATIN1 to LATIN10; in WIN1251 that byte is a character.
+for ([ iso_8859_5 => 'a\\x9B31m' ], [ win1251 => 'a?31m' ])
+{
+    my ($db, $shown) = @$_;
+    $clinic->node->safe_psql('postgres', "CREATE DATABASE $db ENCODING '$db' LOCALE 'C' TEMPLATE template0");
+    $clinic->node->safe_psql($db, 'CREATE EXTENSION onesignal_cancel;' . $api->setup_sql('clinic'));
+    my $id = $api->schedule;
+    $api->fault(message => $id, %{ fault(400, qq({"errors":["a\x{9b}31m"]})) });
+    answer_is($clinic->cancel([$id], max_retries => 0, db => $db), '400 f', [$shown], "$db: a control character");
+}
+
 done_testing();
