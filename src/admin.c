@@ -111,8 +111,8 @@ static int64
 purge_all(TimestampTz before)
 {
 	static Statement purge = {
-		.sql = "DELETE FROM @onesignal_message WHERE ctid" EQ "ANY (ARRAY("
-			   "SELECT m.ctid FROM @onesignal_message AS m"
+		.sql = "DELETE FROM ONLY @onesignal_message WHERE ctid" EQ "ANY (ARRAY("
+			   "SELECT m.ctid FROM ONLY @onesignal_message AS m"
 			   " WHERE m.ctid" GE "$2 AND m.ctid" LT "$3 AND m.state" NE "'pending'"
 			   " AND CASE WHEN m.state" EQ "'scheduled' THEN COALESCE(m.send_after, m.created_at)"
 			   " ELSE COALESCE(m.finished_at, m.created_at) END" LT "$1"
@@ -198,7 +198,7 @@ set_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason)
 			   " SELECT $1, $2, $3, CASE WHEN $2 IS NOT NULL THEN $4 END,"
 			   " CASE WHEN $2 IS NULL THEN pg_catalog.clock_timestamp() END"
 			   " WHERE $5 OR EXISTS (SELECT FROM @onesignal_app AS k WHERE k.app_id" EQ "$1)"
-			   " OR EXISTS (SELECT FROM @onesignal_message AS m WHERE m.app_id" EQ "$1)"
+			   " OR EXISTS (SELECT FROM ONLY @onesignal_message AS m WHERE m.app_id" EQ "$1)"
 			   " ON CONFLICT (app_id) DO UPDATE SET paused_until = $2, pause_reason = $3,"
 			   " paused_by = excluded.paused_by, resumed_at = COALESCE(excluded.resumed_at, a.resumed_at),"
 			   " circuit_until = CASE WHEN $2 IS NOT NULL THEN a.circuit_until END,"

@@ -142,12 +142,12 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 {
 	static Statement next_lanes = {
 		.sql = "WITH RECURSIVE lane AS ("
-			   "(SELECT app_id, requested_by, 1 AS number FROM @onesignal_message"
+			   "(SELECT app_id, requested_by, 1 AS number FROM ONLY @onesignal_message"
 			   " WHERE state" EQ "'pending' AND (app_id, requested_by)" GT "($1, $2)"
 			   " ORDER BY app_id, requested_by LIMIT 1)"
 			   " UNION ALL"
 			   " SELECT next.app_id, next.requested_by, lane.number" PLUS "1 FROM lane CROSS JOIN LATERAL ("
-			   "SELECT m.app_id, m.requested_by FROM @onesignal_message m WHERE m.state" EQ "'pending'"
+			   "SELECT m.app_id, m.requested_by FROM ONLY @onesignal_message m WHERE m.state" EQ "'pending'"
 			   " AND (m.app_id, m.requested_by)" GT "(lane.app_id, lane.requested_by)"
 			   " ORDER BY m.app_id, m.requested_by LIMIT 1) AS next WHERE lane.number" LT "$3)"
 			   " SELECT lane.app_id, lane.requested_by, a.paused_until, a.resumed_at, a.circuit_until,"
@@ -183,9 +183,8 @@ int
 queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, int max)
 {
 	static Statement next_rows = {
-		.sql = "SELECT m.message_id, m.send_after, m.requested_at, m.next_attempt_at,"
-			   " m.first_attempt_at, m.attempts, m.unanswered, m.last_attempt_at, m.http_status"
-			   " FROM @onesignal_message AS m"
+		.sql = "SELECT m.message_id, m.send_after, m.requested_at, m.next_attempt_at, m.first_attempt_at, m.attempts,"
+			   " m.unanswered, m.last_attempt_at, m.http_status FROM ONLY @onesignal_message AS m"
 			   " WHERE m.state" EQ "'pending' AND m.app_id" EQ "$1 AND m.requested_by" EQ "$2"
 			   " AND (COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz), m.message_id)" GE "($3, $4)"
 			   " ORDER BY COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz), m.message_id"
@@ -226,10 +225,11 @@ queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, in
  *
  * With plain equality the planner, misled by the statistics of an empty table,
  * could read the whole index for each outcome, for its order's sake.  The order
- * of an array's element is of no use to it.
+ * of an array's element is of no use to it.  ONLY, as in all our statements: a
+ * ctid is unique within its table, and other tables may inherit from this one.
  */
 #define ROW_OF_OUTCOME \
-	" FROM @onesignal_message AS m" \
+	" FROM ONLY @onesignal_message AS m" \
 	" WHERE m.message_id" EQ "ANY (ARRAY[o.message_id]) AND m.app_id" EQ "ANY (ARRAY[o.app_id])" \
 	" AND ((o.state" EQ "'canceled' AND m.state" NE "'canceled')" \
 	" OR (m.state" EQ "'pending' AND m.requested_at" EQ "o.requested_at))"
@@ -243,7 +243,7 @@ queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, in
 static Statement record_outcomes = {
 	.sql = "WITH unlocked AS MATERIALIZED (SELECT o.*, m.address FROM" OUTCOMES
 		   " CROSS JOIN LATERAL (SELECT m.ctid AS address" ROW_OF_OUTCOME " FOR NO KEY UPDATE SKIP LOCKED) AS m),"
-		   " written AS (UPDATE @onesignal_message AS m SET state = o.state::@onesignal_message_state,"
+		   " written AS (UPDATE ONLY @onesignal_message AS m SET state = o.state::@onesignal_message_state,"
 		   " http_status = o.http_status, errors = o.errors::pg_catalog.text[],"
 		   " response = o.response::pg_catalog.jsonb, attempts = m.attempts" PLUS "1,"
 		   " unanswered = m.unanswered OR o.unanswered,"
@@ -323,9 +323,9 @@ int
 queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 {
 	static Statement give_up = {
-		.sql = "UPDATE @onesignal_message SET state = 'failed', errors = ARRAY[$4],"
+		.sql = "UPDATE ONLY @onesignal_message SET state = 'failed', errors = ARRAY[$4],"
 			   " finished_at = pg_catalog.clock_timestamp(), next_attempt_at = NULL"
-			   " WHERE ctid" EQ "ANY (ARRAY(SELECT m.ctid FROM @onesignal_message AS m"
+			   " WHERE ctid" EQ "ANY (ARRAY(SELECT m.ctid FROM ONLY @onesignal_message AS m"
 			   " WHERE m.state" EQ "'pending' AND m.app_id" EQ "$1 AND m.requested_by" EQ "$2"
 			   " AND COALESCE(NULLIF(m.send_after, 'infinity'::pg_catalog.timestamptz),"
 			   " '-infinity'::pg_catalog.timestamptz)" LT "$3"
