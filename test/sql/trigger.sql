@@ -244,6 +244,24 @@ SET CONSTRAINTS ALL IMMEDIATE;
 SELECT n, app FROM rows;
 ROLLBACK;
 
+-- A cascade deletes as the owner of the table. From PostgreSQL 18 on its triggers work so, too.
+BEGIN;
+CREATE ROLE regress_onesignal_owner;
+CREATE TABLE reminders (id integer REFERENCES appointments ON DELETE CASCADE, message uuid);
+ALTER TABLE reminders OWNER TO regress_onesignal_owner;
+CREATE TRIGGER x AFTER DELETE ON reminders FOR EACH ROW EXECUTE FUNCTION onesignal_cancel_trigger('message', 'clinic');
+INSERT INTO reminders VALUES (6, m(90));
+GRANT SELECT, DELETE ON appointments TO regress_onesignal_app;
+GRANT SELECT, INSERT, UPDATE ON onesignal_message TO regress_onesignal_app, regress_onesignal_owner;
+GRANT USAGE ON FOREIGN SERVER clinic TO regress_onesignal_owner;
+SET LOCAL ROLE regress_onesignal_app;
+DELETE FROM appointments WHERE id = 6;
+RESET ROLE;
+SELECT n, by = CASE WHEN current_setting('server_version_num')::integer < 180000 THEN 'regress_onesignal_app'
+    ELSE 'regress_onesignal_owner' END AS by_whom_it_should_be
+FROM rows;
+ROLLBACK;
+
 DROP VIEW rows;
 DROP TABLE appointments, t, visits;
 DROP FUNCTION told, m, try;
