@@ -46,6 +46,9 @@ for my $preload (1, 0)
         is(waited($node, '', extra_params => [ '-U', 'boss' ]), 1100, "$how: nor does ALTER ROLE");
         is(waited($node, '', connstr => $node->connstr('postgres') . " options='-c onesignal_cancel.timeout=3300ms'"), 1100, "$how: nor do the client's options");
     }
+    $node->safe_psql('postgres', "ALTER ROLE ALL SET onesignal_cancel.timeout = '1000ms'");
+    is(waited($node, ''), 1000, "$how: ALTER ROLE ALL");
+    $node->safe_psql('postgres', 'ALTER ROLE ALL RESET onesignal_cancel.timeout');
     $node->safe_psql('postgres', "ALTER DATABASE postgres SET onesignal_cancel.timeout = '900ms'");
     is(waited($node, ''), 900, "$how: ALTER DATABASE");
     is(waited($node, "SET onesignal_cancel.timeout = '3200ms';"), 900, "$how: SET changes nothing of that");
