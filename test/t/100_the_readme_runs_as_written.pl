@@ -158,6 +158,17 @@ is($node->safe_psql('clinic', "SELECT count(*) FROM onesignal_message WHERE stat
 is($node->safe_psql('clinic', "SELECT requested_by FROM onesignal_message WHERE reason = 'from the hosted database'"), 'clinic_app',
     'a request comes from the hosted database');
 
+# Its trigger for rescheduling, with an appointment whose first message is scheduled after it was stored.
+my ($first, $second) = map { $node->safe_psql('clinic', 'SELECT gen_random_uuid()') } 1 .. 2;
+my $requested = "SELECT string_agg(message_id::text, ' ') FROM onesignal_message WHERE message_id IN ('$first', '$second')";
+$node->safe_psql('clinic', "INSERT INTO appointments (id, status) VALUES (1001, 'booked'); UPDATE appointments SET reminder_id = '$first' WHERE id = 1001");
+is($node->safe_psql('clinic', $requested), '', 'storing the id of the first message cancels nothing');
+$node->safe_psql('clinic', "UPDATE appointments SET reminder_id = '$second' WHERE id = 1001");
+is($node->safe_psql('clinic', $requested), $first, 'storing the id of another cancels the first');
+$node->safe_psql('clinic', 'UPDATE appointments SET reminder_id = NULL WHERE id = 1001');
+$node->poll_query_until('clinic', "SELECT count(*) = 2 FROM onesignal_message WHERE message_id IN ('$first', '$second') AND state = 'canceled'")
+    or fail('taking the id away cancels the second');
+
 my ($reference) = $readme =~ /^## Reference\n(.*?)^## /ms;
 my @named = split /\n/, $node->safe_psql('clinic', <<'SQL');
 SELECT attname FROM pg_attribute WHERE attrelid IN ('onesignal_message'::regclass, 'onesignal_app'::regclass, 'onesignal_cancel_status'::regclass)
