@@ -168,6 +168,11 @@ is($node->safe_psql('clinic', $requested), $first, 'storing the id of another ca
 $node->safe_psql('clinic', 'UPDATE appointments SET reminder_id = NULL WHERE id = 1001');
 $node->poll_query_until('clinic', "SELECT count(*) = 2 FROM onesignal_message WHERE message_id IN ('$first', '$second') AND state = 'canceled'")
     or fail('taking the id away cancels the second');
+my $late = $node->safe_psql('clinic', 'SELECT gen_random_uuid()');
+$node->safe_psql('clinic', "INSERT INTO appointments (id, status) VALUES (1002, 'booked'); UPDATE appointments SET status = 'canceled' WHERE id = 1002; "
+      . "UPDATE appointments SET reminder_id = '$late' WHERE id = 1002");
+$node->poll_query_until('clinic', "SELECT count(*) = 1 FROM onesignal_message WHERE message_id = '$late' AND state = 'canceled'")
+    or fail('an id that comes after the appointment was canceled');
 
 my ($reference) = $readme =~ /^## Reference\n(.*?)^## /ms;
 my @named = split /\n/, $node->safe_psql('clinic', <<'SQL');
