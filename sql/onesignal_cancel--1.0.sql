@@ -345,7 +345,7 @@ CREATE VIEW onesignal_cancel_status AS
             pg_catalog.min(m.send_after) AS next_send_after,
             pg_catalog.bool_and(a.circuit_until IS NOT NULL AND (a.circuit_role IS NULL
                 OR a.circuit_role OPERATOR(pg_catalog.=) m.requested_by)) AS circuit_open
-        FROM onesignal_message m
+        FROM ONLY onesignal_message m
             LEFT JOIN onesignal_app a ON a.app_id OPERATOR(pg_catalog.=) m.app_id
         WHERE m.state OPERATOR(pg_catalog.=) 'pending'
         GROUP BY m.app_id

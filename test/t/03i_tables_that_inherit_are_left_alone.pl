@@ -26,6 +26,8 @@ INSERT INTO archive (message_id, app_id, cancel, state, http_status, errors, att
 SQL
 my $SAME = 'SELECT count(*) FROM ONLY onesignal_message m JOIN archive a ON a.ctid = m.ctid';
 is($node->safe_psql('postgres', $SAME), 5, 'the rows of two tables have the same addresses');
+$node->safe_psql('postgres', "INSERT INTO archive (message_id, app_id, cancel, state, requested_by, requested_at) VALUES (gen_random_uuid(), '$app', true, 'pending', 'postgres', now())");
+is($node->safe_psql('postgres', 'SELECT pending FROM onesignal_cancel_status'), 5, 'the status counts those of one');
 my $ARCHIVE = 'SELECT ctid, a.* FROM archive a ORDER BY ctid';
 my $archive = $node->safe_psql('postgres', $ARCHIVE);
 
