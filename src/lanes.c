@@ -96,12 +96,11 @@ static struct LaneScan
 /* ---- places ---- */
 
 int
-place_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg)
+place_compare(const pairingheap_node *a, const pairingheap_node *b, void *arg pg_attribute_unused())
 {
 	const Place *left = pairingheap_const_container(Place, heap_node, a);
 	const Place *right = pairingheap_const_container(Place, heap_node, b);
 
-	(void) arg;
 	if (left->at != right->at)
 		return left->at < right->at ? 1 : -1;
 	return (left->turn < right->turn) - (left->turn > right->turn);

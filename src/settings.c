@@ -40,12 +40,14 @@ int			settings_delivery_connect_timeout;
 
 /* As the session has it, which nobody uses: see settings_retry_window. */
 static int	retry_window;
+static bool are_defined = false;
 
 /*
  * A check hook sees every value that is offered to this process, the built-in
  * one first, and also values that a setting of the role or the session
  * overrides.  When a value is removed from postgresql.conf, the hook sees the
- * built-in one again.
+ * built-in one again.  It also sees what ALTER SYSTEM writes for a later reload;
+ * PostgreSQL does not tell it apart, but reloads in a memory context of its own.
  *
  * If the library is not preloaded, a setting of the role or the client hides
  * all others.  It is not used either: then the built-in value counts.
@@ -54,22 +56,21 @@ static bool
 keep_for_delivery(int value, GucSource source, int *kept, GucSource *kept_source)
 {
 	bool		was_removed = source == PGC_S_DEFAULT && *kept_source == PGC_S_FILE;
+	bool		reloads = !are_defined || strcmp(CurrentMemoryContext->name, "config file processing") == 0;
 
-	if (source <= PGC_S_DATABASE && (source >= *kept_source || was_removed))
-	{
-		*kept = value;
-		*kept_source = source;
-	}
+	if (source > PGC_S_DATABASE || (source < *kept_source && !was_removed) || (source == PGC_S_FILE && !reloads))
+		return true;
+	*kept = value;
+	*kept_source = source;
 	return true;
 }
 
 /* A hook has no argument that tells the setting. */
 #define CHECK_HOOK(name, kept) \
 	static bool \
-	name(int *value, void **extra, GucSource source) \
+	name(int *value, void **extra pg_attribute_unused(), GucSource source) \
 	{ \
 		static GucSource kept_source = PGC_S_DEFAULT; \
-		(void) extra; \
 		return keep_for_delivery(*value, source, &kept, &kept_source); \
 	}
 
@@ -122,6 +123,7 @@ void
 _PG_init(void)
 {
 	define_settings();
+	are_defined = true;
 	MarkGUCPrefixReserved("onesignal_cancel");
 	message_init();
 	owner_init();

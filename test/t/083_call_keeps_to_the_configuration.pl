@@ -39,6 +39,11 @@ for my $preload (1, 0)
     is(waited($node, ''), 1100, "$how: postgresql.conf");
     is(waited($node, "SET onesignal_cancel.timeout = '3200ms';"), 1100, "$how: SET changes nothing");
     is(waited($node, "SELECT onesignal_cancel_version();\nSET onesignal_cancel.timeout = '3200ms';\nRESET onesignal_cancel.timeout;"), 1100, "$how: nor does RESET");
+    is(waited($node, "SELECT onesignal_cancel_version();\nALTER SYSTEM SET onesignal_cancel.timeout = '3400ms';\nALTER SYSTEM RESET onesignal_cancel.timeout;"),
+        1100, "$how: nor does ALTER SYSTEM before a reload");
+    is(waited($node, "SELECT onesignal_cancel_version();\nALTER SYSTEM SET onesignal_cancel.timeout = '3400ms';\nSELECT count(*) FROM pg_file_settings;"),
+        1100, "$how: nor does pg_file_settings");
+    $node->safe_psql('postgres', 'ALTER SYSTEM RESET onesignal_cancel.timeout');
     SKIP:
     {
         # Without preload PostgreSQL keeps one value of a setting that it does not know yet.
