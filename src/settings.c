@@ -29,6 +29,7 @@ bool		settings_preloaded = false;
 bool		settings_enabled = true;
 bool		settings_background_delivery = true;
 int			settings_max_in_flight;
+int			settings_worker_delivers;
 int			settings_call_max_in_flight;
 int			settings_retry_window;
 int			settings_worker_idle_timeout;
@@ -66,18 +67,19 @@ keep_for_delivery(int value, GucSource source, int *kept, GucSource *kept_source
 }
 
 /* A hook has no argument that tells the setting. */
-#define CHECK_HOOK(name, kept) \
+#define CHECK_HOOK(type, name, kept) \
 	static bool \
-	name(int *value, void **extra pg_attribute_unused(), GucSource source) \
+	name(type *value, void **extra pg_attribute_unused(), GucSource source) \
 	{ \
 		static GucSource kept_source = PGC_S_DEFAULT; \
 		return keep_for_delivery(*value, source, &kept, &kept_source); \
 	}
 
-CHECK_HOOK(check_timeout, settings_delivery_timeout)
-CHECK_HOOK(check_connect_timeout, settings_delivery_connect_timeout)
-CHECK_HOOK(check_max_in_flight, settings_max_in_flight)
-CHECK_HOOK(check_retry_window, settings_retry_window)
+CHECK_HOOK(bool, check_background_delivery, settings_worker_delivers)
+CHECK_HOOK(int, check_timeout, settings_delivery_timeout)
+CHECK_HOOK(int, check_connect_timeout, settings_delivery_connect_timeout)
+CHECK_HOOK(int, check_max_in_flight, settings_max_in_flight)
+CHECK_HOOK(int, check_retry_window, settings_retry_window)
 
 static void
 define_settings(void)
@@ -90,7 +92,7 @@ define_settings(void)
 	DefineCustomBoolVariable("onesignal_cancel.background_delivery",
 							 "Delivers requested cancels by a background worker.",
 							 "When off, CALL onesignal_cancel_deliver() delivers them, for example from pg_cron.",
-							 &settings_background_delivery, true, PGC_SUSET, 0, NULL, NULL, NULL);
+							 &settings_background_delivery, true, PGC_SUSET, 0, check_background_delivery, NULL, NULL);
 	DefineCustomIntVariable("onesignal_cancel.max_in_flight",
 							"Maximum number of requests that wait for an answer at one time.",
 							NULL, &settings_call_max_in_flight,

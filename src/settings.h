@@ -17,11 +17,9 @@ extern int	settings_timeout;	/* ms */
 extern int	settings_connect_timeout;	/* ms */
 extern int	settings_max_retries;
 
-/*
- * What delivery uses, in CALL too: as postgresql.conf and ALTER DATABASE have
- * it, whatever the role or the session has set.
- */
+/* What delivery uses, in CALL too: as postgresql.conf and ALTER DATABASE have it, whatever role and session say. */
 extern int	settings_max_in_flight;
+extern int	settings_worker_delivers;	/* background_delivery, of the worker alone */
 extern int	settings_retry_window;	/* seconds */
 extern int	settings_delivery_timeout;	/* ms */
 extern int	settings_delivery_connect_timeout;	/* ms */

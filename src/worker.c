@@ -215,7 +215,7 @@ worker_was_woken(void)
 bool
 worker_must_stop(void)
 {
-	return ShutdownRequestPending || !settings_enabled || !settings_background_delivery || is_locked(MyDatabaseId);
+	return ShutdownRequestPending || !settings_enabled || !settings_worker_delivers || is_locked(MyDatabaseId);
 }
 
 /* False: it left. */
@@ -265,7 +265,7 @@ take_turn(void)
 		return false;
 	}
 	worker_was_woken();
-	if (!settings_enabled || !settings_background_delivery)
+	if (!settings_enabled || !settings_worker_delivers)
 		return !wakeup_leave(DT_NOEND, false);
 	pgstat_report_activity(STATE_RUNNING, "delivering requested cancels");
 	if (!stays && queue_begin() != NULL)

@@ -53,6 +53,14 @@ $api->clear_faults;
 Workers::set($node, 'onesignal_cancel.enabled', 'on');
 ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state <> 'canceled'", '0'), 'on again, it goes on');
 
+# A worker has the bootstrap superuser's rights, but not the settings of that role.
+ok(Workers::wait_for_no_worker($node), 'the worker leaves');
+$node->safe_psql('postgres', 'CREATE ROLE boss SUPERUSER LOGIN; ALTER ROLE CURRENT_USER SET onesignal_cancel.background_delivery = off');
+my $of_boss = $api->schedule;
+$node->safe_psql('postgres', Workers::insert_sql($api, $of_boss), extra_params => [ '-U', 'boss' ]);
+ok(Workers::wait_for($node, 'postgres', $of_boss, 'canceled'), 'ALTER ROLE of the bootstrap superuser does not stop the worker');
+$node->safe_psql('postgres', 'ALTER ROLE CURRENT_USER RESET onesignal_cancel.background_delivery');
+
 # A CALL is stopped as well.
 ok(Workers::wait_for_no_worker($node), 'the worker leaves');
 my ($in, $said, $error) = ('', '', '');
