@@ -206,14 +206,12 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 
 /* ---- a call that does not return ---- */
 
-/*
- * Runs in the handler of SIGALRM.  It counts processor time: an honest peer must
- * not be cut off because the machine is busy.
- */
+/* Runs in the handler of SIGALRM.  Processor time counts: a busy machine must not cut an honest peer off. */
 static void
 look_at_call(void)
 {
-	bool		is_late = letting_go || http_clock_us() >= engine.next_deadline_us;
+	bool		is_over = ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending));
+	bool		is_late = is_over || letting_go || http_clock_us() >= engine.next_deadline_us;
 	struct timespec cpu;
 	int64		cpu_us;
 
@@ -221,9 +219,11 @@ look_at_call(void)
 	cpu_us = cpu.tv_sec * INT64CONST(1000000) + cpu.tv_nsec / 1000;
 	if (cpu_before_us == 0)
 		cpu_before_us = cpu_us;
-	if (ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending)))
+	if (cpu_us - cpu_before_us < (is_late ? LATE_CPU_US : FLOOD_CPU_US))
+		return;
+	if (is_over)
 		wire_end(WIRE_ALL, PG_INT64_MAX);
-	if (cpu_us - cpu_before_us >= (is_late ? LATE_CPU_US : FLOOD_CPU_US) && wire_end_flood() && !letting_go)
+	else if (wire_end_flood() && !letting_go)
 		flooded = true;
 }
 
@@ -407,10 +407,9 @@ wait_once(long timeout_ms, bool *latched)
 	uint32		ready = 0;
 	int			fd = wire_wait(timeout_ms, &ready, latched);
 	int			in = (ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0;
-	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
 
 	if (fd >= 0)
-		run_libcurl(fd, in | out);
+		run_libcurl(fd, in | ((ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0));
 }
 
 /* Ends what is late. */
@@ -534,8 +533,7 @@ void
 http_give_up(const char *words)
 {
 	/* Reading what is left of many connections, to close them, could take long. */
-	if (engine.in_flight > 0)
-		wire_end(WIRE_ALL, PG_INT64_MAX);
+	wire_end(WIRE_ALL, PG_INT64_MAX);
 	while (!dlist_is_empty(&engine.active))
 	{
 		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.active);
