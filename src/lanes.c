@@ -400,8 +400,8 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 			rejected = *row;
 		if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
 			lane->failing_since = row->first_attempt_at;
-		/* A row that was rejected lets others be the next probe; when the circuit is closed, it is due. */
-		if (row->next_attempt_at <= now ||
+		/* A rejected row lets others be the next probe, or is due.  The clock may have been ahead. */
+		if (row->next_attempt_at <= now || (row->attempts == 0 ? row->requested_at : row->last_attempt_at) > now ||
 			(was_rejected && !(is_paused && row->last_attempt_at > lane->app->resumed_at)))
 			rows[due++] = *row;
 		else

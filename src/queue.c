@@ -150,8 +150,8 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 			   "SELECT m.app_id, m.requested_by FROM ONLY @onesignal_message m WHERE m.state" EQ "'pending'"
 			   " AND (m.app_id, m.requested_by)" GT "(lane.app_id, lane.requested_by)"
 			   " ORDER BY m.app_id, m.requested_by LIMIT 1) AS next WHERE lane.number" LT "$3)"
-			   " SELECT lane.app_id, lane.requested_by, a.paused_until, a.resumed_at, a.circuit_until,"
-			   " COALESCE(a.circuit_role, ''),"
+			   " SELECT lane.app_id, lane.requested_by, a.paused_until, a.resumed_at,"
+			   " CASE WHEN pg_catalog.now()" GE "a.pace_at THEN a.circuit_until END, COALESCE(a.circuit_role, ''),"
 			   " CASE WHEN a.pace_at" GT "(pg_catalog.now()" MINUS "'10 minutes'::pg_catalog.interval)"
 			   " THEN a.pace END"
 			   " FROM lane LEFT JOIN @onesignal_app AS a ON a.app_id" EQ "lane.app_id",

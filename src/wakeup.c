@@ -550,6 +550,7 @@ launcher_main(Datum arg pg_attribute_unused())
 	bool		enabled = false;
 	bool		in_background = false;
 	bool		is_open;
+	TimestampTz turn_at = 0;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
 	pqsignal(SIGTERM, SignalHandlerForShutdownRequest);
@@ -562,12 +563,14 @@ launcher_main(Datum arg pg_attribute_unused())
 	shared->launcher = MyLatch;
 	while (!ShutdownRequestPending)
 	{
-		/* What was requested before now, or while it was off, has nobody else to deliver it. */
-		bool		is_new = settings_enabled && (!enabled || (settings_background_delivery && !in_background));
+		/* Nobody else delivers what came before now, or while it was off, or is due by a clock that was ahead. */
 		TimestampTz now = GetCurrentTimestamp();
+		bool		is_new = settings_enabled &&
+			(!enabled || (settings_background_delivery && !in_background) || now < turn_at);
 		TimestampTz due = is_new ? now : DT_NOEND;
 		Oid			database = InvalidOid;
 
+		turn_at = now;
 		enabled = settings_enabled;
 		in_background = settings_background_delivery;
 		/* An old primary, or a publisher, may have sent what it could not replicate as recorded. */

@@ -237,10 +237,9 @@ wait_for_work(void)
 			idle_end = DT_NOEND;
 		}
 		wakeup_wait(Min(Min(next_run, ask_at), Min(idle_end, now + LOOK)), "OnesignalCancelWorker");
+		if (GetCurrentTimestamp() < now)	/* the clock was set back */
+			next_run = ask_at = GetCurrentTimestamp() + pause_s * USECS_PER_SEC;
 		now = GetCurrentTimestamp();
-		/* The clock may have been set back. */
-		if (pause_s > 0)
-			next_run = Min(next_run, now + pause_s * USECS_PER_SEC);
 	}
 	return true;
 }

@@ -1,0 +1,73 @@
+# A clock that was ahead, as after the start of a machine, leaves times behind that lie in the future: when to try a row
+# again, when an app's pause ends, when to start a worker. Once the clock is right nobody waits for them.
+
+use strict;
+use warnings;
+use FindBin;
+use lib $FindBin::RealBin;
+use PostgreSQL::Test::Cluster;
+use PostgreSQL::Test::Utils;
+use StandIn;
+use Test::More;
+use Workers;
+
+my $dir = PostgreSQL::Test::Utils::tempdir();
+append_to_file("$dir/clock.c", <<'C');
+#include <fcntl.h>
+#include <stdlib.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <unistd.h>
+
+/* All of a server's times come from here. The file says how many seconds its clock is ahead. */
+int
+gettimeofday(struct timeval *restrict now, void *restrict zone)
+{
+    char ahead[20] = "";
+    int file = open(getenv("CLOCK"), O_RDONLY);
+
+    if (file >= 0 && read(file, ahead, sizeof(ahead) - 1) < 0)
+        ahead[0] = '\0';
+    close(file);
+    syscall(SYS_gettimeofday, now, zone);
+    now->tv_sec += atoi(ahead);
+    return 0;
+}
+C
+system_or_bail('cc', '-Wall', '-Werror', '-shared', '-fPIC', '-o', "$dir/clock.so", "$dir/clock.c");
+
+sub set_clock
+{
+    my ($ahead) = @_;
+    open my $file, '>', "$dir/clock.new" or die "clock: $!";
+    print $file $ahead;
+    close $file;
+    rename "$dir/clock.new", "$dir/clock" or die "clock: $!";
+}
+
+my $api = StandIn->new(accept_any => 1);
+for my $preload (0, 1)
+{
+    # Whoever is woken by nobody waits for what is due.
+    for my $fault ({ status => 503 }, { status => 429, headers => { 'Retry-After' => 2 } })
+    {
+        my $how = ($preload ? 'preloaded' : 'not preloaded') . ", $fault->{status}";
+        my $node;
+        set_clock(86400);
+        {
+            local $ENV{LD_PRELOAD} = join ':', $ENV{LD_PRELOAD} // (), "$dir/clock.so";
+            local $ENV{CLOCK} = "$dir/clock";
+            $node = Workers::start("clock_${preload}_$fault->{status}", preload => $preload, conf => "onesignal_cancel.worker_idle_timeout = '100ms'\n");
+        }
+        Workers::add_app($node, 'postgres', $api);
+        $api->fault(method => 'DELETE', %$fault);
+        $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) SELECT gen_random_uuid(), '" . $api->app_id . "', true FROM generate_series(1, 8)");
+        ok($node->poll_query_until('postgres', "SELECT circuit_until > now() + '10 s' OR circuit_until IS NOT NULL AND '$fault->{status}' = '429' FROM onesignal_app"), "$how: the app is paused");
+        set_clock(0);
+        $api->clear_faults;
+        ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'canceled'", 8), "$how: all is delivered when the clock is right")
+          or diag $node->safe_psql('postgres', "SELECT now(), delivery, paused_until FROM onesignal_cancel_status; SELECT state, attempts, next_attempt_at FROM onesignal_message");
+        $node->stop('immediate');
+    }
+}
+done_testing();
