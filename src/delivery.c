@@ -166,7 +166,8 @@ check_refusal(DeliveryItem *item, QueueOutcome *outcome, TimestampTz now)
 	CancelVerdict verdict = item->view != NULL ? onesignal_judge_view(item->view) : CANCEL_UNAVAILABLE;
 	bool		was_asked = item->view_until != 0;
 
-	if (!item->row.unanswered && !item->answer->sent_before && item->row.requested_at >= wakeup_doubt())
+	if (!item->row.unanswered && !item->answer->sent_before &&
+		item->row.requested_at >= wakeup_doubt() && item->row.requested_at <= now)
 		return true;
 	if (verdict == CANCEL_DONE)
 	{

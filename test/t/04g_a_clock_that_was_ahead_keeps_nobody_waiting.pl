@@ -70,4 +70,24 @@ for my $preload (0, 1)
         $node->stop('immediate');
     }
 }
+
+# What was sent before a crash may have worked, also if it was requested at a time that is yet to come.
+$api = StandIn->new;
+$api->repeat_status(400);
+set_clock(86400);
+local $ENV{LD_PRELOAD} = join ':', $ENV{LD_PRELOAD} // (), "$dir/clock.so";
+local $ENV{CLOCK} = "$dir/clock";
+my $node = Workers::start('crash', preload => 1);
+Workers::add_app($node, 'postgres', $api);
+my $id = $api->schedule;
+$api->fault(message => $id, kind => 'hang', effect => 1);
+Workers::request($node, 'postgres', $api, $id);
+$api->wait_for_requests(1, message => $id);
+$node->stop('immediate');
+$api->clear_faults;
+set_clock(0);
+$node->start;
+ok($node->poll_query_until('postgres', "SELECT state <> 'pending' FROM onesignal_message"), 'after a crash, too, it is tried again');
+is(Workers::state($node, 'postgres', $id), 'canceled', 'and its refusal is not believed unchecked');
+$node->stop;
 done_testing();
