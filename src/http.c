@@ -248,10 +248,7 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 	restore_signals();
 }
 
-/*
- * Reserving descriptors may close files and log, which no callback may do.  Of
- * the third that may be reserved, some are left to other extensions.
- */
+/* Reserving descriptors may close files and log, which no callback may do.  Other extensions need some, too. */
 static void
 open_engine(void)
 {
@@ -346,10 +343,7 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 		result != CURLE_HTTP2 && result != CURLE_HTTP2_STREAM && result != CURLE_PARTIAL_FILE)
 		return false;
 
-	/*
-	 * The peer closed a connection that was there before, or refused this
-	 * stream so often that libcurl gave up, but answered others.
-	 */
+	/* The peer closed a connection that was there before, or refused this stream until libcurl gave up. */
 	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
 	refused = others_answered && strncmp(exchange->answer.error, "Connection died", strlen("Connection died")) == 0;
 	return (connects == 0 || refused) && exchange->resubmitted++ < (refused ? REFUSED_MAX : RESUBMIT_MAX);
@@ -546,10 +540,16 @@ http_give_up(const char *words)
 void
 http_abandon(void)
 {
+	int64		began_us = http_clock_us();
+
 	/* A line for the log would take the next interrupt. */
 	HOLD_INTERRUPTS();
 	while (!dlist_is_empty(&engine.active))
+	{
+		if (http_clock_us() - began_us >= LOOK_MS * INT64CONST(1000))	/* as in http_give_up() */
+			wire_end(WIRE_ALL, PG_INT64_MAX);
 		conclude(dlist_head_element(HttpExchange, node, &engine.active), CURLE_ABORTED_BY_CALLBACK);
+	}
 	engine.next_deadline_us = PG_INT64_MAX;
 	while (http_next() != NULL)
 		;
