@@ -252,9 +252,7 @@ app_place(DeliveryApp *app, TimestampTz now)
 		place_in_list(&app->place, &fetching);
 	else if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
 	{
-		bool		has_room = app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire);
-
-		if (has_room)
+		if (app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire))
 			place_in_heap(&app->place, &ready, 0);
 		else
 			place_in_list(&app->place, &crowded);
@@ -432,7 +430,9 @@ expire_rows(DeliveryLane *lane, TimestampTz now)
 {
 	const DeliveryApp *app = lane->app;
 	const char *reason = NULL;
-	bool		for_long = lane->key_missing || (lane->failing_since != 0 && now - lane->failing_since > EXPIRE_AFTER);
+	/* A pause ended then, or delivery may have been switched on, or the server was started. */
+	TimestampTz since = Max(Max(app->paused_until, app->resumed_at), Max(lane->failing_since, PgReloadTime));
+	bool		for_long = lane->key_missing || (lane->failing_since != 0 && now - since > EXPIRE_AFTER);
 	int			count;
 
 	if (lane->key_missing || lane->circuit.open)

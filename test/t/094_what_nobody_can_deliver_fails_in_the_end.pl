@@ -53,5 +53,20 @@ is(Workers::state($node, 'postgres', $ahead), 'pending', 'one that is sent later
 ok(Workers::wait_for($node, 'postgres', $id, 'canceled'), 'others are delivered beside it');
 is($node->safe_psql('postgres', 'SELECT failed_total FROM onesignal_app'), '1', 'it is counted');
 is($api->received(message => $row), 0, 'and was never sent');
+
+# What comes back after days of a pause, or of a server that was down, is not given up because the first requests are
+# rejected: that has not lasted an hour. One was tried before; it alone has had its time.
+Workers::set($node, 'onesignal_cancel.retry_window', "'1d'");
+$node->safe_psql('postgres', <<SQL);
+SELECT onesignal_cancel_pause('$app');
+INSERT INTO onesignal_message (message_id, app_id, cancel, state, requested_by, requested_at, next_attempt_at, first_attempt_at)
+    SELECT gen_random_uuid(), '$app', true, 'pending', current_user, now() - interval '2 d', now(), CASE WHEN i = 1 THEN now() - interval '2 d' END
+    FROM generate_series(1, 10) i;
+SQL
+$api->set_key('os_v2_app_another');
+$node->safe_psql('postgres', "SELECT onesignal_cancel_resume('$app')");
+my $these = "FROM onesignal_message WHERE requested_by = current_user AND requested_at < now() - interval '1 d'";
+ok($node->poll_query_until('postgres', "SELECT clock_timestamp() > max(last_attempt_at) + interval '5 s' $these"), 'the key is rejected, and looked for again');
+is($node->safe_psql('postgres', "SELECT count(*) $these AND state = 'pending' AND first_attempt_at IS DISTINCT FROM requested_at"), '9', 'what was paused is not given up');
 $node->stop;
 done_testing();
