@@ -182,7 +182,8 @@ adopt_key(DeliveryLane *lane, Credentials *credentials, TimestampTz now)
 {
 	DeliveryApp *app = lane->app;
 	const char *texts[] = {credentials->base_url, credentials->api_key};
-	uint64		fingerprint = credentials->server;
+	Oid			server = credentials->server;
+	uint64		fingerprint = server;
 	bool		changed;
 
 	for (int i = 0; i < 2; i++)
@@ -192,17 +193,16 @@ adopt_key(DeliveryLane *lane, Credentials *credentials, TimestampTz now)
 	credentials->refs = 1;
 	lane->credentials = credentials;
 	lane->checks = changed ? 0 : lane->checks + 1;
-	if (changed)
-		lane->adopted_at = now;
+	lane->adopted_at = changed ? now : lane->adopted_at;
 	if ((lane->key_missing || (changed && lane->fingerprint != 0)) && circuit_close(&lane->circuit, now))
 		note_circuit(app, lane, NULL);
 	lane->fingerprint = fingerprint;
 	lane->key_missing = lane->told = false;
 
-	/* Where roles use different servers, the first that is seen states the app's pace. */
-	if (OidIsValid(app->rate_server) && app->rate_server != credentials->server)
+	/* Where roles use different servers, the first that is seen states the app's pace, as long as it is there. */
+	if (app->rate_server != server && list_member_oid(credentials_servers(&lane->key.app_id), app->rate_server))
 		return;
-	app->rate_server = credentials->server;
+	app->rate_server = server;
 	strlcpy(app->server, credentials->server_name, NAMEDATALEN);
 	if (app->pace.limit != credentials->rate_limit)
 		pace_init(&app->pace, credentials->rate_limit);

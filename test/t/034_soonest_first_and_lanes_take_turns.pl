@@ -54,6 +54,11 @@ is($api->received(message => $waits), 0, 'the paused app sends nothing');
 is($node->safe_psql('postgres', "SELECT paused_reason FROM onesignal_cancel_status WHERE app_id = '$paused->{app_id}'"), 'test', 'and says why');
 $node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (SET rate_limit '0')");
 ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'pending'", '1'), 'a faster pace takes effect at once');
+# So does that of a server which takes the place of another.
+$node->safe_psql('postgres', "ALTER SERVER clinic OPTIONS (SET rate_limit '1');" . many($app, 2000, 'NULL'));
+ok($node->poll_query_until('postgres', "SELECT pace = 1 FROM onesignal_app WHERE app_id = '$app'"), 'a slow pace');
+$node->safe_psql('postgres', 'DROP SERVER clinic CASCADE;' . $api->setup_sql('clinic', server_options => { rate_limit => 0 }));
+ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'pending'", '1'), 'another server states the pace when the one before is gone');
 $node->safe_psql('postgres', "SELECT onesignal_cancel_resume('$paused->{app_id}')");
 ok(Workers::wait_for($node, 'postgres', $waits, 'canceled'), 'resumed, the paused app delivers');
 
