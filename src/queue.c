@@ -157,11 +157,7 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 			   " FROM lane LEFT JOIN @onesignal_app AS a ON a.app_id" EQ "lane.app_id",
 		.types = {UUIDOID, NAMEOID, INT4OID}
 	};
-	Datum		values[] = {
-		UUIDPGetDatum(&after->app_id),
-		NameGetDatum(&after->requested_by),
-		Int32GetDatum(max),
-	};
+	Datum		values[] = {UUIDPGetDatum(&after->app_id), NameGetDatum(&after->requested_by), Int32GetDatum(max)};
 	int			count = (int) statement_run(&next_lanes, installation.schema, values, NULL);
 
 	for (int i = 0; i < count; i++)
@@ -235,26 +231,30 @@ queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, in
 	" OR (m.state" EQ "'pending' AND m.requested_at" EQ "o.requested_at))"
 
 #define OUTCOMES \
-	" unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10) WITH ORDINALITY" \
+	" unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11) WITH ORDINALITY" \
 	" AS o (app_id, message_id, requested_at, state, unanswered, http_status, errors, response," \
-	" last_attempt_at, next_attempt_at, ordinal)"
+	" last_attempt_at, next_attempt_at, send_after, ordinal)"
 
 /* An array for each field of QueueOutcome, that of errors as text.  Returns their QueueRecorded, in that order. */
 static Statement record_outcomes = {
-	.sql = "WITH unlocked AS MATERIALIZED (SELECT o.*, m.address FROM" OUTCOMES
-		   " CROSS JOIN LATERAL (SELECT m.ctid AS address" ROW_OF_OUTCOME " FOR NO KEY UPDATE SKIP LOCKED) AS m),"
+	.sql = "WITH unlocked AS MATERIALIZED (SELECT o.*, m.address, m.moved FROM" OUTCOMES
+		   " CROSS JOIN LATERAL (SELECT m.ctid AS address, o.state" EQ "'pending' AND"
+		   " COALESCE(m.send_after, '-infinity')" NE "o.send_after AS moved" ROW_OF_OUTCOME
+		   " FOR NO KEY UPDATE SKIP LOCKED) AS m),"
 		   " written AS (UPDATE ONLY @onesignal_message AS m SET state = o.state::@onesignal_message_state,"
 		   " http_status = o.http_status, errors = o.errors::pg_catalog.text[],"
 		   " response = o.response::pg_catalog.jsonb, attempts = m.attempts" PLUS "1,"
 		   " unanswered = m.unanswered OR o.unanswered,"
 		   " first_attempt_at = COALESCE(m.first_attempt_at, o.last_attempt_at),"
-		   " last_attempt_at = o.last_attempt_at, next_attempt_at = o.next_attempt_at,"
+		   " last_attempt_at = o.last_attempt_at,"
+		   " next_attempt_at = CASE WHEN o.moved THEN m.next_attempt_at ELSE o.next_attempt_at END,"
 		   " finished_at = CASE WHEN o.state" NE "'pending' THEN pg_catalog.clock_timestamp() END"
-		   " FROM unlocked AS o WHERE m.ctid" EQ "o.address RETURNING o.ordinal)"
-		   " SELECT CASE WHEN o.ordinal" EQ "ANY (SELECT w.ordinal FROM written AS w) THEN 0"
+		   " FROM unlocked AS o WHERE m.ctid" EQ "o.address RETURNING o.ordinal, o.moved)"
+		   " SELECT CASE WHEN o.ordinal" EQ "ANY (SELECT w.ordinal FROM written AS w WHERE NOT w.moved) THEN 0"
+		   " WHEN o.ordinal" EQ "ANY (SELECT w.ordinal FROM written AS w) THEN 1"
 		   " WHEN NOT EXISTS (SELECT" ROW_OF_OUTCOME ") THEN 1 ELSE 2 END FROM" OUTCOMES " ORDER BY o.ordinal",
-	.types = {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, BOOLARRAYOID,
-			   INT4ARRAYOID, TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
+	.types = {UUIDARRAYOID, UUIDARRAYOID, TIMESTAMPTZARRAYOID, TEXTARRAYOID, BOOLARRAYOID, INT4ARRAYOID,
+			   TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
 };
 
 /* Adds an element to the array that is the nth parameter; the array begins as 0. */
@@ -270,7 +270,7 @@ add_element(Datum *arrays, int number, Datum value, bool isnull)
 static ErrorData *
 try_to_record(QueueOutcome *outcomes, int count)
 {
-	Datum		arrays[10] = {0};
+	Datum		arrays[11] = {0};
 	ErrorData  *error;
 
 	for (int i = 0; i < count; i++)
@@ -290,6 +290,7 @@ try_to_record(QueueOutcome *outcomes, int count)
 					judged->response == NULL);
 		add_element(arrays, 8, TimestampTzGetDatum(outcome->last_attempt_at), false);
 		add_element(arrays, 9, TimestampTzGetDatum(outcome->next_attempt_at), outcome->state != QUEUE_PENDING);
+		add_element(arrays, 10, TimestampTzGetDatum(outcome->row->send_after), false);
 	}
 	for (int i = 0; i < (int) lengthof(arrays); i++)
 		arrays[i] = makeArrayResult((ArrayBuildState *) DatumGetPointer(arrays[i]), CurrentMemoryContext);
@@ -333,10 +334,8 @@ queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 		.types = {UUIDOID, NAMEOID, TIMESTAMPTZOID, TEXTOID}
 	};
 	Datum		values[] = {
-		UUIDPGetDatum(&lane->app_id),
-		NameGetDatum(&lane->requested_by),
-		TimestampTzGetDatum(before),
-		CStringGetTextDatum(reason),
+		UUIDPGetDatum(&lane->app_id), NameGetDatum(&lane->requested_by),
+		TimestampTzGetDatum(before), CStringGetTextDatum(reason)
 	};
 	ErrorData  *error = statement_try(&give_up, installation.schema, 1, values);
 

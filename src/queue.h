@@ -158,7 +158,7 @@ extern const char *const queue_state_names[QUEUE_STATES];
 typedef enum QueueRecorded
 {
 	QUEUE_RECORDED,				/* written */
-	QUEUE_DROPPED,				/* taken back or deleted meanwhile: rightly not written */
+	QUEUE_DROPPED,				/* taken back or deleted meanwhile: not written; or moved: to be read again */
 	QUEUE_LOCKED,				/* somebody holds the row: try again */
 	QUEUE_UNRECORDABLE			/* the UPDATE itself failed: try again later */
 } QueueRecorded;

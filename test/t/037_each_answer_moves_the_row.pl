@@ -74,6 +74,18 @@ ok(Workers::wait_for($node, 'postgres', $asked, 'canceled'), 'Retry-After');
 my @times = map { $_->{time} } $api->requests(method => 'DELETE', message_id => $asked);
 cmp_ok($times[1] - $times[0], '>=', 3.9, 'is waited for');
 
+# ---- the message is to be sent sooner, while an attempt is on the wire ----
+
+my $moved = $api->schedule;
+$api->fault(message => $moved, status => 503, delay => 3000, times => 1);
+$node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel, send_after, state, requested_by, requested_at, attempts)
+    VALUES ('$moved', '" . $api->app_id . "', true, $ahead, 'pending', current_user, now(), 12)");
+$api->wait_for_requests(1, message => $moved);
+$node->safe_psql('postgres', "UPDATE onesignal_message SET send_after = now() + interval '10 min' WHERE message_id = '$moved'");
+# It would wait for more than seven.
+ok(Workers::wait_for($node, 'postgres', $moved, 'canceled'), 'the next attempt comes at once');
+is(column('attempts', $moved), '14', 'and both count');
+
 # ---- given up ----
 
 # The second attempt comes after one to two seconds, the third after at least two more.
@@ -88,6 +100,6 @@ ok($node->wait_for_log(qr/LOG:  onesignal_cancel: giving up on message $hopeless
 $api->clear_faults;
 $node->safe_psql('postgres', "UPDATE onesignal_message SET cancel = true WHERE message_id = '$hopeless'");
 ok(Workers::wait_for($node, 'postgres', [ $hopeless, $patient ], 'canceled'), 'asked for again, a failed one is delivered');
-ok($node->poll_query_until('postgres', 'SELECT canceled_total, refused_total, failed_total FROM onesignal_app', (keys(%again) + 5) . '|3|1'), 'the totals are right');
+ok($node->poll_query_until('postgres', 'SELECT canceled_total, refused_total, failed_total FROM onesignal_app', (keys(%again) + 6) . '|3|1'), 'the totals are right');
 $node->stop;
 done_testing();
