@@ -270,12 +270,12 @@ apps_remember_rejection(DeliveryLane *lane, int http_status, TimestampTz at, Tim
 }
 
 static char *
-describe_status(const HttpAnswer *answer)
+describe_status(const HttpAnswer *answer, const char *api_key)
 {
 	char	   *text;
 
 	if (answer->status == 0)
-		text = psprintf("no answer: %s", answer->error);
+		text = psprintf("no answer: %s", answer_line(answer->error, api_key));
 	else if (apps_was_rejected(answer->status))
 		text = describe_rejection(answer->status);
 	else if (answer->status == 429)
@@ -324,7 +324,7 @@ apps_learn(DeliveryItem *item, const HttpAnswer *answer)
 	DeliveryApp *app = item->lane->app;
 	TimestampTz now = GetCurrentTimestamp();
 	CancelVerdict verdict = onesignal_glance(answer);
-	char	   *reason = describe_status(answer);
+	char	   *reason = describe_status(answer, item->credentials->api_key);
 	bool		has_opened;
 
 	if (answer->status != 200)
