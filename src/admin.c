@@ -53,6 +53,7 @@ static void
 deliver_all(TimestampTz until)
 {
 	int			other = deliverer_lock(false);
+	TimestampTz began = GetCurrentTimestamp();
 
 	if (other > 0)
 		ereport(NOTICE,
@@ -67,7 +68,7 @@ deliver_all(TimestampTz until)
 		due = delivery_run(until);
 		settings_require_enabled();
 		now = GetCurrentTimestamp();
-		if (due == DT_NOBEGIN || now >= until)
+		if (due == DT_NOBEGIN || now >= until || now < began)	/* the clock was set back */
 			break;
 		wakeup_wait(Min(Min(due, now + CALL_LOOK), until), "OnesignalCancelDeliver");
 	}

@@ -256,7 +256,7 @@ settle(DeliveryItem *item, const QueueOutcome *outcome)
 		place_in_heap(&item->place, &waiting, now + item->keep_us);
 		return;
 	}
-	if (outcome->state == QUEUE_FAILED)
+	if (outcome->state == QUEUE_FAILED && outcome->recorded == QUEUE_RECORDED)
 		ereport(LOG,
 				(errmsg("onesignal_cancel: giving up on message %s of %s after %d attempts in %d s: %s",
 						DatumGetCString(DirectFunctionCall1(uuid_out, UUIDPGetDatum(&item->row.message_id))),

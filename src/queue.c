@@ -150,7 +150,8 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 			   "SELECT m.app_id, m.requested_by FROM ONLY @onesignal_message m WHERE m.state" EQ "'pending'"
 			   " AND (m.app_id, m.requested_by)" GT "(lane.app_id, lane.requested_by)"
 			   " ORDER BY m.app_id, m.requested_by LIMIT 1) AS next WHERE lane.number" LT "$3)"
-			   " SELECT lane.app_id, lane.requested_by, a.paused_until, a.resumed_at,"
+			   " SELECT lane.app_id, lane.requested_by, a.paused_until,"
+			   " CASE WHEN pg_catalog.clock_timestamp()" GE "a.resumed_at THEN a.resumed_at END,"
 			   " CASE WHEN pg_catalog.now()" GE "a.pace_at THEN a.circuit_until END, COALESCE(a.circuit_role, ''),"
 			   " CASE WHEN a.pace_at" GT "(pg_catalog.now()" MINUS "'10 minutes'::pg_catalog.interval)"
 			   " THEN a.pace END"
@@ -188,11 +189,8 @@ queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, in
 		.types = {UUIDOID, NAMEOID, TIMESTAMPTZOID, UUIDOID, INT4OID}
 	};
 	Datum		values[] = {
-		UUIDPGetDatum(&lane->app_id),
-		NameGetDatum(&lane->requested_by),
-		TimestampTzGetDatum(from->send_after),
-		UUIDPGetDatum(&from->message_id),
-		Int32GetDatum(max),
+		UUIDPGetDatum(&lane->app_id), NameGetDatum(&lane->requested_by),
+		TimestampTzGetDatum(from->send_after), UUIDPGetDatum(&from->message_id), Int32GetDatum(max)
 	};
 	int			count = (int) statement_run(&next_rows, installation.schema, values, NULL);
 
@@ -238,17 +236,18 @@ queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, in
 /* An array for each field of QueueOutcome, that of errors as text.  Returns their QueueRecorded, in that order. */
 static Statement record_outcomes = {
 	.sql = "WITH unlocked AS MATERIALIZED (SELECT o.*, m.address, m.moved FROM" OUTCOMES
-		   " CROSS JOIN LATERAL (SELECT m.ctid AS address, o.state" EQ "'pending' AND"
+		   " CROSS JOIN LATERAL (SELECT m.ctid AS address, o.state" EQ "ANY (ARRAY['pending', 'failed']) AND"
 		   " COALESCE(m.send_after, '-infinity')" NE "o.send_after AS moved" ROW_OF_OUTCOME
 		   " FOR NO KEY UPDATE SKIP LOCKED) AS m),"
-		   " written AS (UPDATE ONLY @onesignal_message AS m SET state = o.state::@onesignal_message_state,"
+		   " written AS (UPDATE ONLY @onesignal_message AS m SET"
+		   " state = CASE WHEN o.moved THEN m.state ELSE o.state::@onesignal_message_state END,"
 		   " http_status = o.http_status, errors = o.errors::pg_catalog.text[],"
 		   " response = o.response::pg_catalog.jsonb, attempts = m.attempts" PLUS "1,"
 		   " unanswered = m.unanswered OR o.unanswered,"
 		   " first_attempt_at = COALESCE(m.first_attempt_at, o.last_attempt_at),"
 		   " last_attempt_at = o.last_attempt_at,"
 		   " next_attempt_at = CASE WHEN o.moved THEN m.next_attempt_at ELSE o.next_attempt_at END,"
-		   " finished_at = CASE WHEN o.state" NE "'pending' THEN pg_catalog.clock_timestamp() END"
+		   " finished_at = CASE WHEN o.state" NE "'pending' AND NOT o.moved THEN pg_catalog.clock_timestamp() END"
 		   " FROM unlocked AS o WHERE m.ctid" EQ "o.address RETURNING o.ordinal, o.moved)"
 		   " SELECT CASE WHEN o.ordinal" EQ "ANY (SELECT w.ordinal FROM written AS w WHERE NOT w.moved) THEN 0"
 		   " WHEN o.ordinal" EQ "ANY (SELECT w.ordinal FROM written AS w) THEN 1"

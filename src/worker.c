@@ -201,7 +201,7 @@ worker_was_woken(void)
 			sum += VirtualTransactionIdIsRecoveredPreparedXact(*holder) ? holder->localTransactionId :
 				TwoPhaseGetXidByVirtualXID(*holder, &more);
 		queue_commit();
-		prepared_at = sum == prepared ? prepared_at : now;
+		prepared_at = sum == prepared ? Min(prepared_at, now) : now;
 		/* Once more after the last: rows are visible before COMMIT PREPARED announces changes of the catalogs. */
 		if (sum != 0 || prepared != 0)
 			ask_at = now + Min(Max((now - prepared_at) / 60, INT64CONST(10000)), USECS_PER_MINUTE);

@@ -100,6 +100,16 @@ ok($node->wait_for_log(qr/LOG:  onesignal_cancel: giving up on message $hopeless
 $api->clear_faults;
 $node->safe_psql('postgres', "UPDATE onesignal_message SET cancel = true WHERE message_id = '$hopeless'");
 ok(Workers::wait_for($node, 'postgres', [ $hopeless, $patient ], 'canceled'), 'asked for again, a failed one is delivered');
-ok($node->poll_query_until('postgres', 'SELECT canceled_total, refused_total, failed_total FROM onesignal_app', (keys(%again) + 6) . '|3|1'), 'the totals are right');
+
+# Its last attempt is on the wire when its message is put off.
+my $later = $api->schedule;
+$api->fault(message => $later, status => 503, delay => 8000, times => 1);
+$node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel, send_after, state, requested_by, requested_at, first_attempt_at, attempts)
+    VALUES ('$later', '" . $api->app_id . "', true, now() - interval '1 h', 'pending', current_user, now() - interval '2 h', now() - interval '2 h', 3)");
+$api->wait_for_requests(1, message => $later);
+$node->safe_psql('postgres', "UPDATE onesignal_message SET send_after = now() + interval '1 day' WHERE message_id = '$later'");
+ok(Workers::wait_for($node, 'postgres', $later, 'canceled'), 'a message that is put off meanwhile is not given up');
+is(column('attempts', $later), '5', 'but tried again');
+ok($node->poll_query_until('postgres', 'SELECT canceled_total, refused_total, failed_total FROM onesignal_app', (keys(%again) + 7) . '|3|1'), 'the totals are right');
 $node->stop;
 done_testing();

@@ -89,5 +89,19 @@ set_clock(0);
 $node->start;
 ok($node->poll_query_until('postgres', "SELECT state <> 'pending' FROM onesignal_message"), 'after a crash, too, it is tried again');
 is(Workers::state($node, 'postgres', $id), 'canceled', 'and its refusal is not believed unchecked');
+
+# Nor does a resume at a time that is yet to come make a later one void.
+my $app = $api->app_id;
+set_clock(86400);
+$node->safe_psql('postgres', "SELECT onesignal_cancel_resume('$app')");
+set_clock(0);
+$api->fault(method => 'DELETE', status => 429, headers => { 'Retry-After' => 600 });
+my ($throttled, $next) = map { $api->schedule } 1 .. 2;
+Workers::request($node, 'postgres', $api, $throttled);
+ok($node->poll_query_until('postgres', 'SELECT circuit_until IS NOT NULL FROM onesignal_app'), 'a 429 pauses the app');
+$api->clear_faults;
+$node->safe_psql('postgres', "SELECT onesignal_cancel_resume('$app')");
+Workers::request($node, 'postgres', $api, $next);
+ok(Workers::wait_for($node, 'postgres', $next, 'canceled'), 'a resume ends that');
 $node->stop;
 done_testing();
