@@ -281,6 +281,19 @@ subtest 'an outage' => sub {
     is($api->api_key, $key, 'and the key');
 };
 
+subtest 'a port that another server gets meanwhile' => sub {
+    my $mine = StandIn->new(accept_any => 1);
+    $mine->stop;
+    my ($port) = $mine->plain_url =~ /(\d+)$/;
+    # For longer than nginx tries.
+    my $other = IPC::Run::start([ $^X, '-MIO::Socket::IP', '-e', '$| = 1; our $s = IO::Socket::IP->new(LocalAddr => "127.0.0.1", LocalPort => shift, Listen => 1, ReuseAddr => 1) or die; print "there\n"; sleep 5', $port ],
+        '<', \undef, '>', \my $said);
+    $other->pump until $said;
+    ok(eval { $mine->start_again; 1 }, 'is waited for') or diag $@;
+    is($mine->received, 0, 'and then it serves');
+    $other->finish;
+};
+
 subtest 'connections' => sub {
     my $short = StandIn->new(keepalive_requests => 2, accept_any => 1, rate_limit => 100_000, delay => 20);
     my @urls = map { $short->url . "/notifications/$_?app_id=" . $short->app_id } 1 .. 6;

@@ -341,7 +341,18 @@ sub _stop
       or die "could not stop the stand-in\n";
 }
 
-sub start_again { my ($self) = @_; $self->_start('--again', $self->{dir}) }
+# While it was down another test's server may have got one of its ports: until that ends.
+sub start_again
+{
+    my ($self) = @_;
+    for (1 .. 100)
+    {
+        return if eval { $self->_start('--again', $self->{dir}); 1 };
+        last if $@ !~ /a port is taken/;
+        sleep 1;
+    }
+    die $@;
+}
 
 sub raw_server
 {
