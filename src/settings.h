@@ -17,7 +17,7 @@ extern int	settings_timeout;	/* ms */
 extern int	settings_connect_timeout;	/* ms */
 extern int	settings_max_retries;
 
-/* What delivery uses, in CALL too: as postgresql.conf and ALTER DATABASE have it, whatever role and session say. */
+/* What delivery uses, in CALL too: what postgresql.conf, ALTER ROLE ALL or ALTER DATABASE says, not role or session. */
 extern int	settings_max_in_flight;
 extern int	settings_worker_delivers;	/* background_delivery, of the worker alone */
 extern int	settings_retry_window;	/* seconds */
