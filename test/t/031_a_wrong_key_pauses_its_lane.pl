@@ -82,7 +82,8 @@ ok($node->poll_query_until('postgres', left('nurse'), '0'), 'until there is one'
 
 # One message that OneSignal denies while it takes the same key for others.
 my @ids = ($node->safe_psql('postgres', 'SELECT gen_random_uuid()'));
-$api->fault(message => $ids[0], status => 403, body => '{"errors":["not yours"]}');
+# Late, so that the others' answers come before it.
+$api->fault(message => $ids[0], status => 403, body => '{"errors":["not yours"]}', delay => 500);
 $node->safe_psql('postgres', "SET ROLE nurse; INSERT INTO onesignal_message (message_id, app_id, cancel, send_after) VALUES ('$ids[0]', '$app', true, now() + interval '1 h')");
 ok($node->poll_query_until('postgres', "SELECT http_status = 403 FROM onesignal_message WHERE message_id = '$ids[0]'"), 'a message that is denied waits first');
 is(Workers::state($node, 'postgres', $ids[0]), 'pending', 'for the key may be to blame');
