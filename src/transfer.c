@@ -16,11 +16,10 @@
 #include "compat.h"
 #include "transfer.h"
 
-/*
- * A cancel's answer is under 1 kB, and Cloudflare's headers take 1 to 2 kB.
- * Beyond 64 kB of either it is some proxy's.
- */
-#define ANSWER_MAX			(64 * 1024)
+/* A cancel's answer is under 1 kB, and Cloudflare's headers take 1 to 2 kB.  Much more is some proxy's. */
+#define HEADERS_MAX			(32 * 1024)
+#define BODY_MAX			(64 * 1024)
+#define TLS_RECORD_MAX		(16 * 1024)
 
 /* ---- what libcurl calls ---- */
 
@@ -29,9 +28,9 @@
  * may not see the end of the next stream after it dropped one in the middle.
  */
 static size_t
-refuse_more(HttpExchange *exchange)
+refuse_more(HttpExchange *exchange, const char *problem)
 {
-	exchange->oversized = true;
+	exchange->too_large = problem;
 	curl_easy_setopt(exchange->easy, CURLOPT_FORBID_REUSE, 1L);
 	return 0;
 }
@@ -47,8 +46,8 @@ header_callback(char *data, size_t size, size_t count, void *context)
 	if (exchange->doomed)
 		return 0;
 	exchange->header_bytes += length;
-	if (exchange->header_bytes > ANSWER_MAX)
-		return refuse_more(exchange);
+	if (exchange->header_bytes > HEADERS_MAX)
+		return refuse_more(exchange, "the answer's headers are larger than 32 kB");
 	if (length >= 5 && memcmp(data, "HTTP/", 5) == 0)
 		exchange->headers_ended = false;
 	else if (length <= 2 && (data[0] == '\r' || data[0] == '\n') && data[length - 1] == '\n')
@@ -64,8 +63,8 @@ body_callback(char *data, size_t size, size_t count, void *context)
 	size_t		length = size * count;
 	char	   *body;
 
-	if (answer->body_length + length > ANSWER_MAX)
-		return refuse_more(exchange);
+	if (answer->body_length + length > BODY_MAX)
+		return refuse_more(exchange, "the answer is larger than 64 kB");
 	body = realloc(answer->body, answer->body_length + length + 1);
 	if (body == NULL)
 		return 0;
@@ -116,8 +115,8 @@ set_constant_options(HttpExchange *exchange)
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
 
-	/* Room for a TLS record: a part that does not fit would stay in OpenSSL, and no socket tells of it. */
-	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, 16384L);
+	/* What one read brings, headers as text, must fit: libcurl 7.88 waits for the rest, of which no socket tells. */
+	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, (long) (HEADERS_MAX + TLS_RECORD_MAX));
 
 	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
@@ -236,8 +235,8 @@ transfer_conclude(HttpExchange *exchange, CURLcode result)
 	HttpUrl		parts;
 
 	curl_easy_getinfo(exchange->easy, CURLINFO_RESPONSE_CODE, &status);
-	if (exchange->oversized)
-		problem = "the answer is larger than 64 kB";
+	if (exchange->too_large != NULL)
+		problem = exchange->too_large;
 	else if (result != CURLE_OK && answer->error[0] != '\0')
 		return;
 	else if (result != CURLE_OK)

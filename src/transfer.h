@@ -26,7 +26,7 @@ typedef struct HttpExchange
 	int			local_port;		/* of the connection that it is sent over; 0: it counts in group->unsent */
 	size_t		header_bytes;
 	bool		headers_ended;	/* the empty line after them has been seen */
-	bool		oversized;
+	const char *too_large;		/* in words, or NULL */
 	HttpAnswer	answer;			/* its body is malloc'd */
 } HttpExchange;
 

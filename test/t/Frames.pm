@@ -5,7 +5,8 @@
 #   plain_url: Frames->new($api, 'plain', ...), HTTP/1.1 over TLS: 'h1'
 #
 # hex_of($bytes)  frame($type, $flags, $stream, $payload)
-# answer($stream, $body, %opts)    HEADERS with :status 200 and DATA with the stream's end
+# answer($stream, $body, $block)   HEADERS with :status 200 and that HPACK block, and DATA with the stream's end
+# large_headers($count)            a block of that many headers of 3,950 bytes as text, most of which take one
 # http1($body, @headers)           an answer with its length
 
 package Frames;
@@ -18,7 +19,7 @@ use File::Basename qw(dirname);
 use PostgreSQL::Test::Utils ();
 use StandIn;
 
-our @EXPORT = qw(hex_of frame answer http1);
+our @EXPORT = qw(hex_of frame answer large_headers http1);
 my $program;
 
 sub hex_of { return unpack 'H*', join '', @_ }
@@ -26,13 +27,16 @@ sub frame { my ($type, $flags, $stream, $payload) = @_; return substr(pack('N', 
 
 sub answer
 {
-    my ($stream, $body) = @_;
-    my $answer = frame(1, 4, $stream, "\x88");
+    my ($stream, $body, $block) = @_;
+    my $answer = frame(1, 4, $stream, "\x88" . ($block // ''));
     # No frame may have more than 16 kB.
     my @parts = unpack '(a16384)*', $body;
     @parts = ('') if !@parts;
     return $answer . join '', map { frame(0, $_ == $#parts ? 1 : 0, $stream, $parts[$_]) } 0 .. $#parts;
 }
+
+# The first goes into the dynamic table, the others name it. 3,945 is 127, and then seven bits a byte.
+sub large_headers { my ($count) = @_; return $count ? "\x40\x01x\x7f\xea\x1d" . 'y' x 3945 . "\xbe" x ($count - 1) : '' }
 
 sub http1 { my ($body, @headers) = @_; return join("\r\n", 'HTTP/1.1 200 OK', @headers, 'Content-Length: ' . length $body, '', '') . $body }
 

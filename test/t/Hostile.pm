@@ -150,8 +150,6 @@ sub _fault
     my $has_hint = $errors =~ s/,?"an earlier attempt [^"]*"//;
     # The end of a connection behind an answer without a length may have cut it: it is tried again either way.
     push @or, $NULL if $explained->{kind} =~ /^(?:goaway|chunked)/ && !grep { $_->{state} ne 'pending' } @{ $explained->{outcomes} };
-    # libcurl may conclude before anybody can see that the connection has ended. The row is tried again all the same.
-    push @or, { status => 200, success => 'f', state => 'pending', errors => qr/unexpected answer/ } if $explained->{kind} eq 'goaway_before_end';
     # AddressSanitizer makes much of reading many small pieces.
     push @or, { %$NULL, errors => qr/the peer kept sending/ } if $ENV{SANITIZE};
     for my $outcome (@{ $explained->{outcomes} }, @or)
@@ -268,16 +266,22 @@ sub _fault_of_call
     return $self->_took_too_long($sql, $database) || $self->_fault({ %$row, together => 1 }, $explained, @or);
 }
 
-# Was it merely late? A busy machine is no fault. Nor is it ours that libcurl 7.88, once in tens of thousands of answers on
-# such a machine, takes the body of an HTTP/2 answer for its first header.
-sub _is_late { my ($row) = @_; return $row->{status} eq 'NULL' && $row->{errors} =~ /no answer within|timed out|timeout|HTTP\/0\.9 when not allowed/i }
+# Is it a row that is tried again anyway? A busy machine is late, and where one answer is cut or late on a connection
+# that others share, libcurl ends those, too, or takes what it has of one for the whole, which is then no answer that
+# decides anything. None of this is a fault if the id comes to what it should alone. Nor is it ours that libcurl 7.88, once
+# in tens of thousands of answers on such a machine, takes the body of an HTTP/2 answer for its first header.
+sub _decides_nothing
+{
+    my ($row) = @_;
+    return $row->{success} !~ /^t/ && ($row->{state} // 'pending') eq 'pending' && ($row->{status} eq 'NULL' || $row->{errors} =~ /unexpected answer: |redirects /);
+}
 
 sub _check
 {
     my ($self, $how, $row, $explained, $app, %opts) = @_;
     my $fault = $self->_fault_of_call($row, $explained, _call_sql($app, $row->{id}), $opts{database}, @{ $opts{or} // [] }) or return;
     my $got = join ' ', map { $row->{$_} // () } qw(status success state errors);
-    if (_is_late($row))
+    if (_decides_nothing($row))
     {
         my $again = $self->_again($app, $row->{id}, $explained, $opts{database});
         if (!$again) { $self->{late}++; return }

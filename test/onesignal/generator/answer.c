@@ -11,10 +11,11 @@
 
 /* ---- bytes ---- */
 
+/* A zero follows, which does not count. */
 void
 buf_add(Buf *buf, const void *bytes, size_t length)
 {
-	if (buf->length + length > buf->room)
+	if (buf->length + length >= buf->room)
 	{
 		buf->room = 2 * (buf->length + length) + 64;
 		buf->data = realloc(buf->data, buf->room);
@@ -23,6 +24,7 @@ buf_add(Buf *buf, const void *bytes, size_t length)
 	}
 	memcpy(buf->data + buf->length, bytes, length);
 	buf->length += length;
+	buf->data[buf->length] = '\0';
 }
 
 void

@@ -341,7 +341,7 @@ odd_status(Answer *answer)
 static void
 long_reason(Answer *answer)
 {
-	uint32_t	length = random_below(&answer->random, 60000);
+	uint32_t	length = random_below(&answer->random, 30000);
 
 	buf_print(&answer->bytes, "HTTP/1.1 %d ", answer->status);
 	buf_fill(&answer->bytes, 'r', length);
@@ -415,7 +415,7 @@ nul_in_header(Answer *answer)
 	expect(answer, EITHER);
 }
 
-/* A header, or all of them together, over the limit of 64 kB. */
+/* A header, or all of them together, over the limit of 32 kB. */
 static void
 large_headers(Answer *answer)
 {
@@ -851,7 +851,7 @@ const Kind	h1_kinds[] = {
 	{"no_body", no_body, MIXED, "no body at all"},
 	{"odd_status_line", odd_status_line, MIXED, "an odd status line"},
 	{"odd_status", odd_status, MIXED, "a status that is none"},
-	{"long_reason", long_reason, MIXED, "a reason of up to 60 kB"},
+	{"long_reason", long_reason, MIXED, "a reason of up to 30 kB"},
 	{"body_alone", body_alone, MIXED, "a body without status line and headers"},
 	{"garbage", garbage, MIXED, "random bytes"},
 	{"odd_header", odd_header, MIXED, "an odd header"},
@@ -868,7 +868,7 @@ const Kind	h1_kinds[] = {
 	{"no_last_chunk", no_last_chunk, MIXED, "chunks that break off with"},
 	{"long_extension", long_extension, MIXED, "a chunk extension of up to 30 kB"},
 	{"odd_trailers", odd_trailers, MIXED, "a trailer"},
-	{"large_trailers", large_trailers, MIXED, "trailers of over 64 kB"},
+	{"large_trailers", large_trailers, MIXED, "trailers of over 32 kB"},
 	{"switching", switching, MIXED, "101, perhaps with an answer behind it"},
 	{"interim_alone", interim_alone, MIXED, "1xx answers and then nothing"},
 	{"two_answers", two_answers, APART, "another answer behind it"},

@@ -270,6 +270,9 @@ odd_headers(Answer *answer)
 	free(payload.data);
 	data(answer, true);
 	expect_usual(answer);
+	/* Debian's nghttp2 1.52 takes each piece that it reads of a CONTINUATION for one more, and allows eight. */
+	if (split)
+		expect_null(answer);
 }
 
 static void
@@ -470,9 +473,8 @@ rst_instead_of_end(Answer *answer)
 	answer->complete_at = has_length ? answer->bytes.length : 0;
 	rst_stream(&answer->bytes, answer->stream, code);
 	expect_null(answer);
-	/* The length says that nothing is missing. */
-	if (code == 0 || has_length)
-		expect_usual(answer);
+	/* Nothing is missing: the length says so, or whoever has read that much before the end. */
+	expect_usual(answer);
 }
 
 static void
@@ -533,6 +535,8 @@ goaway_before_end(Answer *answer)
 	answer->breaks = true;
 	answer->end = random_below(&answer->random, 2) ? END_NOTIFY : END_FIN;
 	expect_null(answer);
+	/* libcurl may conclude before anybody can see that the connection has ended.  The row is tried again all the same. */
+	expect_no_sense(answer);
 }
 
 /* ---- frames that must not be ---- */
