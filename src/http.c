@@ -175,6 +175,27 @@ set_port(HttpExchange *exchange, int local_port)
 	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 }
 
+/*
+ * Does another wait for its answer there?  Once libcurl has seen HTTP/2 from a
+ * host, it sends over connections with HTTP/1.1, too, without waiting for
+ * answers, and gives each to whom it reads for first.  Servers behind one
+ * address may differ, and a status line may say HTTP/2.
+ */
+static bool
+is_taken(const HttpExchange *exchange, int local_port)
+{
+	dlist_iter	iter;
+
+	dlist_foreach(iter, &engine.active)
+	{
+		const HttpExchange *other = dlist_container(HttpExchange, node, iter.cur);
+
+		if (other != exchange && other->local_port == local_port)
+			return true;
+	}
+	return false;
+}
+
 /* The connection is there and the request is about to go out, for the first time or again. */
 static int
 prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_ip pg_attribute_unused(),
@@ -183,6 +204,13 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 	HttpExchange *exchange = context;
 	long		connects = 1;
 	int			seen;
+
+	if (!transfer_is_http2(exchange) && is_taken(exchange, local_port))
+	{
+		exchange->doomed = true;
+		curl_easy_setopt(exchange->easy, CURLOPT_FRESH_CONNECT, 1L);
+		return CURL_PREREQFUNC_ABORT;
+	}
 
 	/*
 	 * On a connection that was there before, libcurl would take what came

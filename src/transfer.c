@@ -169,31 +169,54 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 		curl_easy_setopt(easy, CURLOPT_PROXY, request->proxy) == CURLE_OK;
 }
 
-/*
- * libcurl reads only as much of a TLS record as the body lacks, and newer
- * versions let OpenSSL read more records than one: only the TLS library knows
- * about the rest.  We ask the one that libcurl is linked with: the server may
- * have loaded another.
- */
-bool
-transfer_has_unread_tls(HttpExchange *exchange)
+/* ---- what only the TLS library knows ---- */
+
+/* A function of the one that libcurl is linked with (the server may have loaded another), for the connection's session. */
+static void *
+tls_function(HttpExchange *exchange, void **known, const char *openssl, const char *gnutls,
+			 const struct curl_tlssessioninfo **tls)
 {
-	static int	(*pending) (const void *session) = NULL;
-	static bool known = false;
-	const struct curl_tlssessioninfo *tls = NULL;
-	const char *name;
 	Dl_info		where;
 	void	   *library;
 
-	curl_easy_getinfo(exchange->easy, CURLINFO_TLS_SSL_PTR, &tls);
-	if (tls == NULL || tls->internals == NULL)
-		return false;
-	name = tls->backend == CURLSSLBACKEND_OPENSSL ? "SSL_has_pending" : "gnutls_record_check_pending";
-	if (!known && dladdr((void *) curl_easy_init, &where) != 0 &&
+	curl_easy_getinfo(exchange->easy, CURLINFO_TLS_SSL_PTR, tls);
+	if (*tls == NULL || (*tls)->internals == NULL)
+		return NULL;
+	if (*known == NULL && dladdr((void *) curl_easy_init, &where) != 0 &&
 		(library = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD)) != NULL)
-		pending = (int (*) (const void *)) dlsym(library, name);
-	known = true;
+		*known = dlsym(library, (*tls)->backend == CURLSSLBACKEND_OPENSSL ? openssl : gnutls);
+	return *known;
+}
+
+/* libcurl reads only as much of a TLS record as the body lacks, and newer versions let OpenSSL read more than one. */
+bool
+transfer_has_unread_tls(HttpExchange *exchange)
+{
+	static void *known = NULL;
+	const struct curl_tlssessioninfo *tls = NULL;
+	int			(*pending) (const void *session) = (int (*) (const void *))
+		tls_function(exchange, &known, "SSL_has_pending", "gnutls_record_check_pending", &tls);
+
 	return pending != NULL && pending(tls->internals) > 0;
+}
+
+bool
+transfer_is_http2(HttpExchange *exchange)
+{
+	static void *known = NULL;
+	const struct curl_tlssessioninfo *tls = NULL;
+	void	   *function = tls_function(exchange, &known, "SSL_get0_alpn_selected", "gnutls_alpn_get_selected_protocol", &tls);
+	struct
+	{
+		const char *name;
+		unsigned int length;
+	}			protocol = {NULL, 0};	/* what GnuTLS calls a datum */
+
+	if (function != NULL && tls->backend == CURLSSLBACKEND_OPENSSL)
+		((void (*) (const void *, const char **, unsigned int *)) function) (tls->internals, &protocol.name, &protocol.length);
+	else if (function != NULL)
+		((int (*) (const void *, void *)) function) (tls->internals, &protocol);
+	return protocol.length == 2 && memcmp(protocol.name, "h2", 2) == 0;
 }
 
 /* ---- its answer ---- */

@@ -22,7 +22,7 @@ typedef struct HttpExchange
 	int64		timeout_us;
 	int64		connect_us;		/* how long it may stay unsent */
 	int			resubmitted;	/* how often */
-	bool		doomed;			/* its connection was cut off before it was sent */
+	bool		doomed;			/* it must not be sent over the connection that libcurl chose */
 	int			local_port;		/* of the connection that it is sent over; 0: it counts in group->unsent */
 	size_t		header_bytes;
 	bool		headers_ended;	/* the empty line after them has been seen */
@@ -33,8 +33,9 @@ typedef struct HttpExchange
 /* Makes the handle of a zeroed exchange.  False: out of memory; transfer_release() is still needed. */
 extern bool transfer_make(HttpExchange *exchange, const HttpRequest *request);
 
-/* Does the TLS library hold input that libcurl has not read? */
+/* Of its connection: does the TLS library hold input that libcurl has not read?  Was HTTP/2 agreed? */
 extern bool transfer_has_unread_tls(HttpExchange *exchange);
+extern bool transfer_is_http2(HttpExchange *exchange);
 
 /* The exchange has ended: completes the answer. */
 extern void transfer_conclude(HttpExchange *exchange, CURLcode result);
