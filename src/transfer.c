@@ -171,7 +171,7 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 
 /* ---- what only the TLS library knows ---- */
 
-/* A function of the one that libcurl is linked with (the server may have loaded another), for the connection's session. */
+/* A function of the library that libcurl is linked with (the server may have loaded another), and the session. */
 static void *
 tls_function(HttpExchange *exchange, void **known, const char *openssl, const char *gnutls,
 			 const struct curl_tlssessioninfo **tls)
@@ -194,10 +194,9 @@ transfer_has_unread_tls(HttpExchange *exchange)
 {
 	static void *known = NULL;
 	const struct curl_tlssessioninfo *tls = NULL;
-	int			(*pending) (const void *session) = (int (*) (const void *))
-		tls_function(exchange, &known, "SSL_has_pending", "gnutls_record_check_pending", &tls);
+	void	   *pending = tls_function(exchange, &known, "SSL_has_pending", "gnutls_record_check_pending", &tls);
 
-	return pending != NULL && pending(tls->internals) > 0;
+	return pending != NULL && ((int (*) (const void *)) pending)(tls->internals) > 0;
 }
 
 bool
@@ -205,18 +204,19 @@ transfer_is_http2(HttpExchange *exchange)
 {
 	static void *known = NULL;
 	const struct curl_tlssessioninfo *tls = NULL;
-	void	   *function = tls_function(exchange, &known, "SSL_get0_alpn_selected", "gnutls_alpn_get_selected_protocol", &tls);
-	struct
+	struct						/* what GnuTLS calls a datum */
 	{
 		const char *name;
 		unsigned int length;
-	}			protocol = {NULL, 0};	/* what GnuTLS calls a datum */
+	} agreed = {NULL, 0};
+	void	   *alpn = tls_function(exchange, &known, "SSL_get0_alpn_selected", "gnutls_alpn_get_selected_protocol",
+									&tls);
 
-	if (function != NULL && tls->backend == CURLSSLBACKEND_OPENSSL)
-		((void (*) (const void *, const char **, unsigned int *)) function) (tls->internals, &protocol.name, &protocol.length);
-	else if (function != NULL)
-		((int (*) (const void *, void *)) function) (tls->internals, &protocol);
-	return protocol.length == 2 && memcmp(protocol.name, "h2", 2) == 0;
+	if (alpn != NULL && tls->backend == CURLSSLBACKEND_OPENSSL)
+		((void (*) (const void *, const char **, unsigned int *)) alpn)(tls->internals, &agreed.name, &agreed.length);
+	else if (alpn != NULL)
+		((int (*) (const void *, void *)) alpn)(tls->internals, &agreed);
+	return agreed.length == 2 && memcmp(agreed.name, "h2", 2) == 0;
 }
 
 /* ---- its answer ---- */

@@ -402,6 +402,9 @@ odd_header(Answer *answer)
 
 	answer_with(answer, header->text);
 	answer->end = END_NOTIFY;
+	/* libcurl 7.88 then takes no notice of the length. */
+	if (strncmp(header->text, "Transfer", 8) == 0)
+		answer->head_end = answer->bytes.length - answer->body.bytes.length;
 }
 
 static void

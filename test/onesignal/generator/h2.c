@@ -473,8 +473,9 @@ rst_instead_of_end(Answer *answer)
 	answer->complete_at = has_length ? answer->bytes.length : 0;
 	rst_stream(&answer->bytes, answer->stream, code);
 	expect_null(answer);
-	/* Nothing is missing: the length says so, or whoever has read that much before the end. */
+	/* Nothing is missing: the length says so, or whoever has read that much before the end.  Or less: see rst_amid(). */
 	expect_usual(answer);
+	expect_no_sense(answer);
 }
 
 static void
