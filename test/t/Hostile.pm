@@ -226,7 +226,8 @@ sub _server_is_back
     die "the server is gone\n";
 }
 
-# Alone, in a session that has had answers before, with all the time it needs. What is wrong, or ''.
+# Alone, with all the time it needs, in a session that has had no answers and in one that has: but a peer that hangs behind
+# its answer does not read the second request. What is wrong, or ''.
 sub _again
 {
     my ($self, $app, $id, $explained, $database) = @_;
@@ -237,9 +238,8 @@ sub _again
         $self->_server_is_back;
         return "ends the session: $said";
     }
-    my $row = { %{ _row($lines[-1]) }, together => 1 };
-    my $fault = $self->_fault($row, $explained);
-    return $fault && "$fault: $lines[-1]";
+    my @faults = map { $self->_fault({ %{ _row($_) }, together => 1 }, $explained) } @lines;
+    return (grep { !$_ } @faults) ? '' : "$faults[-1]: $lines[-1]";
 }
 
 # A machine that stands still for a while is no fault, one of some tries in time will do. What is wrong, or ''.
@@ -273,7 +273,7 @@ sub _fault_of_call
 sub _decides_nothing
 {
     my ($row) = @_;
-    return $row->{success} !~ /^t/ && ($row->{state} // 'pending') eq 'pending' && ($row->{status} eq 'NULL' || $row->{errors} =~ /unexpected answer: |redirects /);
+    return $row->{success} !~ /^t/ && ($row->{state} // 'pending') eq 'pending' && ($row->{status} eq 'NULL' || $row->{errors} =~ /^\["(?:unexpected answer: |HTTP \d+ )/);
 }
 
 sub _check

@@ -279,6 +279,13 @@ expect_cut(Answer *answer, size_t cut)
 		if (answer->status >= 300 && answer->status < 400)
 			expect_usual(answer);
 	}
+	else if (answer->body.bytes.length >= LARGE)
+	{
+		/* What is left may not be too large. */
+		answer->body.bytes.length = body_cut;
+		answer->outcome_count = 0;
+		expect_usual(answer);
+	}
 	expect_null(answer);
 }
 
@@ -303,9 +310,12 @@ apply_end(Answer *answer)
 		answer->bytes.length = cut;
 		expect_cut(answer, cut);
 	}
-	else if (answer->end == END_RST || (answer->end == END_HANG && answer->head_end > 0) || answer->head_end > 0)
+	else if (answer->end == END_RST || answer->head_end > 0 || (answer->stream > 0 && answer->body.json_end == 0))
 	{
-		/* A reset may overtake what was sent before; a body without end has none. */
+		/*
+		 * A reset may overtake what was sent before; a body without end has none; over HTTP/2 one without a length
+		 * that is no JSON may have been cut.
+		 */
 		if (answer->end == END_HANG && answer->head_end > 0)
 			answer->outcome_count = 0;
 		expect_null(answer);

@@ -863,16 +863,18 @@ length_amiss(Answer *answer)
 	size_t		real = answer->body.bytes.length;
 	size_t		json = answer->body.json_end > 0 ? answer->body.json_end : real;
 	bool		longer = random_below(&answer->random, 2) || real == 0;
+	size_t		said = longer ? real + 1 + random_below(&answer->random, 9) : random_below(&answer->random, (uint32_t) json);
 
-	snprintf(length, sizeof(length), "%zu", longer ? real + 1 + random_below(&answer->random, 9) :
-			 (size_t) random_below(&answer->random, (uint32_t) json));
+	snprintf(length, sizeof(length), "%zu", said);
 	status_field(answer, &block, answer->status);
 	field(&block, "content-length", length);
 	headers_frame(answer, &block, END_HEADERS);
 	free(block.data);
+	/* Whoever has read that much, behind the frame's head, may think that this was all. */
+	if (!longer)
+		answer->complete_at = answer->bytes.length + 9 + said;
 	data(answer, true);
 	expect_null(answer);
-	/* Whoever has read that much may think that this was all. */
 	if (!longer)
 		expect_part(answer);
 }
