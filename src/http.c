@@ -203,9 +203,9 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 {
 	HttpExchange *exchange = context;
 	long		connects = 1;
-	int			seen;
+	int			seen = wire_look(local_port, true);
 
-	if (!transfer_is_http2(exchange) && is_taken(exchange, local_port))
+	if ((seen & WIRE_BUSY) && !transfer_is_http2(exchange) && is_taken(exchange, local_port))
 	{
 		exchange->doomed = true;
 		curl_easy_setopt(exchange->easy, CURLOPT_FRESH_CONNECT, 1L);
@@ -219,8 +219,8 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 	 * they all do.
 	 */
 	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
-	seen = connects == 0 ? wire_look(local_port, true) : 0;
-	exchange->doomed = (seen & WIRE_UNASKED) || ((seen & WIRE_IDLE) && transfer_has_unread_tls(exchange));
+	exchange->doomed = connects == 0 &&
+		((seen & WIRE_UNASKED) || ((seen & WIRE_IDLE) && transfer_has_unread_tls(exchange)));
 	if (exchange->doomed)
 	{
 		wire_end(local_port, PG_INT64_MAX);
@@ -361,10 +361,10 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 	bool		refused;
 	long		connects = 1;
 
-	if (exchange->header_bytes > 0)
-		return false;
 	if (exchange->doomed)
 		return exchange->resubmitted++ < REFUSED_MAX;
+	if (exchange->header_bytes > 0)
+		return false;
 	if (result == CURLE_OPERATION_TIMEDOUT) /* to libcurl, waiting for a stream is connecting */
 		return others_answered && deadline(exchange) > http_clock_us();
 	if (result != CURLE_SEND_ERROR && result != CURLE_RECV_ERROR && result != CURLE_GOT_NOTHING &&

@@ -108,6 +108,7 @@ extern const char *http_versions(void);
 #define WIRE_OPEN			1 /* neither side has closed it */
 #define WIRE_IDLE			2 /* no answer is awaited on it */
 #define WIRE_UNASKED		4 /* idle, but the peer has sent something or closed it */
+#define WIRE_BUSY			8 /* with idle_only: libcurl waits for it, and nobody looked any further */
 
 /* For what the socket is watched from now on; it is closed now. */
 extern void wire_watch(int fd, bool readable, bool writable);

@@ -180,7 +180,8 @@ tls_function(HttpExchange *exchange, void **known, const char *openssl, const ch
 	void	   *library;
 
 	curl_easy_getinfo(exchange->easy, CURLINFO_TLS_SSL_PTR, tls);
-	if (*tls == NULL || (*tls)->internals == NULL)
+	if (*tls == NULL || (*tls)->internals == NULL ||
+		((*tls)->backend != CURLSSLBACKEND_OPENSSL && (*tls)->backend != CURLSSLBACKEND_GNUTLS))
 		return NULL;
 	if (*known == NULL && dladdr((void *) curl_easy_init, &where) != 0 &&
 		(library = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD)) != NULL)

@@ -129,9 +129,14 @@ wire_look(int port, bool idle_only)
 		char		byte;
 		ssize_t		got;
 
-		/* Most requests are sent beside others on their connection: then this costs no system call. */
-		if (watched->port != port || (idle_only && watched->wanted != 0))
+		if (watched->port != port)
 			continue;
+		/* Most requests are sent beside others on their connection: then this costs no system call. */
+		if (idle_only && watched->wanted != 0)
+		{
+			seen |= WIRE_BUSY;
+			continue;
+		}
 		got = recv(watched->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
 		if (got > 0 || (got < 0 && errno == EAGAIN))
 			seen |= WIRE_OPEN;

@@ -85,6 +85,12 @@ for my $streams (1, 3, 10)
     cmp_ok($api->max_in_flight, '>', $streams, 'more than one of them') if !$ENV{SANITIZE};
 }
 
+subtest 'HTTP/1.1 keeps its connections' => sub {
+    my $http1 = new_api(url => 'http1_url', delay => 5);
+    is(batch($http1, 400), '200 t {}: 400', 'all canceled');
+    cmp_ok(connections($http1), '<=', 8, 'over eight connections in all');
+};
+
 subtest 'queueing is not counted' => sub {
     my $slow = new_api(http2_max_concurrent_streams => 1, delay => 200);
     is(batch($slow, 120, timeout => '1500ms'), '200 t {}: 120', 'behind other streams: all canceled');
