@@ -17,6 +17,7 @@
 #include <signal.h>
 #include <time.h>
 
+#include "common/hashfn.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
@@ -182,7 +183,7 @@ set_port(HttpExchange *exchange, int local_port)
  * address may differ, and a status line may say HTTP/2.
  */
 static bool
-is_taken(const HttpExchange *exchange, int local_port)
+is_taken(const HttpExchange *exchange, int local_port, uint32 peer)
 {
 	dlist_iter	iter;
 
@@ -190,7 +191,7 @@ is_taken(const HttpExchange *exchange, int local_port)
 	{
 		const HttpExchange *other = dlist_container(HttpExchange, node, iter.cur);
 
-		if (other != exchange && other->local_port == local_port)
+		if (other != exchange && other->local_port == local_port && other->peer == peer)
 			return true;
 	}
 	return false;
@@ -198,14 +199,14 @@ is_taken(const HttpExchange *exchange, int local_port)
 
 /* The connection is there and the request is about to go out, for the first time or again. */
 static int
-prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_ip pg_attribute_unused(),
-				int peer_port pg_attribute_unused(), int local_port)
+prereq_callback(void *context, char *peer_ip, char *local_ip pg_attribute_unused(), int peer_port, int local_port)
 {
 	HttpExchange *exchange = context;
 	long		connects = 1;
 	int			seen = wire_look(local_port, true);
+	uint32		peer = hash_bytes((unsigned char *) peer_ip, strlen(peer_ip)) + peer_port;
 
-	if ((seen & WIRE_BUSY) && !transfer_is_http2(exchange) && is_taken(exchange, local_port))
+	if ((seen & WIRE_BUSY) && !transfer_is_http2(exchange) && is_taken(exchange, local_port, peer))
 	{
 		exchange->doomed = true;
 		curl_easy_setopt(exchange->easy, CURLOPT_FRESH_CONNECT, 1L);
@@ -228,6 +229,7 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 	}
 	exchange->answer.begun_us = waits_since(exchange);
 	exchange->answer.error[0] = '\0';	/* what ended an earlier connection */
+	exchange->peer = peer;
 	set_port(exchange, local_port);
 	return CURL_PREREQFUNC_OK;
 }
