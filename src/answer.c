@@ -13,7 +13,6 @@
 #include <ctype.h>
 
 #include "catalog/namespace.h"
-#include "fmgr.h"
 #include "mb/pg_wchar.h"
 #include "utils/fmgrprotos.h"
 

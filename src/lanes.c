@@ -25,7 +25,6 @@
 #include "postgres.h"
 
 #include "utils/hsearch.h"
-#include "utils/memutils.h"
 #include "utils/timestamp.h"
 
 #include "delivery.h"

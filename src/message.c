@@ -21,10 +21,6 @@
  */
 #include "postgres.h"
 
-#include "access/htup_details.h"
-#include "access/xact.h"
-#include "catalog/pg_type.h"
-#include "commands/trigger.h"
 #include "executor/executor.h"
 #include "miscadmin.h"
 #include "parser/parsetree.h"
@@ -33,11 +29,8 @@
 #include "utils/builtins.h"
 #include "utils/datum.h"
 #include "utils/lsyscache.h"
-#include "utils/portal.h"
-#include "utils/rel.h"
 #include "utils/timestamp.h"
 
-#include "credentials.h"
 #include "queue.h"
 #include "wakeup.h"
 

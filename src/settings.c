@@ -11,7 +11,6 @@
 
 #include <limits.h>
 
-#include "fmgr.h"
 #include "miscadmin.h"
 #include "utils/guc.h"
 
