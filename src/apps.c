@@ -159,7 +159,7 @@ apps_get(const QueueListed *listed, TimestampTz now)
 	{
 		DeliveryLane *lane = dlist_container(DeliveryLane, node, iter.cur);
 
-		lane->checked_at = lane->checks = 0;
+		lane->check_key = true;
 		if (!lane->key_missing && circuit_close(&lane->circuit, now))
 			note_circuit(app, lane, NULL);
 	}
@@ -191,7 +191,6 @@ adopt_key(DeliveryLane *lane, Credentials *credentials, TimestampTz now)
 	changed = lane->fingerprint != fingerprint;
 	credentials->refs = 1;
 	lane->credentials = credentials;
-	lane->checks = changed ? 0 : lane->checks + 1;
 	lane->adopted_at = changed ? now : lane->adopted_at;
 	if ((lane->key_missing || (changed && lane->fingerprint != 0)) && circuit_close(&lane->circuit, now))
 		note_circuit(app, lane, NULL);
@@ -218,7 +217,7 @@ apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 	ErrorData  *error;
 	bool		is_news;
 
-	lane->checked_at = now;
+	lane->check_key = false;
 	lane->generation = credentials_generation();
 	if (problem == NULL && !OidIsValid(role))
 		problem = psprintf("role \"%s\" does not exist", NameStr(lane->key.requested_by));
@@ -235,7 +234,6 @@ apps_check_key(DeliveryLane *lane, const char *problem, TimestampTz now)
 	}
 	is_news = !lane->key_missing || strcmp(lane->reason, problem) != 0;
 	lane->key_missing = true;
-	lane->checks++;
 	(void) open_lane(lane, now, now + CIRCUIT_KEY_PAUSE, problem, now);
 	if (is_news)
 		note_error(lane->app, problem);
@@ -311,7 +309,7 @@ learn_key(DeliveryItem *item, bool accepted, const char *reason, TimestampTz now
 	}
 	else
 	{
-		lane->accepted_at = lane->checks = 0;
+		lane->accepted_at = 0;
 		if (open_lane(lane, item->begun, now + CIRCUIT_KEY_PAUSE, reason, now))
 			note_circuit(lane->app, lane, reason);
 	}

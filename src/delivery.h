@@ -90,12 +90,11 @@ struct DeliveryLane
 	Circuit		circuit;
 	char	   *reason;			/* why the circuit opened last, or NULL */
 	bool		key_missing;
+	bool		check_key;		/* look it up again, even while the circuit is open */
 	bool		told;			/* the log says already that the key is missing */
 	Credentials *credentials;	/* that its rows are sent with; NULL: it has no rows */
 	uint64		fingerprint;	/* of the last credentials; 0: none */
 	uint64		generation;		/* of all credentials when they were looked up */
-	TimestampTz checked_at;		/* when they were looked up; 0: look again */
-	int			checks;			/* how often since they changed */
 	TimestampTz adopted_at;		/* when they changed */
 	TimestampTz accepted_at;	/* begin of the last request that was accepted since a rejection; 0: none */
 

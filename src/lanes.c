@@ -41,10 +41,6 @@
 /* A row in a buffer may be taken back: what is older than this is read again. */
 #define BUFFER_AGE_US		INT64CONST(500000)
 
-/* Nobody tells us that a key file has changed: a lane that waits looks again, less and less often. */
-#define KEY_CHECK_US		INT64CONST(2000000)
-#define CHECKS_MAX			5
-
 /* Lanes that a scan finds in one transaction. */
 #define SCAN_LANES			200
 
@@ -195,9 +191,8 @@ lane_starve(DeliveryLane *lane)
 static void
 lane_place(DeliveryLane *lane, TimestampTz now)
 {
-	TimestampTz probe_at = lane->key_missing ? DT_NOEND : circuit_next(&lane->circuit, now);
-	TimestampTz check_at = lane->checked_at + Min(KEY_CHECK_US << Min(lane->checks, CHECKS_MAX), CIRCUIT_KEY_PAUSE);
-	bool		is_paused = probe_at > now && check_at > now;
+	TimestampTz opens_at = circuit_next(&lane->circuit, now);
+	bool		is_paused = opens_at > now && !lane->check_key;
 
 	if (lane->rows != NULL && turn_began - lane->fetched_at > BUFFER_AGE_US)
 		drop_rows(lane);
@@ -208,15 +203,15 @@ lane_place(DeliveryLane *lane, TimestampTz now)
 		lane->exhausted = false;
 		lane->rewind_at = DT_NOEND;
 	}
-	if (probe_at <= now && lane->row_next < lane->row_count)
+	if (opens_at <= now && lane->row_next < lane->row_count)
 		place_in_heap(&lane->place, &lane->app->queue, lane->rows[lane->row_next].send_after);
-	else if (!is_paused && (probe_at > now || !lane->exhausted))
+	else if (!is_paused && (lane->check_key || lane->key_missing || !lane->exhausted))
 		lane_starve(lane);
 	else
 	{
 		drop_rows(lane);
-		place_in_heap(&lane->place, lane->key_missing && lane->checks > 0 ? &keyless_timers : &lane_timers,
-					  is_paused ? Min(probe_at, check_at) : Max(lane->rewind_at, lane->rested_at));
+		place_in_heap(&lane->place, lane->key_missing ? &keyless_timers : &lane_timers,
+					  is_paused ? opens_at : Max(lane->rewind_at, lane->rested_at));
 	}
 }
 
@@ -347,10 +342,8 @@ scan_lanes(TimestampTz now)
 			lane->rewind_at = 0;
 			lane->told |= strcmp(NameStr(entry->circuit_role), NameStr(entry->lane.requested_by)) == 0;
 			/* There may be another key, or one at last. */
-			if (lane->generation != credentials_generation())
-				lane->checked_at = lane->checks = 0;
-			else if (lane->key_missing && scan.rechecks++ < RECHECKS_MAX)
-				lane->checks = 0;
+			lane->check_key |= lane->generation != credentials_generation() ||
+				(lane->key_missing && scan.rechecks++ < RECHECKS_MAX);
 			lane_place(lane, now);
 		}
 		app_place(app, now);
@@ -405,10 +398,7 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 			lane->rewind_at = Min(lane->rewind_at, row->next_attempt_at);
 	}
 	if (rejected.last_attempt_at != 0)
-	{
 		apps_remember_rejection(lane, rejected.http_status, rejected.last_attempt_at, now);
-		lane->checks = CHECKS_MAX;	/* the process before has looked often enough */
-	}
 	/* Or what is due at the lane's end would never be reached while others commit all the time. */
 	lane->searching = due == 0 && !lane->exhausted;
 	if (due == 0)
@@ -599,7 +589,7 @@ lanes_next_due(TimestampTz now)
 		return now;
 	if (!pairingheap_is_empty(&ready) && run_trust.unrecorded < run_trust.limit)
 		next = Min(next, Max(run_trust.paused_until, now));
-	if (!pairingheap_is_empty(&keyless_timers) && settings_preloaded)
-		next = Min(next, now + CIRCUIT_KEY_PAUSE);
+	if (settings_preloaded)
+		next = Min(next, place_next(&keyless_timers));
 	return next;
 }
