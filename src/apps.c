@@ -24,7 +24,8 @@
 /* A transaction that only saves apps comes this long after the last one. */
 #define SAVE_US			USECS_PER_SEC
 
-/* One transaction waits for so many locked rows of apps. */
+/* One transaction saves so many apps, each in a subtransaction, and waits for so many locked rows. */
+#define SAVE_MAX		50
 #define SAVE_FAILURES	10
 
 /* The deliverer before has probed, too: the next probe comes as late as its own would. */
@@ -356,16 +357,13 @@ apps_learn(DeliveryItem *item, const HttpAnswer *answer)
 void
 apps_note_unrecordable(DeliveryApp *app, const char *error)
 {
-	TimestampTz now = GetCurrentTimestamp();
-	bool		is_known = app->unrecordable != NULL && strcmp(app->unrecordable, error) == 0 &&
-		now - app->unrecordable_at < USECS_PER_MINUTE;
+	TimestampTz before = app->unrecordable_at;
 	char	   *reason = psprintf("could not record outcomes: %s", error);
 
-	app->unrecordable_at = now;
-	if (is_known)
-		return;
-	set_text(&app->unrecordable, error);
 	note_error(app, reason);
+	app->unrecordable_at = GetCurrentTimestamp();
+	if (app->unrecordable_at - before < USECS_PER_MINUTE)
+		return;
 	ereport(LOG,
 			(errmsg("onesignal_cancel: %s of %s", reason, apps_label(app)),
 			 errdetail("Few requests are sent until outcomes can be recorded."),
@@ -387,22 +385,16 @@ apps_save_at(void)
 	return dlist_is_empty(&unsaved) ? DT_NOEND : save_after;
 }
 
-/* All at once, or if somebody has a row locked, one by one; what is not saved then is saved later. */
+/* One by one: somebody may have an app's row locked.  What is not saved then is saved later. */
 void
 apps_save(void)
 {
-	dlist_iter	iter;
-	QueueApp  **rows;
-	int			count = 0;
 	int			failures = 0;
-	bool		saved;
+	int			count;
 
-	if (dlist_is_empty(&unsaved))
-		return;
-	rows = palloc(sizeof(QueueApp *) * hash_get_num_entries(apps));
-	dlist_foreach(iter, &unsaved)
+	for (count = 0; count < SAVE_MAX && failures < SAVE_FAILURES && !dlist_is_empty(&unsaved); count++)
 	{
-		DeliveryApp *app = dlist_container(DeliveryApp, unsaved.node, iter.cur);
+		DeliveryApp *app = dlist_head_element(DeliveryApp, unsaved.node, &unsaved);
 		const DeliveryLane *lane = app->paused_lane;
 		QueueApp   *row = &app->row;
 
@@ -420,16 +412,8 @@ apps_save(void)
 			row->circuit_role = NameStr(lane->key.requested_by);
 			row->circuit_reason = lane->reason;
 		}
-		rows[count++] = row;
-	}
-	saved = queue_save_apps(rows, count);
-	for (; count > 0 && failures < SAVE_FAILURES; count--)
-	{
-		DeliveryApp *app = dlist_head_element(DeliveryApp, unsaved.node, &unsaved);
-		QueueApp   *row = &app->row;
-
 		place_leave(&app->unsaved);
-		if (saved || queue_save_apps(&row, 1))
+		if (queue_save_app(row))
 		{
 			memset(row->totals, 0, sizeof(row->totals));
 			set_text(&row->last_error, NULL);
@@ -440,5 +424,6 @@ apps_save(void)
 			failures++;
 		}
 	}
-	save_after = GetCurrentTimestamp() + SAVE_US;
+	if (count < SAVE_MAX)
+		save_after = GetCurrentTimestamp() + SAVE_US;
 }

@@ -32,21 +32,14 @@
 /* While requests are on the wire, outcomes wait this long for company. */
 #define RECORD_DELAY_US		INT64CONST(20000)
 
-/*
- * An outcome that could not be written is tried again so soon, doubling up to
- * the second figure.  A run that has nothing else to do waits so long for it.
- */
+/* An outcome that could not be written is tried again so soon, doubling up to the second figure. */
 #define KEEP_MIN_US			INT64CONST(100000)
 #define KEEP_MAX_US			INT64CONST(5000000)
 
 /* A 404 may mean that OneSignal does not know the message yet. */
 #define NOT_FOUND_WINDOW	(60 * USECS_PER_SEC)
 
-/*
- * OneSignal answers View message once a second for each app.  Rows whose turn
- * it is not come back later, a little less often.  View message is asked again
- * for so long.
- */
+/* OneSignal answers View message once a second for each app.  It is asked again for so long. */
 #define VIEW_INTERVAL_US	USECS_PER_SEC
 #define VIEW_TURN_US		(11 * USECS_PER_SEC / 10)
 #define VIEW_WINDOW_US		(10 * USECS_PER_MINUTE)
@@ -59,12 +52,6 @@
 
 /* Shorter waits are spent here, longer ones by the caller. */
 #define SHORT_WAIT_US		USECS_PER_SEC
-
-/*
- * What judging RECORD_MAX answers takes.  Memory that went back to the system
- * would have to be cleared for each turn.
- */
-#define TURN_SIZE			(4 * 1024 * 1024)
 
 MemoryContext delivery_context = NULL;
 static MemoryContext turn_context;	/* what one turn of the run needs */
@@ -88,32 +75,23 @@ push_answered(DeliveryItem *item)
 	place_in_list(&item->place, &answered);
 }
 
-static HttpAnswer *
-copy_answer(const HttpAnswer *answer)
-{
-	HttpAnswer *copy = MemoryContextAlloc(delivery_context, sizeof(HttpAnswer) + answer->body_length + 1);
-
-	*copy = *answer;
-	copy->body = memcpy(copy + 1, answer->body, answer->body_length + 1);
-	return copy;
-}
-
 /* What the exchange brought waits to be recorded. */
 static void
 take_answer(const HttpAnswer *answer)
 {
 	DeliveryItem *item = answer->owner;
 	bool		has_status = answer->status != 0;
+	HttpAnswer *copy = MemoryContextAlloc(delivery_context, sizeof(HttpAnswer) + answer->body_length + 1);
 
+	*copy = *answer;
+	copy->body = memcpy(copy + 1, answer->body, answer->body_length + 1);
 	if (item->view_until != 0)
-		item->view = copy_answer(answer);
+		item->view = copy;
 	else
-	{
-		item->answer = copy_answer(answer);
-		/* That we do not wait for an answer tells nothing of OneSignal. */
-		if (has_status || stopping_since == 0)
-			apps_learn(item, answer);
-	}
+		item->answer = copy;
+	/* That we do not wait for an answer tells nothing of OneSignal. */
+	if (item->view_until == 0 && (has_status || stopping_since == 0))
+		apps_learn(item, answer);
 	push_answered(item);
 	lanes_end_request(item, has_status);
 }
@@ -477,8 +455,7 @@ begin_run(void)
 	if (delivery_context == NULL)
 	{
 		delivery_context = AllocSetContextCreate(TopMemoryContext, "onesignal delivery", ALLOCSET_DEFAULT_SIZES);
-		turn_context = AllocSetContextCreate(delivery_context, "onesignal turn", TURN_SIZE,
-											 ALLOCSET_DEFAULT_INITSIZE, ALLOCSET_DEFAULT_MAXSIZE);
+		turn_context = AllocSetContextCreate(delivery_context, "onesignal turn", ALLOCSET_DEFAULT_SIZES);
 		lanes_open(cautious);
 		cautious = false;
 	}

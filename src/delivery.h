@@ -18,13 +18,12 @@
 /* ---- delivery.c ---- */
 
 /*
- * Delivers until nothing is due and nothing is on the wire.  Returns when the
- * next row falls due, DT_NOEND when nothing is pending, and DT_NOBEGIN when the
- * extension is gone.  It also returns when settings_enabled goes off, and in a
- * worker settings_background_delivery; and from a CALL while rows stay locked:
- * their messages are sent again.  The next run of the process knows what this
- * one learned.  The caller holds the deliverer's lock.  until: no request begins
- * after it; 0: no end.
+ * Delivers until nothing is due and nothing is on the wire, or it has to stop.
+ * Returns when the next row falls due, DT_NOEND when nothing is pending, and
+ * DT_NOBEGIN when the extension is gone.  A CALL does not wait for rows that stay
+ * locked: their messages are sent again.  The next run of the process knows what
+ * this one learned.  The caller holds the deliverer's lock.  until: no request
+ * begins after it; 0: no end.
  */
 extern TimestampTz delivery_run(TimestampTz until);
 
@@ -67,8 +66,7 @@ typedef struct DeliveryApp
 	TimestampTz resumed_at;
 	TimestampTz view_at;		/* when View message may be asked next */
 	TimestampTz view_turn_at;	/* when the last row is due that waits for its turn */
-	char	   *unrecordable;	/* why its outcomes could not be recorded, or NULL */
-	TimestampTz unrecordable_at;	/* when that last happened */
+	TimestampTz unrecordable_at;	/* when its outcomes could last not be recorded; 0: they could */
 
 	/* its lanes */
 	dlist_head	lanes;			/* all of them */

@@ -343,11 +343,8 @@ queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 
 /* ---- saving ---- */
 
-/* What the statement below takes for an app */
-#define SAVED_COLUMNS	9
-
 bool
-queue_save_apps(QueueApp *const *apps, int count)
+queue_save_app(const QueueApp *app)
 {
 	static Statement save_app = {
 		.sql = "INSERT INTO @onesignal_app AS a (app_id, circuit_until, circuit_role, circuit_reason, pace, last_error,"
@@ -365,29 +362,25 @@ queue_save_apps(QueueApp *const *apps, int count)
 		.types = {UUIDOID, TIMESTAMPTZOID, NAMEOID, TEXTOID, FLOAT8OID, TEXTOID, INT8OID, INT8OID, INT8OID}
 	};
 	static char logged[256] = "";
-	Datum	   *values = palloc(SAVED_COLUMNS * sizeof(Datum) * count);
-	NameData   *roles = palloc0(sizeof(NameData) * count);
+	NameData	role;
+	Datum		values[] = {
+		UUIDPGetDatum(&app->app_id),
+		TimestampTzGetDatum(app->circuit_until),
+		NameGetDatum(&role),
+		CStringGetTextDatum(app->circuit_reason),
+		Float8GetDatum(app->pace),
+		CStringGetTextDatum(app->last_error != NULL ? app->last_error : ""),
+		Int64GetDatum(app->totals[QUEUE_CANCELED]),
+		Int64GetDatum(app->totals[QUEUE_REFUSED]),
+		Int64GetDatum(app->totals[QUEUE_FAILED])
+	};
 	int			level = NewGUCNestLevel();
 	ErrorData  *error;
 
-	for (int i = 0; i < count; i++)
-	{
-		const QueueApp *app = apps[i];
-		Datum	   *value = values + SAVED_COLUMNS * i;
-
-		namestrcpy(&roles[i], app->circuit_role);
-		value[0] = UUIDPGetDatum(&app->app_id);
-		value[1] = TimestampTzGetDatum(app->circuit_until);
-		value[2] = NameGetDatum(&roles[i]);
-		value[3] = CStringGetTextDatum(app->circuit_reason);
-		value[4] = Float8GetDatum(app->pace);
-		value[5] = CStringGetTextDatum(app->last_error != NULL ? app->last_error : "");
-		for (int state = QUEUE_CANCELED; state <= QUEUE_FAILED; state++)
-			value[6 + state - QUEUE_CANCELED] = Int64GetDatum(app->totals[state]);
-	}
+	namestrcpy(&role, app->circuit_role);
 	(void) set_config_option("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
 							 GUC_ACTION_SAVE, true, 0, false);
-	error = statement_try(&save_app, installation.schema, count, values);
+	error = statement_try(&save_app, installation.schema, 1, values);
 	AtEOXact_GUC(false, level);
 	/* Logged once, although it is tried again each time. */
 	if (error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&

@@ -228,7 +228,7 @@ extern const char *queue_record(QueueOutcome *outcomes, int count);
 /* Gives up what was requested, and was to be sent, before a time; returns how many. */
 extern int	queue_expire(const QueueLane *lane, TimestampTz before, const char *reason);
 
-/* All or (false) none of them: somebody has an app's row locked, or it failed, and the log says why. */
-extern bool queue_save_apps(QueueApp *const *apps, int count);
+/* False: somebody has the app's row locked, or it failed, and the log says why. */
+extern bool queue_save_app(const QueueApp *app);
 
 #endif
