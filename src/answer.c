@@ -14,7 +14,6 @@
 
 #include "catalog/namespace.h"
 #include "mb/pg_wchar.h"
-#include "utils/fmgrprotos.h"
 
 #include "compat.h"
 #include "onesignal.h"
@@ -287,29 +286,20 @@ fits_jsonb(const char *text)
 	return is_json(text, GetDatabaseEncoding());
 }
 
-Jsonb *
-answer_json(const char *body, size_t length, char **text)
+char *
+answer_json(const char *body, size_t length, const char *api_key)
 {
 	StringInfoData utf8;
 	StringInfoData converted;
+	char	   *text;
 
-	/* A NUL byte would end the text early and make JSON of what is none. */
-	if (strlen(body) != length || pg_encoding_verifymbstr(PG_UTF8, body, length) != (int) length)
+	/* This takes a NUL byte, which would end the text early, for an invalid one. */
+	if (pg_encoding_verifymbstr(PG_UTF8, body, length) != (int) length)
 		return NULL;
 	initStringInfo(&utf8);
 	initStringInfo(&converted);
 	unescape(&utf8, body);
 	append_converted(&converted, utf8.data, utf8.len, true);
-	if (!fits_jsonb(converted.data))
-		return NULL;
-	*text = converted.data;
-	return DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(converted.data)));
-}
-
-char *
-answer_without_key(const char *json, const char *api_key)
-{
-	char	   *redacted = redact(json, api_key);
-
-	return fits_jsonb(redacted) ? redacted : NULL;
+	text = redact(converted.data, api_key);
+	return fits_jsonb(text) ? text : NULL;
 }

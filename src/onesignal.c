@@ -9,6 +9,7 @@
 
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
+#include "utils/fmgrprotos.h"
 
 #include "onesignal.h"
 
@@ -20,14 +21,15 @@
 static void
 add_error(CancelOutcome *outcome, const char *text, const char *api_key)
 {
-	if (list_length(outcome->errors) < ERRORS_MAX)
-		outcome->errors = lappend(outcome->errors, answer_line(text, api_key));
+	outcome->errors = lappend(outcome->errors, answer_line(text, api_key));
 }
 
-static JsonbValue *
-find_field(JsonbContainer *object, const char *name, JsonbValue *into)
+/* False: it is no object, or has no such field. */
+static bool
+find_field(JsonbContainer *json, const char *name, JsonbValue *value)
 {
-	return getKeyJsonValueFromContainer(object, name, strlen(name), into);
+	return json != NULL && JsonContainerIsObject(json) &&
+		getKeyJsonValueFromContainer(json, name, strlen(name), value) != NULL;
 }
 
 /* A string as it is, {"code", "title"} as "code: title", anything else as its JSON text. */
@@ -40,9 +42,9 @@ error_text(JsonbValue *error)
 
 	if (error->type == jbvString)
 		return pnstrdup(error->val.string.val, error->val.string.len);
-	if (error->type == jbvBinary && JsonContainerIsObject(error->val.binary.data) &&
-		find_field(error->val.binary.data, "code", &code) != NULL && code.type == jbvString &&
-		find_field(error->val.binary.data, "title", &title) != NULL && title.type == jbvString)
+	if (error->type == jbvBinary &&
+		find_field(error->val.binary.data, "code", &code) && code.type == jbvString &&
+		find_field(error->val.binary.data, "title", &title) && title.type == jbvString)
 		return psprintf("%.*s: %.*s", code.val.string.len, code.val.string.val,
 						title.val.string.len, title.val.string.val);
 	json = JsonbValueToJsonb(error);
@@ -51,36 +53,39 @@ error_text(JsonbValue *error)
 
 /* True: the answer is an object that has errors, in whatever shape. */
 static bool
-collect_errors(CancelOutcome *outcome, Jsonb *json, const char *api_key)
+collect_errors(CancelOutcome *outcome, JsonbContainer *json, const char *api_key)
 {
 	JsonbValue	errors;
 	JsonbValue *element;
-	JsonbContainer *array;
 
-	if (find_field(&json->root, "errors", &errors) == NULL || errors.type == jbvNull)
+	if (!find_field(json, "errors", &errors) || errors.type == jbvNull)
 		return false;
-	array = errors.type == jbvBinary && JsonContainerIsArray(errors.val.binary.data) ? errors.val.binary.data : NULL;
-	if (array == NULL)
+	if (errors.type != jbvBinary || !JsonContainerIsArray(errors.val.binary.data))
 		add_error(outcome, error_text(&errors), api_key);
-	for (int i = 0; array != NULL && i < ERRORS_MAX && (element = getIthJsonbValueFromContainer(array, i)) != NULL; i++)
-		add_error(outcome, error_text(element), api_key);
+	else
+		for (int i = 0; i < ERRORS_MAX && (element = getIthJsonbValueFromContainer(errors.val.binary.data, i)); i++)
+			add_error(outcome, error_text(element), api_key);
 	return true;
 }
 
 /* ---- judging ---- */
 
+/* NULL: there is none, or it is no JSON. */
+static JsonbContainer *
+parse_body(const HttpAnswer *answer)
+{
+	char	   *text = answer->status != 0 ? answer_json(answer->body, answer->body_length, "") : NULL;
+
+	return text == NULL ? NULL : &DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)))->root;
+}
+
 /* 1: the field is true, 0: false, also as text as in version 7 of the API; -1: anything else. */
 static int
-flag_field(Jsonb *json, const char *name)
+flag_field(JsonbContainer *json, const char *name)
 {
 	JsonbValue	value;
-	char	   *text;
+	const char *text = find_field(json, name, &value) ? error_text(&value) : "";
 
-	if (json == NULL || !JB_ROOT_IS_OBJECT(json) || find_field(&json->root, name, &value) == NULL)
-		return -1;
-	if (value.type == jbvBool)
-		return value.val.boolean;
-	text = error_text(&value);
 	if (strcmp(text, "true") == 0)
 		return 1;
 	return strcmp(text, "false") == 0 ? 0 : -1;
@@ -132,31 +137,28 @@ onesignal_glance(const HttpAnswer *answer)
 void
 onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key)
 {
-	char	   *text = NULL;
-	Jsonb	   *json = answer->status != 0 ? answer_json(answer->body, answer->body_length, &text) : NULL;
-	bool		has_errors = false;
+	JsonbContainer *json = parse_body(answer);
 
 	memset(outcome, 0, sizeof(*outcome));
 	outcome->status = answer->status;
-	if (json != NULL && JB_ROOT_IS_OBJECT(json))
-		has_errors = collect_errors(outcome, json, api_key);
-	outcome->verdict = judge_status(answer->status, flag_field(json, "success"), has_errors);
+	outcome->verdict = judge_status(answer->status, flag_field(json, "success"),
+									collect_errors(outcome, json, api_key));
 	if (outcome->verdict == CANCEL_UNEXPECTED)
 		outcome->errors = NIL;	/* these are not OneSignal's words */
 	if (outcome->errors == NIL && outcome->verdict > CANCEL_NOT_FOUND)
 		add_error(outcome, explanation(outcome->verdict, answer, api_key), api_key);
 	if (json != NULL && !(outcome->verdict == CANCEL_DONE && outcome->errors == NIL))
-		outcome->response = answer_without_key(text, api_key);
+		outcome->response = answer_json(answer->body, answer->body_length, api_key);
 }
 
 void
 onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted)
 {
-	const char *attempted = "an earlier attempt had no answer and may have canceled it";
-	const char *unknown = "an attempt before the last restart, if there was one, may have canceled it";
-
 	outcome->errors = list_truncate(outcome->errors, ERRORS_MAX - 1);
-	add_error(outcome, was_attempted ? attempted : unknown, "");
+	if (was_attempted)
+		add_error(outcome, "an earlier attempt had no answer and may have canceled it", "");
+	else
+		add_error(outcome, "an attempt before the last restart, if there was one, may have canceled it", "");
 }
 
 /* The errors as an array of text */
@@ -187,16 +189,12 @@ onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer
 CancelVerdict
 onesignal_judge_view(const HttpAnswer *answer)
 {
-	char	   *text;
-	Jsonb	   *json = answer_json(answer->body, answer->body_length, &text);
-	CancelVerdict verdict = judge_status(answer->status, flag_field(json, "canceled"),
-										 json != NULL && answer->status == 404);
+	JsonbContainer *json = parse_body(answer);
+	CancelVerdict verdict = judge_status(answer->status, flag_field(json, "canceled"), false);
 
-	if (verdict == CANCEL_NOT_FOUND)
+	if (answer->status == 404 && json != NULL)
 		return CANCEL_REFUSED;
-	if (verdict == CANCEL_UNANSWERED || verdict == CANCEL_THROTTLED)
-		return CANCEL_UNAVAILABLE;
-	return verdict;
+	return verdict == CANCEL_UNANSWERED || verdict == CANCEL_THROTTLED ? CANCEL_UNAVAILABLE : verdict;
 }
 
 HttpRequest *

@@ -73,12 +73,10 @@ extern char *answer_line(const char *text, const char *api_key);
 extern char *answer_excerpt(const char *body, const char *api_key);
 
 /*
- * A body as jsonb, and as text that jsonb takes; NULL: it is no JSON.  Only
- * characters that the database's encoding lacks are lost.
+ * A body as text that jsonb takes; NULL: it is no JSON, or none without the key,
+ * with which an escape's backslash may go.  Only characters that the database's
+ * encoding lacks are lost.
  */
-extern Jsonb *answer_json(const char *body, size_t length, char **text);
-
-/* JSON text without the key; NULL if it is no JSON then, because an escape's backslash went with the key. */
-extern char *answer_without_key(const char *json, const char *api_key);
+extern char *answer_json(const char *body, size_t length, const char *api_key);
 
 #endif
