@@ -145,22 +145,6 @@ credentials_servers(const pg_uuid_t *app_id)
 
 /* ---- which of them a role's cancels use ---- */
 
-/* any: a server of the app, or NULL if it has none. */
-static ErrorData *
-no_usage(const Lookup *lookup, const ForeignServer *any)
-{
-	if (any == NULL)
-		return problem(ERRCODE_UNDEFINED_OBJECT, psprintf("no server for OneSignal app \"%s\"", lookup->app), NULL,
-					   psprintf("Create one with CREATE SERVER name FOREIGN DATA WRAPPER %s OPTIONS (app_id '%s').",
-								CREDENTIALS_WRAPPER, lookup->app));
-	return problem(ERRCODE_INSUFFICIENT_PRIVILEGE,
-				   psprintf("permission denied for foreign server %s", any->servername),
-				   psprintf("To cancel messages of OneSignal app \"%s\", role \"%s\" needs USAGE on its server.",
-							lookup->app, lookup->role_name),
-				   psprintf("Grant it with GRANT USAGE ON FOREIGN SERVER %s TO %s.",
-							quote_identifier(any->servername), quote_identifier(lookup->role_name)));
-}
-
 /* A role's own mapping, on whichever server, wins over PUBLIC's. */
 static ErrorData *
 choose_server(Lookup *lookup, const pg_uuid_t *app_id)
@@ -171,7 +155,6 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 	ForeignServer *usable = NULL;
 	ListCell   *cell;
 
-	lookup->owner_text = "PUBLIC";
 	/* The ACL check raises an error for a server that is gone.  It reads the role first, which this caches. */
 	(void) superuser_arg(lookup->role);
 	foreach(cell, credentials_servers(app_id))
@@ -189,7 +172,6 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 			SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->role), ObjectIdGetDatum(oid)))
 		{
 			lookup->owner = lookup->role;
-			lookup->owner_text = psprintf("role \"%s\"", lookup->role_name);
 			count = 0;
 		}
 		if (!SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->owner), ObjectIdGetDatum(oid)))
@@ -197,8 +179,18 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 		lookup->server = server;
 		names = count++ == 0 ? server->servername : psprintf("%s\", \"%s", names, server->servername);
 	}
+	lookup->owner_text = OidIsValid(lookup->owner) ? psprintf("role \"%s\"", lookup->role_name) : "PUBLIC";
+	if (any == NULL)
+		return problem(ERRCODE_UNDEFINED_OBJECT, psprintf("no server for OneSignal app \"%s\"", lookup->app), NULL,
+					   psprintf("Create one with CREATE SERVER name FOREIGN DATA WRAPPER %s OPTIONS (app_id '%s').",
+								CREDENTIALS_WRAPPER, lookup->app));
 	if (usable == NULL)
-		return no_usage(lookup, any);
+		return problem(ERRCODE_INSUFFICIENT_PRIVILEGE,
+					   psprintf("permission denied for foreign server %s", any->servername),
+					   psprintf("To cancel messages of OneSignal app \"%s\", role \"%s\" needs USAGE on its server.",
+								lookup->app, lookup->role_name),
+					   psprintf("Grant it with GRANT USAGE ON FOREIGN SERVER %s TO %s.",
+								quote_identifier(any->servername), quote_identifier(lookup->role_name)));
 	if (count == 0)
 		return problem(ERRCODE_UNDEFINED_OBJECT,
 					   psprintf("no user mapping for role \"%s\" or PUBLIC on server \"%s\"",
@@ -337,7 +329,7 @@ credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 {
 	Lookup		lookup = {.role = role};
 	ErrorData  *error;
-	char		key[OPTIONS_KEY_MAX + 2];
+	char		header[sizeof(AUTHORIZATION) + OPTIONS_KEY_MAX + 1] = AUTHORIZATION;
 
 	Assert(IsTransactionState());	/* callers see to it */
 
@@ -357,23 +349,18 @@ credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 	error = read_server_options(lookup.server, credentials);
 	if (error != NULL)
 		return error;
-	key[0] = '\0';
-	error = read_key(&lookup, key);
+	error = read_key(&lookup, header + strlen(AUTHORIZATION));
 	if (error == NULL)
 	{
-		/* psprintf() could leave a copy of the key behind. */
-		Size		size = strlen(AUTHORIZATION) + strlen(key) + 1;
-		char	   *header = palloc(size);
 		MemoryContextCallback *wipe = palloc(sizeof(MemoryContextCallback));
+		char	   *authorization = pstrdup(header);
 
-		*wipe = (MemoryContextCallback) {.func = wipe_header, .arg = header};
-		header[0] = '\0';
+		*wipe = (MemoryContextCallback) {.func = wipe_header, .arg = authorization};
 		MemoryContextRegisterResetCallback(CurrentMemoryContext, wipe);
-		snprintf(header, size, "%s%s", AUTHORIZATION, key);
-		credentials->http.authorization = header;
-		credentials->api_key = header + strlen(AUTHORIZATION);
+		credentials->http.authorization = authorization;
+		credentials->api_key = authorization + strlen(AUTHORIZATION);
 	}
-	explicit_bzero(key, sizeof(key));
+	explicit_bzero(header, sizeof(header));
 	return error;
 }
 
