@@ -193,21 +193,17 @@ char *
 answer_excerpt(const char *body, const char *api_key)
 {
 	/* Redacted before it is cut: half a key is a secret too. */
-	char	   *text = answer_text(redact(body, api_key));
-	char	   *out = text;
+	char	   *rest = answer_text(redact(body, api_key));
+	char	   *word;
+	StringInfoData out;
 
 	/* Runs of white space become one blank: an HTML page is mostly that. */
-	for (const char *in = text; *in != '\0'; in++)
-	{
-		bool		is_blank = strchr(" \t\r\n\f\v", *in) != NULL;
-
-		if (!is_blank || (out > text && out[-1] != ' '))
-			*out++ = is_blank ? ' ' : *in;
-	}
-	if (out > text && out[-1] == ' ')
-		out--;
-	text[pg_encoding_mbcliplen(text_encoding(), text, out - text, EXCERPT_LENGTH_MAX)] = '\0';
-	return text[0] != '\0' ? text : "an empty body";
+	initStringInfo(&out);
+	while (out.len < EXCERPT_LENGTH_MAX && (word = strsep(&rest, " \t\r\n\f\v")) != NULL)
+		if (*word != '\0')
+			appendStringInfo(&out, "%s%s", out.len > 0 ? " " : "", word);
+	out.data[pg_encoding_mbcliplen(text_encoding(), out.data, out.len, EXCERPT_LENGTH_MAX)] = '\0';
+	return out.len > 0 ? out.data : "an empty body";
 }
 
 /* ---- JSON ---- */
