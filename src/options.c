@@ -143,17 +143,12 @@ host_is_loopback(const char *host)
 {
 	struct in_addr ipv4;
 	struct in6_addr ipv6;
-	char		literal[HTTP_HOST_SIZE];
 
-	if (pg_strcasecmp(host, "localhost") == 0)
-		return true;
-	if (inet_pton(AF_INET, host, &ipv4) == 1)
-		return (ntohl(ipv4.s_addr) >> 24) == IN_LOOPBACKNET;
-	if (host[0] != '[')
-		return false;
-	strlcpy(literal, host + 1, sizeof(literal));
-	literal[strcspn(literal, "]")] = '\0';
-	return inet_pton(AF_INET6, literal, &ipv6) == 1 && IN6_IS_ADDR_LOOPBACK(&ipv6);
+	if (host[0] == '[')
+		return inet_pton(AF_INET6, pnstrdup(host + 1, strcspn(host, "]") - 1), &ipv6) == 1 &&
+			IN6_IS_ADDR_LOOPBACK(&ipv6);
+	return pg_strcasecmp(host, "localhost") == 0 ||
+		(inet_pton(AF_INET, host, &ipv4) == 1 && (ntohl(ipv4.s_addr) >> 24) == IN_LOOPBACKNET);
 }
 
 /*
