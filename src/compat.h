@@ -18,22 +18,9 @@
 #include "utils/acl.h"
 #include "utils/memutils.h"
 #include "utils/wait_event.h"
-#if PG_VERSION_NUM >= 170000
-#include "storage/dsm_registry.h"
-#endif
-#if PG_VERSION_NUM >= 180000
-#include "storage/waiteventset.h"
-#endif
 
 #if PG_VERSION_NUM < 150000
 #error PostgreSQL 15 or newer is needed
-#endif
-
-/* Tells PostgreSQL 18 and newer name and version of the library (pg_get_loaded_modules()). */
-#if PG_VERSION_NUM >= 180000
-#define LIBRARY_MAGIC PG_MODULE_MAGIC_EXT(.name = "onesignal_cancel", .version = ONESIGNAL_CANCEL_VERSION)
-#else
-#define LIBRARY_MAGIC PG_MODULE_MAGIC
 #endif
 
 #if PG_VERSION_NUM >= 160000
@@ -44,27 +31,32 @@
 #define namespace_aclcheck pg_namespace_aclcheck
 #endif
 
-/* A set that lives until FreeWaitEventSet(): keep it in a static variable, so that no error can lose it. */
+/*
+ * A set lives until FreeWaitEventSet(): keep it in a static variable, so that no
+ * error can lose it.  Before PostgreSQL 17, pg_stat_activity has one name for
+ * the wait events of all extensions.
+ */
 #if PG_VERSION_NUM >= 170000
+#include "storage/dsm_registry.h"
 #define create_wait_event_set(count) CreateWaitEventSet(NULL, count)
+#define wait_event_named(name) WaitEventExtensionNew(name)
+#define json_lexer(text, encoding) makeJsonLexContextCstringLen(NULL, text, strlen(text), encoding, false)
 #else
 #define create_wait_event_set(count) CreateWaitEventSet(TopMemoryContext, count)
-#endif
-
-/* The name in pg_stat_activity; before PostgreSQL 17 all extensions share "Extension". */
-#if PG_VERSION_NUM >= 170000
-#define wait_event_named(name) WaitEventExtensionNew(name)
-#else
 #define wait_event_named(name) ((void) (name), PG_WAIT_EXTENSION)
+#define json_lexer(text, encoding) makeJsonLexContextCstringLen((char *) (text), strlen(text), encoding, false)
 #endif
 
 /* Is it JSON?  The only text that raises an error is one that is nested too deep for the stack. */
-#if PG_VERSION_NUM >= 170000
-#define json_lexer(text, encoding) makeJsonLexContextCstringLen(NULL, text, strlen(text), encoding, false)
-#else
-#define json_lexer(text, encoding) makeJsonLexContextCstringLen((char *) (text), strlen(text), encoding, false)
-#endif
 #define is_json(text, encoding) (pg_parse_json(json_lexer(text, encoding), &nullSemAction) == JSON_SUCCESS)
+
+/* Tells PostgreSQL 18 and newer name and version of the library (pg_get_loaded_modules()). */
+#if PG_VERSION_NUM >= 180000
+#include "storage/waiteventset.h"
+#define LIBRARY_MAGIC PG_MODULE_MAGIC_EXT(.name = "onesignal_cancel", .version = ONESIGNAL_CANCEL_VERSION)
+#else
+#define LIBRARY_MAGIC PG_MODULE_MAGIC
+#endif
 
 #if PG_VERSION_NUM >= 190000
 #define INITIALIZE_PARAMETERS void *memory, void *argument pg_attribute_unused()
