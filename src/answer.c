@@ -3,10 +3,9 @@
  *		Text from outside, made safe and readable.
  *
  * jsonb's input and the conversion to the database's encoding raise errors for
- * some texts.  Catching them would take a subtransaction for each answer, and an
- * error within one (there may be no memory) would leave the session in it.  So
- * this file changes or refuses a text until only lack of memory can raise an
- * error.
+ * some texts.  Catching them would take a subtransaction for each answer, in
+ * which lack of memory would leave the session.  So this file changes or refuses
+ * a text until nothing else can raise an error.
  */
 #include "postgres.h"
 
@@ -24,10 +23,7 @@
 /* What is shown of a body that is not OneSignal's */
 #define EXCERPT_LENGTH_MAX	200
 
-/*
- * What is taken as JSON.  jsonb would take more, but its parser recurses: so
- * many levels fit on the smallest stack that PostgreSQL can be configured to.
- */
+/* jsonb's parser recurses: so many levels fit on the smallest stack that PostgreSQL can be configured to. */
 #define JSON_DEPTH_MAX		200
 
 /* jsonb refuses more than 16,383 digits after the decimal point. */
@@ -104,10 +100,7 @@ append_values(StringInfo out, const char *bytes, int length)
 		appendStringInfo(out, "\\x%02X", (unsigned char) bytes[i]);
 }
 
-/*
- * Appends bytes in the database's encoding.  It shows the values of those that
- * cannot be converted; in JSON, where a backslash does harm, "?".
- */
+/* Shows the values of bytes that cannot be converted; in JSON, where a backslash does harm, "?". */
 static void
 append_converted(StringInfo out, const char *bytes, int length, bool as_json)
 {
@@ -209,9 +202,8 @@ answer_excerpt(const char *body, const char *api_key)
 /* ---- JSON ---- */
 
 /*
- * Replaces the escapes of non-ASCII characters by these characters: jsonb
- * raises an error for an escape of what the database's encoding lacks.  U+0000
- * and half a surrogate pair, errors too, become "?".
+ * Writes escaped non-ASCII characters out: jsonb refuses the escapes of those
+ * that the database's encoding lacks, of U+0000, and of half a surrogate pair.
  */
 static void
 unescape(StringInfo out, const char *json)
@@ -244,10 +236,9 @@ unescape(StringInfo out, const char *json)
 }
 
 /*
- * Can jsonb hold this text, which has no escapes of non-ASCII characters, and
- * print it in not much more room?  jsonb holds 1e131071 in ten bytes and writes
- * it in 131,072: a body full of these would come out as a gigabyte.  So an
- * exponent has at most two digits.
+ * Can jsonb hold this unescaped text, and print it in not much more room?  It
+ * would hold 1e131071 in ten bytes and write it in 131,072: a body full of these
+ * would come out as a gigabyte.  So an exponent has at most two digits.
  */
 static bool
 fits_jsonb(const char *text)

@@ -161,7 +161,6 @@ onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted)
 		add_error(outcome, "an attempt before the last restart, if there was one, may have canceled it", "");
 }
 
-/* The errors as an array of text */
 ArrayType *
 onesignal_errors(const CancelOutcome *outcome)
 {
@@ -173,10 +172,7 @@ onesignal_errors(const CancelOutcome *outcome)
 	return construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT);
 }
 
-/*
- * A gateway answers 504 or a page of its own when it lost OneSignal's answer.
- * 503 says that the request was not taken.
- */
+/* A gateway that lost OneSignal's answer says 504, or shows a page; 503 says that the request was not taken. */
 bool
 onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer)
 {

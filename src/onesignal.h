@@ -38,17 +38,15 @@ extern HttpRequest *onesignal_request(Credentials *credentials, const char *meth
 /* What an answer says about app and key, without a look at the message.  The others here need a transaction. */
 extern CancelVerdict onesignal_glance(const HttpAnswer *answer);
 
-/*
- * What an answer means.  No answer raises an error.  This pallocs a small
- * multiple of the body's size (at most 64 kB) in the current context.
- */
+/* What an answer means.  No answer raises an error, or costs more memory than a small multiple of its size. */
 extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);
+
+/* The errors as an array of text */
 extern ArrayType *onesignal_errors(const CancelOutcome *outcome);
 
 /*
  * What View message says: CANCEL_DONE, the message is canceled; CANCEL_REFUSED,
- * it is not, or there is none; CANCEL_UNAVAILABLE, ask again; anything else,
- * asking again is of no use.
+ * it is not; CANCEL_UNAVAILABLE, ask again; else that is of no use.
  */
 extern CancelVerdict onesignal_judge_view(const HttpAnswer *answer);
 
@@ -63,19 +61,15 @@ extern bool onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAn
 /* Any bytes as text in the database's encoding; it shows the values of those that cannot be converted. */
 extern char *answer_text(const char *bytes);
 
-/*
- * One line for the row or the log, without the key, cut between characters.
- * Escaped control characters cannot forge log lines or move a terminal's cursor.
- */
+/* One line, cut between characters, without the key, and without control characters, which could forge log lines. */
 extern char *answer_line(const char *text, const char *api_key);
 
 /* The beginning of a body that is not OneSignal's. */
 extern char *answer_excerpt(const char *body, const char *api_key);
 
 /*
- * A body as text that jsonb takes; NULL: it is no JSON, or none without the key,
- * with which an escape's backslash may go.  Only characters that the database's
- * encoding lacks are lost.
+ * A body as text that jsonb takes, without the key and without what the database's
+ * encoding lacks; NULL: it is no JSON, or none without the key.
  */
 extern char *answer_json(const char *body, size_t length, const char *api_key);
 

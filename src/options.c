@@ -3,9 +3,9 @@
  *		Says which options servers and user mappings have, and what is valid.
  *
  * PostgreSQL logs a rejected CREATE USER MAPPING with its text, key and all.  So
- * every error raised here hides the statement and the context from the log,
- * and none quotes a value: somebody may have put a key under a wrong name.
- * PostgreSQL 15's input functions for uuids and numbers would raise their own.
+ * each error here hides the statement and the context from the log, and none
+ * quotes a value, as PostgreSQL's input functions do: it may be a key under a
+ * wrong name.
  */
 #include "postgres.h"
 
@@ -81,10 +81,7 @@ app_id_problem(const char *value)
 	return options_parse_uuid(value, &app_id) ? NULL : "An app_id must be a uuid.";
 }
 
-/*
- * Below, a request would wait for more than a quarter of an hour; above, the
- * rate would not be noticed.  Both limits keep the pace's arithmetic in bounds.
- */
+/* Below, a request would wait for a quarter of an hour; above, nobody would notice.  Pace's arithmetic needs bounds. */
 const char *
 options_rate_problem(const char *value)
 {
@@ -110,9 +107,8 @@ path_problem(const char *value)
 }
 
 /*
- * Everybody can read srvoptions, so no password may hide in a URL.  Characters
- * are looked at before libcurl's parser is asked, because its versions differ
- * on an empty query or user, and after it has decoded the host's escapes.
+ * Everybody can read srvoptions, so no password may hide in a URL.  libcurl's
+ * versions differ on an empty query or user, and it decodes the host's escapes.
  */
 static bool
 parse_url(const char *url, HttpUrl *parts)
@@ -134,10 +130,7 @@ proxy_problem(const char *value)
 		"in printable ASCII, without user name, password, query and fragment.";
 }
 
-/*
- * True for literals and for the one name that libcurl itself maps to loopback.
- * Whoever answers DNS could resolve any other name to any address.
- */
+/* Literals, and the one name that libcurl maps to loopback: DNS can resolve any other name to any address. */
 static bool
 host_is_loopback(const char *host)
 {
@@ -152,9 +145,8 @@ host_is_loopback(const char *host)
 }
 
 /*
- * Plain HTTP carries the key in clear text, so it may go to loopback only.
- * libcurl's reading of the host decides, since libcurl connects: it reads
- * http://127.1 as 127.0.0.1, and 127.0.0.1.example.com as a name.
+ * Plain HTTP shows the key, so it may go to loopback only.  libcurl's reading of
+ * the host decides: http://127.1 is 127.0.0.1, 127.0.0.1.example.com is a name.
  */
 const char *
 options_url_problem(const char *url)
