@@ -111,23 +111,18 @@ append_converted(StringInfo out, const char *bytes, int length, bool as_json)
 	for (; length > 0; bytes += size, length -= size)
 	{
 		int			valid = pg_encoding_verifymbchar(PG_UTF8, bytes, length);
-		bool		done = valid > 0;
-		int			room = MAX_CONVERSION_GROWTH * valid + 1;
+		char		character[MAX_CONVERSION_GROWTH * MAX_MULTIBYTE_CHAR_LEN + 1];
 
 		size = Max(valid, 1);
-		if (done && (valid == 1 || encoding == PG_UTF8))
+		if (valid == 1 || (valid > 1 && encoding == PG_UTF8))
 			appendBinaryStringInfo(out, bytes, size);
-		else if (done)
-		{
-			enlargeStringInfo(out, room);
-			done = OidIsValid(conversion) &&
-				pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding, (unsigned char *) bytes, size,
-											  (unsigned char *) out->data + out->len, room, true) == size;
-			out->len += strlen(out->data + out->len);
-		}
-		if (!done && as_json)
+		else if (valid > 1 && OidIsValid(conversion) &&
+				 pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding, (unsigned char *) bytes, size,
+											   (unsigned char *) character, sizeof(character), true) == size)
+			appendStringInfoString(out, character);
+		else if (as_json)
 			appendStringInfoChar(out, '?');
-		else if (!done)
+		else
 			append_values(out, bytes, size);
 	}
 }
@@ -252,11 +247,8 @@ fits_jsonb(const char *text)
 			in_string = !in_string;
 		else if (in_string)
 			at += at[0] == '\\' && at[1] != '\0' ? 1 : 0;
-		else if (*at == '[' || *at == '{')
-		{
-			if (++depth > JSON_DEPTH_MAX)
-				return false;
-		}
+		else if ((*at == '[' || *at == '{') && ++depth > JSON_DEPTH_MAX)
+			return false;
 		else if (*at == ']' || *at == '}')
 			depth--;
 		else if (isdigit((unsigned char) *at) || *at == '-')
