@@ -31,11 +31,7 @@
 #define namespace_aclcheck pg_namespace_aclcheck
 #endif
 
-/*
- * A set lives until FreeWaitEventSet(): keep it in a static variable, so that no
- * error can lose it.  Before PostgreSQL 17, pg_stat_activity has one name for
- * the wait events of all extensions.
- */
+/* A set lives until FreeWaitEventSet(): keep it in a static variable, so that no error can lose it. */
 #if PG_VERSION_NUM >= 170000
 #include "storage/dsm_registry.h"
 #define create_wait_event_set(count) CreateWaitEventSet(NULL, count)
@@ -66,11 +62,7 @@
 #define JUMBLE_STATE JumbleState
 #endif
 
-/*
- * A few kB of this name for all processes, whether or not the library is
- * preloaded: the first process that asks makes them.  Before 17 they come from
- * what PostgreSQL has to spare; if that is used up, this raises an error.
- */
+/* A few kB for all processes, preloaded or not.  Before 17 what PostgreSQL has to spare may be used up: an error. */
 static inline void *
 get_shared_memory(const char *name, Size size, void (*initialize) (INITIALIZE_PARAMETERS))
 {
