@@ -211,10 +211,9 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 /* ---- which key they use ---- */
 
 /*
- * Reads the key into a buffer of OPTIONS_KEY_MAX + 2 bytes.  Returns NULL, or
- * why it could not, in words that contain neither the path nor the contents.
- * Without O_NONBLOCK a FIFO would hang the backend, and without O_NOCTTY a
- * terminal would become its own, before fstat() can tell.
+ * Reads the key into OPTIONS_KEY_MAX + 2 bytes.  Returns NULL, or why it could
+ * not, without the path and the contents.  Until fstat() can tell, a FIFO must
+ * not hang the backend, nor a terminal become its own.
  */
 static const char *
 read_key_file(const char *path, char *buffer)
@@ -231,7 +230,7 @@ read_key_file(const char *path, char *buffer)
 		reason = "not a regular file";
 	else
 	{
-		/* A signal, or a file system far away, may end a read early: half a key must not pass for one. */
+		/* A read may end early: half a key must not pass for one. */
 		while ((got = read(fd, buffer + length, OPTIONS_KEY_MAX + 1 - length)) > 0 || (got < 0 && errno == EINTR))
 			length += Max(got, 0);
 		if (got < 0)
@@ -249,23 +248,41 @@ read_key_file(const char *path, char *buffer)
 		"it must contain exactly one line of printable ASCII without spaces";
 }
 
-/* The same for either option; the buffer is empty. */
-static ErrorData *
-read_key(const Lookup *lookup, char *buffer)
+/* The memory context of a key calls it, also when an error frees it. */
+static void
+wipe_header(void *header)
 {
+	explicit_bzero(header, strlen(header));
+}
+
+static ErrorData *
+read_key(const Lookup *lookup, Credentials *credentials)
+{
+	char		header[sizeof(AUTHORIZATION) + OPTIONS_KEY_MAX + 1] = AUTHORIZATION;
+	char	   *key = header + strlen(AUTHORIZATION);
 	List	   *options = GetUserMapping(lookup->owner, lookup->server->serverid)->options;
 	const char *path = options_get(options, "api_key_file");
 	char	   *stored = options_get(options, "api_key");
-	const char *reason = path != NULL ? read_key_file(path, buffer) : NULL;
+	const char *reason = path != NULL ? read_key_file(path, key) : NULL;
 	ErrorData  *error;
 	char	   *where;
 
 	if (path == NULL && stored != NULL)
 	{
-		strlcpy(buffer, stored, OPTIONS_KEY_MAX + 2);
+		strlcpy(key, stored, OPTIONS_KEY_MAX + 2);
 		explicit_bzero(stored, strlen(stored));
 	}
-	if (reason == NULL && options_key_problem(buffer) == NULL)
+	if (reason == NULL && options_key_problem(key) == NULL)
+	{
+		MemoryContextCallback *wipe = palloc(sizeof(MemoryContextCallback));
+
+		*wipe = (MemoryContextCallback) {.func = wipe_header, .arg = pstrdup(header)};
+		MemoryContextRegisterResetCallback(CurrentMemoryContext, wipe);
+		credentials->http.authorization = wipe->arg;
+		credentials->api_key = (char *) wipe->arg + strlen(AUTHORIZATION);
+	}
+	explicit_bzero(header, sizeof(header));
+	if (credentials->api_key != NULL)
 		return NULL;
 	if (path == NULL)
 		return problem(ERRCODE_UNDEFINED_OBJECT,
@@ -290,46 +307,15 @@ read_key(const Lookup *lookup, char *buffer)
 
 /* ---- the whole of it ---- */
 
-/* The memory context of a key calls it, also when an error frees it. */
-static void
-wipe_header(void *header)
-{
-	explicit_bzero(header, strlen(header));
-}
-
-static ErrorData *
-read_server_options(const ForeignServer *server, Credentials *credentials)
-{
-	const char *rate_limit = options_get(server->options, "rate_limit");
-	char	   *base_url = options_get(server->options, "base_url");
-	bool		rate_is_valid = rate_limit == NULL || options_rate_problem(rate_limit) == NULL;
-
-	if (base_url == NULL)
-		base_url = pstrdup("https://api.onesignal.com");
-	/* The options may have been set while the wrapper had no validator. */
-	if (!rate_is_valid || options_url_problem(base_url) != NULL)
-		return problem(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE,
-					   psprintf("invalid value for option \"%s\" of server \"%s\"",
-								rate_is_valid ? "base_url" : "rate_limit", server->servername),
-					   NULL, NULL);
-	for (size_t length = strlen(base_url); length > 0 && base_url[length - 1] == '/'; length--)
-		base_url[length - 1] = '\0';
-	initStringInfo(&credentials->url);
-	credentials->rate_limit = rate_limit != NULL ? strtod(rate_limit, NULL) : CREDENTIALS_RATE_ADAPTS;
-	credentials->server = server->serverid;
-	credentials->server_name = server->servername;
-	credentials->base_url = base_url;
-	credentials->http.ca_file = options_get(server->options, "ca_file");
-	credentials->http.proxy = options_get(server->options, "proxy");
-	return NULL;
-}
-
 ErrorData *
 credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 {
 	Lookup		lookup = {.role = role};
 	ErrorData  *error;
-	char		header[sizeof(AUTHORIZATION) + OPTIONS_KEY_MAX + 1] = AUTHORIZATION;
+	List	   *options;
+	const char *rate_limit;
+	char	   *base_url;
+	bool		rate_is_valid;
 
 	Assert(IsTransactionState());	/* callers see to it */
 
@@ -344,24 +330,32 @@ credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 	error = choose_server(&lookup, app_id);
 	if (error != NULL || credentials == NULL)
 		return error;
-	memset(credentials, 0, sizeof(*credentials));
-	credentials->app_id = lookup.app;
-	error = read_server_options(lookup.server, credentials);
-	if (error != NULL)
-		return error;
-	error = read_key(&lookup, header + strlen(AUTHORIZATION));
-	if (error == NULL)
-	{
-		MemoryContextCallback *wipe = palloc(sizeof(MemoryContextCallback));
-		char	   *authorization = pstrdup(header);
 
-		*wipe = (MemoryContextCallback) {.func = wipe_header, .arg = authorization};
-		MemoryContextRegisterResetCallback(CurrentMemoryContext, wipe);
-		credentials->http.authorization = authorization;
-		credentials->api_key = authorization + strlen(AUTHORIZATION);
-	}
-	explicit_bzero(header, sizeof(header));
-	return error;
+	options = lookup.server->options;
+	rate_limit = options_get(options, "rate_limit");
+	rate_is_valid = rate_limit == NULL || options_rate_problem(rate_limit) == NULL;
+	base_url = options_get(options, "base_url");
+	if (base_url == NULL)
+		base_url = pstrdup("https://api.onesignal.com");
+	/* The options may have been set while the wrapper had no validator. */
+	if (!rate_is_valid || options_url_problem(base_url) != NULL)
+		return problem(ERRCODE_FDW_INVALID_ATTRIBUTE_VALUE,
+					   psprintf("invalid value for option \"%s\" of server \"%s\"",
+								rate_is_valid ? "base_url" : "rate_limit", lookup.server->servername),
+					   NULL, NULL);
+	for (size_t length = strlen(base_url); length > 0 && base_url[length - 1] == '/'; length--)
+		base_url[length - 1] = '\0';
+
+	memset(credentials, 0, sizeof(*credentials));
+	credentials->server = lookup.server->serverid;
+	credentials->server_name = lookup.server->servername;
+	credentials->rate_limit = rate_limit != NULL ? strtod(rate_limit, NULL) : CREDENTIALS_RATE_ADAPTS;
+	credentials->base_url = base_url;
+	credentials->app_id = lookup.app;
+	credentials->http.ca_file = options_get(options, "ca_file");
+	credentials->http.proxy = options_get(options, "proxy");
+	initStringInfo(&credentials->url);
+	return read_key(&lookup, credentials);
 }
 
 void
