@@ -9,7 +9,6 @@
 
 #include "catalog/pg_type.h"
 #include "utils/builtins.h"
-#include "utils/fmgrprotos.h"
 
 #include "onesignal.h"
 

@@ -6,7 +6,6 @@
 #define ONESIGNAL_CANCEL_ONESIGNAL_H
 
 #include "credentials.h"
-#include "http.h"
 #include "utils/array.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"

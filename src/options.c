@@ -21,7 +21,6 @@
 #include "utils/acl.h"
 
 #include "credentials.h"
-#include "http.h"
 #include "wakeup.h"
 
 /* Who may set an option, as error messages name them. */
