@@ -102,15 +102,15 @@ append_values(StringInfo out, const char *bytes, int length)
 
 /* Shows the values of bytes that cannot be converted; in JSON, where a backslash does harm, "?". */
 static void
-append_converted(StringInfo out, const char *bytes, int length, bool as_json)
+append_converted(StringInfo out, const char *bytes, bool as_json)
 {
 	int			encoding = text_encoding();
 	Oid			conversion = encoding == PG_UTF8 ? InvalidOid : FindDefaultConversionProc(PG_UTF8, encoding);
 	int			size;
 
-	for (; length > 0; bytes += size, length -= size)
+	for (; *bytes != '\0'; bytes += size)
 	{
-		int			valid = pg_encoding_verifymbchar(PG_UTF8, bytes, length);
+		int			valid = pg_encoding_verifymbchar(PG_UTF8, bytes, strnlen(bytes, MAX_MULTIBYTE_CHAR_LEN));
 		char		character[MAX_CONVERSION_GROWTH * MAX_MULTIBYTE_CHAR_LEN + 1];
 
 		size = Max(valid, 1);
@@ -133,7 +133,7 @@ answer_text(const char *bytes)
 	StringInfoData out;
 
 	initStringInfo(&out);
-	append_converted(&out, bytes, strlen(bytes), false);
+	append_converted(&out, bytes, false);
 	return out.data;
 }
 
@@ -158,20 +158,16 @@ char *
 answer_line(const char *text, const char *api_key)
 {
 	StringInfoData out;
-	const char *in = redact(text, api_key);
-	int			left = strlen(in);
+	int			length;
 
 	initStringInfo(&out);
-	while (left > 0 && out.len < LINE_LENGTH_MAX)
+	for (const char *in = redact(text, api_key); *in != '\0' && out.len < LINE_LENGTH_MAX; in += length)
 	{
-		int			length = Min(pg_encoding_mblen(text_encoding(), in), left);
-
+		length = strnlen(in, pg_encoding_mblen(text_encoding(), in));
 		if (is_control(in, length))
 			append_values(&out, in, length);
 		else
 			appendBinaryStringInfo(&out, in, length);
-		in += length;
-		left -= length;
 	}
 	out.data[pg_encoding_mbcliplen(text_encoding(), out.data, out.len, LINE_LENGTH_MAX)] = '\0';
 	return out.data;
@@ -196,10 +192,7 @@ answer_excerpt(const char *body, const char *api_key)
 
 /* ---- JSON ---- */
 
-/*
- * Writes escaped non-ASCII characters out: jsonb refuses the escapes of those
- * that the database's encoding lacks, of U+0000, and of half a surrogate pair.
- */
+/* Writes non-ASCII escapes out; jsonb refuses those of what the encoding lacks, of U+0000, of half a pair. */
 static void
 unescape(StringInfo out, const char *json)
 {
@@ -232,8 +225,7 @@ unescape(StringInfo out, const char *json)
 
 /*
  * Can jsonb hold this unescaped text, and print it in not much more room?  It
- * would hold 1e131071 in ten bytes and write it in 131,072: a body full of these
- * would come out as a gigabyte.  So an exponent has at most two digits.
+ * prints the eight bytes 1e131071 in 131,072, so an exponent has two digits.
  */
 static bool
 fits_jsonb(const char *text)
@@ -278,7 +270,7 @@ answer_json(const char *body, size_t length, const char *api_key)
 	initStringInfo(&utf8);
 	initStringInfo(&converted);
 	unescape(&utf8, body);
-	append_converted(&converted, utf8.data, utf8.len, true);
+	append_converted(&converted, utf8.data, true);
 	text = redact(converted.data, api_key);
 	return fits_jsonb(text) ? text : NULL;
 }
