@@ -26,7 +26,6 @@
 #include "utils/builtins.h"
 #include "utils/fmgroids.h"
 #include "utils/inval.h"
-#include "utils/rel.h"
 #include "utils/syscache.h"
 
 #include "compat.h"
@@ -83,11 +82,7 @@ catalog_changed(Datum arg pg_attribute_unused(), int cacheid pg_attribute_unused
 static HTAB *
 read_servers(void)
 {
-	HASHCTL		control = {
-		.keysize = sizeof(pg_uuid_t),
-		.entrysize = sizeof(AppServers),
-		.hcxt = CurrentMemoryContext
-	};
+	HASHCTL		control = {.keysize = sizeof(pg_uuid_t), .entrysize = sizeof(AppServers), .hcxt = CurrentMemoryContext};
 	HTAB	   *apps = hash_create("onesignal_cancel servers", 16, &control, HASH_ELEM | HASH_BLOBS | HASH_CONTEXT);
 	Relation	relation = table_open(ForeignServerRelationId, AccessShareLock);
 	ScanKeyData key;
@@ -101,8 +96,7 @@ read_servers(void)
 	{
 		bool		isnull;
 		bool		found;
-		Datum		stored = heap_getattr(tuple, Anum_pg_foreign_server_srvoptions,
-										  RelationGetDescr(relation), &isnull);
+		Datum		stored = SysCacheGetAttr(FOREIGNSERVEROID, tuple, Anum_pg_foreign_server_srvoptions, &isnull);
 		const char *text = isnull ? NULL : options_get(untransformRelOptions(stored), "app_id");
 		pg_uuid_t	app_id;
 		AppServers *app;
@@ -312,12 +306,9 @@ credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 {
 	Lookup		lookup = {.role = role};
 	ErrorData  *error;
-	List	   *options;
 	const char *rate_limit;
 	char	   *base_url;
 	bool		rate_is_valid;
-
-	Assert(IsTransactionState());	/* callers see to it */
 
 	/* A REVOKE must also stop a loop within one statement. */
 	AcceptInvalidationMessages();
@@ -331,10 +322,9 @@ credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 	if (error != NULL || credentials == NULL)
 		return error;
 
-	options = lookup.server->options;
-	rate_limit = options_get(options, "rate_limit");
+	rate_limit = options_get(lookup.server->options, "rate_limit");
 	rate_is_valid = rate_limit == NULL || options_rate_problem(rate_limit) == NULL;
-	base_url = options_get(options, "base_url");
+	base_url = options_get(lookup.server->options, "base_url");
 	if (base_url == NULL)
 		base_url = pstrdup("https://api.onesignal.com");
 	/* The options may have been set while the wrapper had no validator. */
@@ -352,8 +342,8 @@ credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 	credentials->rate_limit = rate_limit != NULL ? strtod(rate_limit, NULL) : CREDENTIALS_RATE_ADAPTS;
 	credentials->base_url = base_url;
 	credentials->app_id = lookup.app;
-	credentials->http.ca_file = options_get(options, "ca_file");
-	credentials->http.proxy = options_get(options, "proxy");
+	credentials->http.ca_file = options_get(lookup.server->options, "ca_file");
+	credentials->http.proxy = options_get(lookup.server->options, "proxy");
 	initStringInfo(&credentials->url);
 	return read_key(&lookup, credentials);
 }

@@ -37,7 +37,6 @@ error_text(JsonbValue *error)
 {
 	JsonbValue	code;
 	JsonbValue	title;
-	Jsonb	   *json;
 
 	if (error->type == jbvString)
 		return pnstrdup(error->val.string.val, error->val.string.len);
@@ -46,8 +45,7 @@ error_text(JsonbValue *error)
 		find_field(error->val.binary.data, "title", &title) && title.type == jbvString)
 		return psprintf("%.*s: %.*s", code.val.string.len, code.val.string.val,
 						title.val.string.len, title.val.string.val);
-	json = JsonbValueToJsonb(error);
-	return JsonbToCString(NULL, &json->root, VARSIZE(json));
+	return JsonbToCString(NULL, &JsonbValueToJsonb(error)->root, -1);
 }
 
 /* True: the answer is an object that has errors, in whatever shape. */
