@@ -33,10 +33,9 @@ typedef struct Credentials
 } Credentials;
 
 /*
- * Returns NULL, or what is missing: an error with SQLSTATE, message, detail
- * and hint, whose message contains neither the key nor the key file's path.
- * Without credentials the key is not looked at, only server, USAGE and user
- * mapping.  It needs a transaction and does not depend on the current user.
+ * Returns NULL, or what is missing: an error to raise, whose message contains
+ * neither the key nor its file's path.  Without credentials it looks at server,
+ * USAGE and user mapping only.  Needs a transaction, whoever is the current user.
  */
 extern ErrorData *credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials);
 
@@ -51,12 +50,10 @@ extern uint64 credentials_generation(void);
 
 /* ---- options.c ---- */
 
-/* These rules hold when an option is set and when it is used: a superuser can drop the validator. */
-
 /* App API keys are about 120 characters long; this is room for the next format. */
 #define OPTIONS_KEY_MAX 4096
 
-/* Return NULL for a valid key, base_url or rate_limit, else a sentence that says why it is not. */
+/* NULL: the value is valid; else a sentence why not.  Ask at each use, too: a superuser can drop the validator. */
 extern const char *options_key_problem(const char *key);
 extern const char *options_url_problem(const char *url);
 extern const char *options_rate_problem(const char *value);

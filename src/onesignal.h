@@ -43,10 +43,7 @@ extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, co
 /* The errors as an array of text */
 extern ArrayType *onesignal_errors(const CancelOutcome *outcome);
 
-/*
- * What View message says: CANCEL_DONE, the message is canceled; CANCEL_REFUSED,
- * it is not; CANCEL_UNAVAILABLE, ask again; else that is of no use.
- */
+/* View message: CANCEL_DONE: it is canceled; CANCEL_REFUSED: it is not; CANCEL_UNAVAILABLE: ask again; else: do not. */
 extern CancelVerdict onesignal_judge_view(const HttpAnswer *answer);
 
 /* Adds to a refusal that could not be checked why it is in doubt: an attempt, or maybe one before a restart. */
@@ -66,10 +63,7 @@ extern char *answer_line(const char *text, const char *api_key);
 /* The beginning of a body that is not OneSignal's. */
 extern char *answer_excerpt(const char *body, const char *api_key);
 
-/*
- * A body as text that jsonb takes, without the key and without what the database's
- * encoding lacks; NULL: it is no JSON, or none without the key.
- */
+/* A body as text that jsonb takes, without the key and what the encoding lacks; NULL: it is no JSON (any more). */
 extern char *answer_json(const char *body, size_t length, const char *api_key);
 
 #endif

@@ -32,8 +32,7 @@ typedef struct OptionRule
 	const char *name;
 	Oid			catalog;
 	const char *setter;			/* SUPERUSERS, FILE_READERS, or NULL for anybody */
-	/* Returns a sentence, or NULL for a valid value. */
-	const char *(*problem) (const char *value);
+	const char *(*problem) (const char *value); /* a sentence, or NULL for a valid value */
 } OptionRule;
 
 PG_FUNCTION_INFO_V1(onesignal_cancel_fdw_validator);
@@ -105,10 +104,7 @@ path_problem(const char *value)
 	return valid ? NULL : "A path must be absolute, without control characters.";
 }
 
-/*
- * Everybody can read srvoptions, so no password may hide in a URL.  libcurl's
- * versions differ on an empty query or user, and it decodes the host's escapes.
- */
+/* Everybody can read srvoptions: no password may hide in a URL, whatever libcurl's version takes or decodes. */
 static bool
 parse_url(const char *url, HttpUrl *parts)
 {
@@ -143,10 +139,7 @@ host_is_loopback(const char *host)
 		(inet_pton(AF_INET, host, &ipv4) == 1 && (ntohl(ipv4.s_addr) >> 24) == IN_LOOPBACKNET);
 }
 
-/*
- * Plain HTTP shows the key, so it may go to loopback only.  libcurl's reading of
- * the host decides: http://127.1 is 127.0.0.1, 127.0.0.1.example.com is a name.
- */
+/* Plain HTTP, which shows the key, is for loopback as libcurl reads it: 127.1 is, 127.0.0.1.example.com is a name. */
 const char *
 options_url_problem(const char *url)
 {
@@ -238,9 +231,8 @@ check_option(List *options, const DefElem *option, Oid catalog)
 }
 
 /*
- * PostgreSQL passes the list as it will be stored, not what a statement changes.
- * A role that may not set an option can therefore not alter anything else beside
- * it either, as with postgres_fdw's password_required.
+ * PostgreSQL passes the list as it will be stored: beside an option that it may
+ * not set, a role can alter nothing, as with postgres_fdw's password_required.
  */
 Datum
 onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
@@ -255,9 +247,7 @@ onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
 			   "It holds apps (servers) and their keys (user mappings).", NULL);
 
 	foreach(cell, options)
-	{
 		check_option(options, lfirst_node(DefElem, cell), catalog);
-	}
 	if (catalog == ForeignServerRelationId && options_get(options, "app_id") == NULL)
 		refuse(ERRCODE_FDW_OPTION_NAME_NOT_FOUND, "option \"app_id\" is required", NULL,
 			   "Set the id of the OneSignal app: OPTIONS (app_id '...').");
