@@ -307,21 +307,6 @@ delivery_end(void)
 	delivery_context = NULL;
 }
 
-/*
- * May requests begin?  The settings may have been reloaded.  When the clock was
- * set back, all would wait too long: the run stops, and all is forgotten.
- */
-static bool
-may_begin(TimestampTz until, TimestampTz now)
-{
-	bool		set_back = now < turn_at - USECS_PER_SEC;
-
-	turn_at = now;
-	if (stopping_since == 0 && (set_back || (owner_is_worker && worker_must_stop())))
-		stopping_since = now;
-	return stopping_since == 0 && settings_enabled && (until == 0 || now <= until);
-}
-
 /* When the tables must be visited next. */
 static TimestampTz
 visit_at(TimestampTz now)
@@ -346,10 +331,7 @@ wait_for_answers(TimestampTz now, TimestampTz next_due)
 		take_answer(answer);
 }
 
-/*
- * A CALL without duration, and what may begin nothing more, does not wait for
- * long for rows that somebody has locked: others may want to deliver.
- */
+/* A CALL without duration, and what may begin nothing more, does not wait for long for rows that are locked. */
 static bool
 is_done(TimestampTz until, TimestampTz now, TimestampTz next_due)
 {
@@ -367,10 +349,7 @@ is_done(TimestampTz until, TimestampTz now, TimestampTz next_due)
 	return now - ending_since >= KEEP_MAX_US;
 }
 
-/*
- * The last visits of a run that has to stop: what is on the wire has had no
- * answer, and what waits is tried once more.
- */
+/* What is on the wire has had no answer, and what waits is tried once more. */
 static void
 stop(void)
 {
@@ -401,7 +380,11 @@ run(TimestampTz until)
 			lanes_look(false, until != 0, now);
 		else if (worker_was_woken())
 			lanes_look(true, true, now);
-		may_send = may_begin(until, now);
+		/* When the clock was set back, all would wait too long: the run stops, and all is forgotten. */
+		if (stopping_since == 0 && (now < turn_at - USECS_PER_SEC || (owner_is_worker && worker_must_stop())))
+			stopping_since = now;
+		turn_at = now;
+		may_send = stopping_since == 0 && settings_enabled && (until == 0 || now <= until);
 		if (stopping_since != 0 && (http_in_flight() == 0 || now - stopping_since >= STOP_US))
 		{
 			stop();

@@ -183,7 +183,7 @@ extern void lanes_look(bool at_once, bool for_rows, TimestampTz now);
 /* Takes up lanes and apps whose time has come. */
 extern void lanes_tick(TimestampTz now);
 
-/* Is there something to read?  lanes_fill() reads it, between queue_begin() and queue_commit(). */
+/* Is there something to read?  lanes_fill() reads it, in an open transaction. */
 extern bool lanes_are_hungry(TimestampTz now);
 extern void lanes_fill(const Installation *installation, TimestampTz now);
 

@@ -13,10 +13,9 @@
 #include "datatype/timestamp.h"
 
 /*
- * How fast requests of one app may start.  Nothing but a 429 tells how large
- * OneSignal's bucket is, which creates empty as well.  So the rate grows by a
- * tenth a second while it holds us back, and a 429 cuts it to 80% of what was
- * answered.
+ * How fast requests of one app may start.  Only a 429 tells how large OneSignal's
+ * bucket is, which creates empty as well.  So the rate grows by a tenth a second
+ * while it holds us back, and a 429 cuts it to 80% of what was answered.
  */
 typedef struct Pace
 {
@@ -47,10 +46,9 @@ extern void pace_answered(Pace *pace, int64 now);
 extern void pace_throttled(Pace *pace, int64 begun_at, int64 now);
 
 /*
- * A circuit is closed (all requests may go), or open until a time, after which
- * one request at a time may go, the probe; src/README.md draws it.  A zeroed one
- * is closed.  A request that began before the circuit last changed does not
- * change it again.
+ * Closed, as a zeroed one is: all requests may go.  Open until a time: then one
+ * at a time, the probe; src/README.md draws it.  A request that began before the
+ * circuit last changed does not change it again.
  */
 typedef struct Circuit
 {
@@ -83,10 +81,9 @@ extern bool circuit_open(Circuit *circuit, int64 begun_at, int64 until, int64 no
 extern bool circuit_close(Circuit *circuit, int64 now);
 
 /*
- * How many requests of one app may be on the wire, so that an app that hangs
- * leaves room for others: ALLOWANCE_FIRST, and one more with each answer.  When
- * an answer fails to come it falls back to that number, and nothing begins in
- * place of what failed until an answer comes.
+ * How many requests of one app may be on the wire: ALLOWANCE_FIRST, and one more
+ * with each answer.  When an answer fails to come it falls back to that number,
+ * and nothing begins in place of what failed until an answer comes.
  */
 typedef struct Allowance
 {
@@ -110,9 +107,8 @@ extern void allowance_begin(Allowance *allowance, Wire *wire);
 extern void allowance_end(Allowance *allowance, Wire *wire, bool answered);
 
 /*
- * How many requests may be begun and not yet recorded: one more with each
- * outcome that was recorded, so that each commit doubles it.  When outcomes
- * cannot be recorded, one more may begin after a second.
+ * How many requests may be begun and not yet recorded: one more with each outcome
+ * that was recorded, or one a second while outcomes cannot be recorded.
  */
 typedef struct Trust
 {
