@@ -67,7 +67,6 @@ typedef struct HttpEngine
 	dlist_head	finished;
 	HttpExchange *returned;		/* the caller reads its answer */
 	int			in_flight;
-	int			handed_over;	/* to libcurl since its last call: likely to be sent in the next one */
 	int			strangers;		/* groups with unsent exchanges that have never had an answer */
 	long		connections_max;
 	int64		timer_us;		/* when libcurl wants to be called */
@@ -323,7 +322,6 @@ hand_to_libcurl(HttpExchange *exchange)
 	exchange->launched_us = http_clock_us();
 	exchange->doomed = false;
 	set_port(exchange, 0);
-	engine.handed_over++;
 	return curl_multi_add_handle(engine.multi, exchange->easy) == CURLM_OK;
 }
 
@@ -385,19 +383,12 @@ run_libcurl(curl_socket_t fd, int what)
 {
 	CURLMsg    *message;
 	int			left;
-	bool		many = engine.handed_over > 1;
 	long		share = (engine.connections_max - wire_count()) / Max(HOST_CONNECTIONS_MAX, 2 * engine.strangers);
 
 	/* A host may have an eighth of those that are left, many that may hang half of them together: some stay. */
 	curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
-	engine.handed_over = 0;
 	flooded = false;
-	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */
-	if (many)
-		wire_cork(true);
 	call_libcurl(NULL, fd, what);
-	if (many)
-		wire_cork(false);
 	while ((message = curl_multi_info_read(engine.multi, &left)) != NULL)
 	{
 		HttpExchange *exchange = NULL;

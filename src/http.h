@@ -128,9 +128,6 @@ extern void wire_end(int port, int64 silent_since);
 extern bool wire_end_flood(void);
 extern void wire_tidy(void);
 
-/* What is written to each connection waits for company, until it is uncorked. */
-extern void wire_cork(bool corked);
-
 /*
  * Waits for at most timeout_ms (-1: no limit), for a socket or the latch, which
  * it resets.  Returns the socket and for what it is ready (WL_SOCKET_*), or -1,
