@@ -71,7 +71,6 @@ typedef struct HttpEngine
 	long		connections_max;
 	int64		timer_us;		/* when libcurl wants to be called */
 	int64		next_deadline_us;	/* no deadline is earlier */
-	bool		signals_blocked;
 } HttpEngine;
 
 static HttpEngine engine = {.timer_us = PG_INT64_MAX, .next_deadline_us = PG_INT64_MAX};
@@ -107,16 +106,7 @@ resolver_callback(void *resolver pg_attribute_unused(), void *reserved pg_attrib
 
 	sigaddset(&blocked, SIGQUIT);
 	sigprocmask(SIG_SETMASK, &blocked, NULL);
-	engine.signals_blocked = true;
 	return 0;
-}
-
-static void
-restore_signals(void)
-{
-	if (engine.signals_blocked)
-		sigprocmask(SIG_SETMASK, &UnBlockSig, NULL);
-	engine.signals_blocked = false;
 }
 
 static int
@@ -126,7 +116,7 @@ socket_callback(CURL *easy pg_attribute_unused(), curl_socket_t fd, int what, vo
 	/* CURL_POLL_REMOVE asks for neither. */
 	wire_watch(fd, (what & CURL_POLL_IN) != 0, (what & CURL_POLL_OUT) != 0);
 	/* libcurl names a resolver's pipe right after it has started the thread. */
-	restore_signals();
+	sigprocmask(SIG_SETMASK, &UnBlockSig, NULL);
 	return 0;
 }
 
@@ -274,7 +264,7 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 	else
 		curl_multi_socket_action(engine.multi, fd, what, &running);
 	disable_timeout(look_timeout, false);
-	restore_signals();
+	sigprocmask(SIG_SETMASK, &UnBlockSig, NULL);
 }
 
 /* Reserving descriptors may close files and log, which no callback may do.  Other extensions need some, too. */
