@@ -17,7 +17,6 @@
 #include <signal.h>
 #include <time.h>
 
-#include "common/hashfn.h"
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
 #include "portability/instr_time.h"
@@ -165,37 +164,27 @@ set_port(HttpExchange *exchange, int local_port)
 	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
 }
 
-/*
- * Does another wait for its answer there?  Once libcurl has seen HTTP/2 from a
- * host, it sends over connections with HTTP/1.1, too, without waiting for
- * answers, and gives each to whom it reads for first.  Servers behind one
- * address may differ, and a status line may say HTTP/2.
- */
-static bool
-is_taken(const HttpExchange *exchange, int local_port, uint32 peer)
-{
-	dlist_iter	iter;
-
-	dlist_foreach(iter, &engine.active)
-	{
-		const HttpExchange *other = dlist_container(HttpExchange, node, iter.cur);
-
-		if (other != exchange && other->local_port == local_port && other->peer == peer)
-			return true;
-	}
-	return false;
-}
-
 /* The connection is there and the request is about to go out, for the first time or again. */
 static int
-prereq_callback(void *context, char *peer_ip, char *local_ip pg_attribute_unused(), int peer_port, int local_port)
+prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_ip pg_attribute_unused(),
+				int peer_port pg_attribute_unused(), int local_port)
 {
 	HttpExchange *exchange = context;
-	long		connects = 1;
-	int			seen = wire_look(local_port, true);
-	uint32		peer = hash_bytes((unsigned char *) peer_ip, strlen(peer_ip)) + peer_port;
+	int			seen = wire_look(local_port);
+	long		connects = 0;
+	bool		was_there;
 
-	if ((seen & WIRE_BUSY) && !transfer_is_http2(exchange) && is_taken(exchange, local_port, peer))
+	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
+	was_there = connects == exchange->connects;
+	exchange->connects = connects;
+
+	/*
+	 * Once libcurl has seen HTTP/2 from a host, it sends over connections with
+	 * HTTP/1.1, too, without waiting for answers, and gives each to whom it
+	 * reads for first.  Servers behind one address may differ, and a status line
+	 * may say HTTP/2.
+	 */
+	if (was_there && (seen & WIRE_BUSY) && !transfer_is_http2(exchange))
 	{
 		exchange->doomed = true;
 		curl_easy_setopt(exchange->easy, CURLOPT_FRESH_CONNECT, 1L);
@@ -203,13 +192,11 @@ prereq_callback(void *context, char *peer_ip, char *local_ip pg_attribute_unused
 	}
 
 	/*
-	 * On a connection that was there before, libcurl would take what came
-	 * unasked for the answer.  Its versions differ in whether they close a
-	 * connection when this callback refuses it; when they cannot write to it,
-	 * they all do.
+	 * libcurl would take what came unasked for the answer.  Its versions differ
+	 * in whether they close a connection when this callback refuses it; when
+	 * they cannot write to it, they all do.
 	 */
-	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
-	exchange->doomed = connects == 0 &&
+	exchange->doomed = was_there &&
 		((seen & WIRE_UNASKED) || ((seen & WIRE_IDLE) && transfer_has_unread_tls(exchange)));
 	if (exchange->doomed)
 	{
@@ -218,7 +205,6 @@ prereq_callback(void *context, char *peer_ip, char *local_ip pg_attribute_unused
 	}
 	exchange->answer.begun_us = waits_since(exchange);
 	exchange->answer.error[0] = '\0';	/* what ended an earlier connection */
-	exchange->peer = peer;
 	set_port(exchange, local_port);
 	return CURL_PREREQFUNC_OK;
 }
@@ -311,6 +297,7 @@ hand_to_libcurl(HttpExchange *exchange)
 	exchange->answer.error[0] = '\0';
 	exchange->launched_us = http_clock_us();
 	exchange->doomed = false;
+	exchange->connects = 0;
 	set_port(exchange, 0);
 	return curl_multi_add_handle(engine.multi, exchange->easy) == CURLM_OK;
 }
@@ -437,7 +424,7 @@ expire(bool *latched)
 
 		/* After a refused stream or GOAWAY libcurl lets the request wait for another connection. */
 		if (deadline(exchange) <= now && exchange->local_port != 0 &&
-			!(wire_look(exchange->local_port, false) & WIRE_OPEN))
+			!(wire_look(exchange->local_port) & WIRE_OPEN))
 			set_port(exchange, 0);
 		if (deadline(exchange) > now)
 		{

@@ -106,17 +106,17 @@ extern const char *http_versions(void);
 
 /* What wire_look() knows of a connection */
 #define WIRE_OPEN			1 /* neither side has closed it */
-#define WIRE_IDLE			2 /* no answer is awaited on it */
-#define WIRE_UNASKED		4 /* idle, but the peer has sent something or closed it */
-#define WIRE_BUSY			8 /* with idle_only: libcurl waits for it, and nobody looked any further */
+#define WIRE_IDLE			2 /* nobody waits for it, and the peer has been silent */
+#define WIRE_UNASKED		4 /* nobody waits for it, but the peer has sent something or closed it */
+#define WIRE_BUSY			8 /* libcurl waits for it */
 
 /* For what the socket is watched from now on; it is closed now. */
 extern void wire_watch(int fd, bool readable, bool writable);
 extern void wire_closed(int fd);
 extern int	wire_count(void);
 
-/* A connection is found by its local port.  idle_only: of one that is not idle nothing needs to be known. */
-extern int	wire_look(int port, bool idle_only);
+/* A connection is found by its local port.  Those that lead to different hosts may share it. */
+extern int	wire_look(int port);
 
 /*
  * End our side of a connection, or of all that are in use, if silent since then;

@@ -24,7 +24,7 @@ typedef struct HttpExchange
 	int			resubmitted;	/* how often */
 	bool		doomed;			/* it must not be sent over the connection that libcurl chose */
 	int			local_port;		/* of the connection that it is sent over; 0: it counts in group->unsent */
-	uint32		peer;			/* a hash of where that leads: hosts may share a local port */
+	long		connects;		/* how many connections libcurl had made for it when it was last sent */
 	size_t		header_bytes;
 	bool		headers_ended;	/* the empty line after them has been seen */
 	const char *too_large;		/* in words, or NULL */

@@ -94,8 +94,7 @@ wire_watch(int fd, bool readable, bool writable)
 	WatchedSocket *watched = find_socket(fd);
 	unsigned int unacknowledged_ms pg_attribute_unused() = 20000;
 
-	/* One that goes on being read is the same: no system call for each message. */
-	if (watched == NULL || (!(readable && (watched->wanted & WL_SOCKET_READABLE)) && !is_there(watched)))
+	if (watched == NULL || !is_there(watched))
 	{
 		wire_closed(fd);
 		if (socket_count == WIRE_SOCKETS_MAX)
@@ -120,7 +119,7 @@ wire_watch(int fd, bool readable, bool writable)
 /* ---- what a peer says or does unasked ---- */
 
 int
-wire_look(int port, bool idle_only)
+wire_look(int port)
 {
 	int			seen = 0;
 
@@ -128,20 +127,18 @@ wire_look(int port, bool idle_only)
 	{
 		char		byte;
 		ssize_t		got;
+		bool		silent;
 
 		if (watched->port != port)
 			continue;
-		/* Most requests are sent beside others on their connection: then this costs no system call. */
-		if (idle_only && watched->wanted != 0)
-		{
-			seen |= WIRE_BUSY;
-			continue;
-		}
 		got = recv(watched->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
-		if (got > 0 || (got < 0 && errno == EAGAIN))
+		silent = got < 0 && errno == EAGAIN;
+		if (got > 0 || silent)
 			seen |= WIRE_OPEN;
-		if (watched->wanted == 0)
-			seen |= got < 0 && errno == EAGAIN ? WIRE_IDLE : WIRE_IDLE | WIRE_UNASKED;
+		if (watched->wanted != 0)
+			seen |= WIRE_BUSY;
+		else
+			seen |= silent ? WIRE_IDLE : WIRE_UNASKED;
 	}
 	return seen;
 }
