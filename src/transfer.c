@@ -128,9 +128,6 @@ set_constant_options(HttpExchange *exchange)
 bool
 transfer_make(HttpExchange *exchange, const HttpRequest *request)
 {
-	const char *const headers[] = {
-		request->authorization, "Accept: application/json", "User-Agent: onesignal_cancel/" ONESIGNAL_CANCEL_VERSION
-	};
 	CURL	   *easy = curl_easy_init();
 	const char *ca_file = request->ca_file;
 
@@ -139,14 +136,11 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 	if (easy == NULL || exchange->answer.body == NULL)
 		return false;
 	set_constant_options(exchange);
-	for (size_t i = 0; i < lengthof(headers); i++)
-	{
-		struct curl_slist *longer = curl_slist_append(exchange->headers, headers[i]);
-
-		if (longer == NULL)
-			return false;
-		exchange->headers = longer;
-	}
+	exchange->headers = curl_slist_append(NULL, request->authorization);
+	if (exchange->headers == NULL ||
+		curl_slist_append(exchange->headers, "Accept: application/json") == NULL ||
+		curl_slist_append(exchange->headers, "User-Agent: onesignal_cancel/" ONESIGNAL_CANCEL_VERSION) == NULL)
+		return false;
 
 	/* Plain HTTP is for loopback addresses, and so never for a proxy from the environment. */
 	curl_easy_setopt(easy, CURLOPT_NOPROXY,
@@ -171,31 +165,32 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 
 /* ---- what only the TLS library knows ---- */
 
-/* A function of the library that libcurl is linked with (the server may have loaded another), and the session. */
+/*
+ * A function of the TLS library that libcurl is linked with, which may not be
+ * the server's, and the session to call it for.  NULL: another library, or no TLS.
+ */
 static void *
-tls_function(HttpExchange *exchange, void **known, const char *openssl, const char *gnutls,
-			 const struct curl_tlssessioninfo **tls)
+tls_function(HttpExchange *exchange, const char *openssl, const char *gnutls, const struct curl_tlssessioninfo **tls)
 {
+	static void *libcurl = NULL;
 	Dl_info		where;
-	void	   *library;
 
+	if (libcurl == NULL && dladdr((void *) curl_easy_init, &where) != 0)
+		libcurl = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
 	curl_easy_getinfo(exchange->easy, CURLINFO_TLS_SSL_PTR, tls);
-	if (*tls == NULL || (*tls)->internals == NULL ||
-		((*tls)->backend != CURLSSLBACKEND_OPENSSL && (*tls)->backend != CURLSSLBACKEND_GNUTLS))
+	if (libcurl == NULL || *tls == NULL || (*tls)->internals == NULL)
 		return NULL;
-	if (*known == NULL && dladdr((void *) curl_easy_init, &where) != 0 &&
-		(library = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD)) != NULL)
-		*known = dlsym(library, (*tls)->backend == CURLSSLBACKEND_OPENSSL ? openssl : gnutls);
-	return *known;
+	if ((*tls)->backend == CURLSSLBACKEND_OPENSSL)
+		return dlsym(libcurl, openssl);
+	return (*tls)->backend == CURLSSLBACKEND_GNUTLS ? dlsym(libcurl, gnutls) : NULL;
 }
 
 /* libcurl reads only as much of a TLS record as the body lacks, and newer versions let OpenSSL read more than one. */
 bool
 transfer_has_unread_tls(HttpExchange *exchange)
 {
-	static void *known = NULL;
 	const struct curl_tlssessioninfo *tls = NULL;
-	void	   *pending = tls_function(exchange, &known, "SSL_has_pending", "gnutls_record_check_pending", &tls);
+	void	   *pending = tls_function(exchange, "SSL_has_pending", "gnutls_record_check_pending", &tls);
 
 	return pending != NULL && ((int (*) (const void *)) pending)(tls->internals) > 0;
 }
@@ -203,15 +198,13 @@ transfer_has_unread_tls(HttpExchange *exchange)
 bool
 transfer_is_http2(HttpExchange *exchange)
 {
-	static void *known = NULL;
 	const struct curl_tlssessioninfo *tls = NULL;
 	struct						/* what GnuTLS calls a datum */
 	{
 		const char *name;
 		unsigned int length;
 	} agreed = {NULL, 0};
-	void	   *alpn = tls_function(exchange, &known, "SSL_get0_alpn_selected", "gnutls_alpn_get_selected_protocol",
-									&tls);
+	void	   *alpn = tls_function(exchange, "SSL_get0_alpn_selected", "gnutls_alpn_get_selected_protocol", &tls);
 
 	if (alpn != NULL && tls->backend == CURLSSLBACKEND_OPENSSL)
 		((void (*) (const void *, const char **, unsigned int *)) alpn)(tls->internals, &agreed.name, &agreed.length);
