@@ -320,8 +320,6 @@ conclude(HttpExchange *exchange, CURLcode result)
 	dlist_delete(&exchange->node);
 	dlist_push_tail(&engine.finished, &exchange->node);
 	engine.in_flight--;
-	if (!message_level_is_interesting(DEBUG3))
-		return;
 	/* This shows neither headers nor texts from outside, which may have the key. */
 	curl_easy_getinfo(exchange->easy, CURLINFO_EFFECTIVE_URL, &url);
 	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
@@ -524,31 +522,27 @@ http_next(void)
 void
 http_give_up(const char *words)
 {
-	/* Reading what is left of many connections, to close them, could take long. */
-	wire_end(WIRE_ALL, PG_INT64_MAX);
+	int64		began_us = http_clock_us();
+
 	while (!dlist_is_empty(&engine.active))
 	{
 		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.active);
 
+		/* Reading what is left of many connections, to close them, could take long. */
+		if (http_clock_us() - began_us >= LOOK_MS * INT64CONST(1000))
+			wire_end(WIRE_ALL, PG_INT64_MAX);
 		strlcpy(exchange->answer.error, words, HTTP_ERROR_SIZE);
-		conclude(exchange, CURLE_OPERATION_TIMEDOUT);
+		conclude(exchange, CURLE_ABORTED_BY_CALLBACK);
 	}
+	engine.next_deadline_us = PG_INT64_MAX;
 }
 
 void
 http_abandon(void)
 {
-	int64		began_us = http_clock_us();
-
 	/* A line for the log would take the next interrupt. */
 	HOLD_INTERRUPTS();
-	while (!dlist_is_empty(&engine.active))
-	{
-		if (http_clock_us() - began_us >= LOOK_MS * INT64CONST(1000))	/* as in http_give_up() */
-			wire_end(WIRE_ALL, PG_INT64_MAX);
-		conclude(dlist_head_element(HttpExchange, node, &engine.active), CURLE_ABORTED_BY_CALLBACK);
-	}
-	engine.next_deadline_us = PG_INT64_MAX;
+	http_give_up("");
 	while (http_next() != NULL)
 		;
 	wire_tidy();
