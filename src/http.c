@@ -173,7 +173,10 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 	int			seen = wire_look(local_port);
 	long		connects = 0;
 	bool		was_there;
+	bool		has_unread;
+	bool		is_http2;
 
+	transfer_ask_tls(exchange, &has_unread, &is_http2);
 	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
 	was_there = connects == exchange->connects;
 	exchange->connects = connects;
@@ -184,7 +187,7 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 	 * reads for first.  Servers behind one address may differ, and a status line
 	 * may say HTTP/2.
 	 */
-	if (was_there && (seen & WIRE_BUSY) && !transfer_is_http2(exchange))
+	if (was_there && (seen & WIRE_BUSY) && !is_http2)
 	{
 		exchange->doomed = true;
 		curl_easy_setopt(exchange->easy, CURLOPT_FRESH_CONNECT, 1L);
@@ -196,8 +199,7 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 	 * in whether they close a connection when this callback refuses it; when
 	 * they cannot write to it, they all do.
 	 */
-	exchange->doomed = was_there &&
-		((seen & WIRE_UNASKED) || ((seen & WIRE_IDLE) && transfer_has_unread_tls(exchange)));
+	exchange->doomed = was_there && ((seen & WIRE_UNASKED) || ((seen & WIRE_IDLE) && has_unread));
 	if (exchange->doomed)
 	{
 		wire_end(local_port, PG_INT64_MAX);

@@ -163,54 +163,44 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 		curl_easy_setopt(easy, CURLOPT_PROXY, request->proxy) == CURLE_OK;
 }
 
-/* ---- what only the TLS library knows ---- */
-
 /*
- * A function of the TLS library that libcurl is linked with, which may not be
- * the server's, and the session to call it for.  NULL: another library, or no TLS.
+ * libcurl reads only as much of a TLS record as the body lacks, and newer
+ * versions let OpenSSL read more than one.  The library that libcurl is linked
+ * with is asked: the server may have loaded another.
  */
-static void *
-tls_function(HttpExchange *exchange, const char *openssl, const char *gnutls, const struct curl_tlssessioninfo **tls)
+void
+transfer_ask_tls(HttpExchange *exchange, bool *has_unread, bool *is_http2)
 {
 	static void *libcurl = NULL;
-	Dl_info		where;
-
-	if (libcurl == NULL && dladdr((void *) curl_easy_init, &where) != 0)
-		libcurl = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
-	curl_easy_getinfo(exchange->easy, CURLINFO_TLS_SSL_PTR, tls);
-	if (libcurl == NULL || *tls == NULL || (*tls)->internals == NULL)
-		return NULL;
-	if ((*tls)->backend == CURLSSLBACKEND_OPENSSL)
-		return dlsym(libcurl, openssl);
-	return (*tls)->backend == CURLSSLBACKEND_GNUTLS ? dlsym(libcurl, gnutls) : NULL;
-}
-
-/* libcurl reads only as much of a TLS record as the body lacks, and newer versions let OpenSSL read more than one. */
-bool
-transfer_has_unread_tls(HttpExchange *exchange)
-{
-	const struct curl_tlssessioninfo *tls = NULL;
-	void	   *pending = tls_function(exchange, "SSL_has_pending", "gnutls_record_check_pending", &tls);
-
-	return pending != NULL && ((int (*) (const void *)) pending)(tls->internals) > 0;
-}
-
-bool
-transfer_is_http2(HttpExchange *exchange)
-{
 	const struct curl_tlssessioninfo *tls = NULL;
 	struct						/* what GnuTLS calls a datum */
 	{
 		const char *name;
 		unsigned int length;
 	} agreed = {NULL, 0};
-	void	   *alpn = tls_function(exchange, "SSL_get0_alpn_selected", "gnutls_alpn_get_selected_protocol", &tls);
+	Dl_info		where;
+	bool		is_openssl;
+	void	   *pending;
+	void	   *alpn;
 
-	if (alpn != NULL && tls->backend == CURLSSLBACKEND_OPENSSL)
+	*has_unread = *is_http2 = false;
+	if (libcurl == NULL && dladdr((void *) curl_easy_init, &where) != 0)
+		libcurl = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+	curl_easy_getinfo(exchange->easy, CURLINFO_TLS_SSL_PTR, &tls);
+	if (libcurl == NULL || tls == NULL || tls->internals == NULL ||
+		(tls->backend != CURLSSLBACKEND_OPENSSL && tls->backend != CURLSSLBACKEND_GNUTLS))
+		return;
+	is_openssl = tls->backend == CURLSSLBACKEND_OPENSSL;
+	pending = dlsym(libcurl, is_openssl ? "SSL_has_pending" : "gnutls_record_check_pending");
+	alpn = dlsym(libcurl, is_openssl ? "SSL_get0_alpn_selected" : "gnutls_alpn_get_selected_protocol");
+	if (pending == NULL || alpn == NULL)
+		return;
+	if (is_openssl)
 		((void (*) (const void *, const char **, unsigned int *)) alpn)(tls->internals, &agreed.name, &agreed.length);
-	else if (alpn != NULL)
+	else
 		((int (*) (const void *, void *)) alpn)(tls->internals, &agreed);
-	return agreed.length == 2 && memcmp(agreed.name, "h2", 2) == 0;
+	*has_unread = ((int (*) (const void *)) pending)(tls->internals) > 0;
+	*is_http2 = agreed.length == 2 && memcmp(agreed.name, "h2", 2) == 0;
 }
 
 /* ---- its answer ---- */

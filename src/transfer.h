@@ -34,9 +34,8 @@ typedef struct HttpExchange
 /* Makes the handle of a zeroed exchange.  False: out of memory; transfer_release() is still needed. */
 extern bool transfer_make(HttpExchange *exchange, const HttpRequest *request);
 
-/* Of its connection: does the TLS library hold input that libcurl has not read?  Was HTTP/2 agreed? */
-extern bool transfer_has_unread_tls(HttpExchange *exchange);
-extern bool transfer_is_http2(HttpExchange *exchange);
+/* Of its connection: does OpenSSL or GnuTLS hold input that libcurl has not read?  Was HTTP/2 agreed? */
+extern void transfer_ask_tls(HttpExchange *exchange, bool *has_unread, bool *is_http2);
 
 /* The exchange has ended: completes the answer. */
 extern void transfer_conclude(HttpExchange *exchange, CURLcode result);
