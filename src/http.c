@@ -285,24 +285,11 @@ open_engine(void)
 				 errmsg("could not initialize libcurl")));
 	curl_multi_setopt(engine.multi, CURLMOPT_SOCKETFUNCTION, socket_callback);
 	curl_multi_setopt(engine.multi, CURLMOPT_TIMERFUNCTION, timer_callback);
-	curl_multi_setopt(engine.multi, CURLMOPT_PIPELINING, CURLPIPE_MULTIPLEX);
 	curl_multi_setopt(engine.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, engine.connections_max);
 	curl_multi_setopt(engine.multi, CURLMOPT_MAXCONNECTS, engine.connections_max);
 }
 
 /* ---- one exchange ---- */
-
-/* Hands it to libcurl, for the first time or again.  This resolves nothing yet: the next run_libcurl() does. */
-static bool
-hand_to_libcurl(HttpExchange *exchange)
-{
-	exchange->answer.error[0] = '\0';
-	exchange->launched_us = http_clock_us();
-	exchange->doomed = false;
-	exchange->connects = 0;
-	set_port(exchange, 0);
-	return curl_multi_add_handle(engine.multi, exchange->easy) == CURLM_OK;
-}
 
 /* Completes the answer, or the words that say why there is none: from engine.active into engine.finished. */
 static void
@@ -328,6 +315,19 @@ conclude(HttpExchange *exchange, CURLcode result)
 	elog(DEBUG3, "onesignal_cancel: %s from port %d, HTTP/%s, %.1f ms: %d (%s)", url, exchange->local_port,
 		 version >= CURL_HTTP_VERSION_2_0 ? "2" : "1", (http_clock_us() - answer->begun_us) / 1000.0,
 		 answer->status, curl_easy_strerror(result));
+}
+
+/* For the first time or again.  This resolves nothing yet: the next run_libcurl() does. */
+static void
+hand_to_libcurl(HttpExchange *exchange)
+{
+	exchange->answer.error[0] = '\0';
+	exchange->launched_us = http_clock_us();
+	exchange->doomed = false;
+	exchange->connects = 0;
+	set_port(exchange, 0);
+	if (curl_multi_add_handle(engine.multi, exchange->easy) != CURLM_OK)
+		conclude(exchange, CURLE_OUT_OF_MEMORY);
 }
 
 /* Has the connection failed in a way that says nothing about the request?  DELETE may be sent again. */
@@ -385,9 +385,8 @@ run_libcurl(curl_socket_t fd, int what)
 		else if (may_resubmit(exchange, result))
 		{
 			call_libcurl(exchange, 0, 0);
-			if (hand_to_libcurl(exchange))
-				continue;
-			result = CURLE_OUT_OF_MEMORY;
+			hand_to_libcurl(exchange);
+			continue;
 		}
 		conclude(exchange, result);
 	}
@@ -474,8 +473,7 @@ http_submit(const HttpRequest *request, void *owner)
 	count_unsent(exchange->group, 1, false);
 	dlist_push_tail(&engine.active, &exchange->node);
 	engine.in_flight++;
-	if (!hand_to_libcurl(exchange))
-		conclude(exchange, CURLE_OUT_OF_MEMORY);
+	hand_to_libcurl(exchange);
 }
 
 const HttpAnswer *
