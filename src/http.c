@@ -14,6 +14,7 @@
  */
 #include "postgres.h"
 
+#include <curl/curl.h>
 #include <signal.h>
 #include <time.h>
 
@@ -27,7 +28,6 @@
 
 #include "compat.h"
 #include "http.h"
-#include "transfer.h"
 
 /* At 100 streams each, 8 carry 22,700 requests a second over 30 ms. */
 #define HOST_CONNECTIONS_MAX	8

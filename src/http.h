@@ -1,10 +1,12 @@
 /*
  * http.h
- *		Exchanges over libcurl, many in flight, interruptible (http.c, transfer.c),
- *		and the sockets that libcurl opens and closes (wire.c).
+ *		Exchanges over libcurl, many in flight, interruptible (http.c), each of
+ *		them (transfer.c), and the sockets that libcurl opens and closes (wire.c).
  */
 #ifndef ONESIGNAL_CANCEL_HTTP_H
 #define ONESIGNAL_CANCEL_HTTP_H
+
+#include "lib/ilist.h"
 
 /* What a process never exceeds. */
 #define HTTP_IN_FLIGHT_MAX	800
@@ -94,6 +96,45 @@ extern bool http_parse_url(const char *url, HttpUrl *parts);
 /* The loaded versions: "libcurl/7.88.1 OpenSSL/3.0.15 ... nghttp2/1.52.0 ..." */
 extern const char *http_versions(void);
 
+/* ---- transfer.c, for http.c alone.  Both include curl/curl.h before this file. ---- */
+
+#ifdef CURLINC_CURL_H
+
+StaticAssertDecl(HTTP_ERROR_SIZE >= CURL_ERROR_SIZE, "libcurl writes so many bytes");
+
+typedef struct HttpExchange
+{
+	dlist_node	node;			/* http.c keeps them in lists */
+	CURL	   *easy;
+	struct curl_slist *headers; /* holds the key: wiped by transfer_release() */
+	HttpGroup  *group;
+	int64		launched_us;	/* when it was last handed to libcurl */
+	int64		timeout_us;
+	int64		connect_us;		/* how long it may stay unsent */
+	int			resubmitted;	/* how often */
+	bool		doomed;			/* it must not be sent over the connection that libcurl chose */
+	long		connects;		/* how many connections libcurl had made for it when it was last sent */
+	int			local_port;		/* of the connection that it is sent over; 0: it counts in group->unsent */
+	size_t		header_bytes;
+	bool		headers_ended;	/* the empty line after them has been seen */
+	const char *too_large;		/* in words, or NULL */
+	HttpAnswer	answer;			/* its body is malloc'd */
+} HttpExchange;
+
+/* Makes the handle of a zeroed exchange.  False: out of memory; transfer_release() is still needed. */
+extern bool transfer_make(HttpExchange *exchange, const HttpRequest *request);
+
+/* Of its connection: does OpenSSL or GnuTLS hold input that libcurl has not read?  Was HTTP/2 agreed? */
+extern void transfer_ask_tls(HttpExchange *exchange, bool *has_unread, bool *is_http2);
+
+/* The exchange has ended: completes the answer. */
+extern void transfer_conclude(HttpExchange *exchange, CURLcode result);
+
+/* Wipes the request, and frees the exchange. */
+extern void transfer_release(HttpExchange *exchange);
+
+#endif							/* CURLINC_CURL_H */
+
 /*
  * ---- wire.c, for http.c and transfer.c alone ----
  *
@@ -104,24 +145,23 @@ extern const char *http_versions(void);
 /* How many sockets can be watched at one time. */
 #define WIRE_SOCKETS_MAX	1024
 
-/* What wire_look() knows of a connection */
-#define WIRE_OPEN			1 /* neither side has closed it */
-#define WIRE_IDLE			2 /* nobody waits for it, and the peer has been silent */
-#define WIRE_UNASKED		4 /* nobody waits for it, but the peer has sent something or closed it */
-#define WIRE_BUSY			8 /* libcurl waits for it */
-
 /* For what the socket is watched from now on; it is closed now. */
 extern void wire_watch(int fd, bool readable, bool writable);
 extern void wire_closed(int fd);
 extern int	wire_count(void);
 
-/* A connection is found by its local port.  Those that lead to different hosts may share it. */
+/* What is known of the connections with this local port, which can be several that lead to different hosts. */
+#define WIRE_OPEN			1 /* neither side has closed it */
+#define WIRE_BUSY			2 /* libcurl waits for it */
+#define WIRE_IDLE			4 /* nobody waits for it, and the peer has been silent */
+#define WIRE_UNASKED		8 /* nobody waits for it, but the peer has sent something or closed it */
 extern int	wire_look(int port);
 
 /*
- * End our side of a connection, or of all that are in use, if silent since then;
- * of the one with the most unread input, which a flooding peer has (false: none
- * has any); and of those that their peers have closed while they were idle.
+ * End our side of the connections with this local port, or of all that are in
+ * use, if silent since then; of the one with the most unread input, which a
+ * flooding peer has (false: none has any); and of those that their peers have
+ * closed while they were idle.
  */
 #define WIRE_ALL			(-1)
 extern void wire_end(int port, int64 silent_since);

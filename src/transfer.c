@@ -14,7 +14,7 @@
 #include <unistd.h>
 
 #include "compat.h"
-#include "transfer.h"
+#include "http.h"
 
 /* A cancel's answer is under 1 kB, and Cloudflare's headers take 1 to 2 kB.  Much more is some proxy's. */
 #define HEADERS_MAX			(32 * 1024)
