@@ -41,13 +41,9 @@
 /* A connection takes two sockets while it is made, and a resolver's pipe. */
 StaticAssertDecl(4 * CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets can be watched");
 
-/*
- * How often an exchange is sent again when its connection turned out dead, and
- * when its stream was refused while others had answers: libcurl opens 100
- * streams before it has read how many the peer allows, on each connection.
- */
-#define RESUBMIT_MAX			3
-#define REFUSED_MAX				50
+/* How often an exchange is sent again.  libcurl opens 100 streams before it has read how many the peer allows. */
+#define RESUBMIT_MAX			3 /* when its connection turned out dead */
+#define REFUSED_MAX				50 /* when its stream was refused while others had answers */
 
 /*
  * A call into libcurl returns only when nothing is left to read, which a
@@ -92,10 +88,9 @@ http_clock_us(void)
 /* ---- what libcurl calls ---- */
 
 /*
- * Called before libcurl starts a thread that resolves a name.  The thread
- * inherits this signal mask, so that PostgreSQL's handlers run only on the main
- * thread.  Faults stay deliverable.  The signals cannot be blocked around each
- * whole call: look_at_call() needs SIGALRM.
+ * libcurl is about to start a thread that resolves a name.  It inherits this
+ * mask, so that PostgreSQL's handlers run only on the main thread.  Around the
+ * whole call, nothing can be blocked: look_at_call() needs SIGALRM.
  */
 static int
 resolver_callback(void *resolver pg_attribute_unused(), void *reserved pg_attribute_unused(),
@@ -112,7 +107,6 @@ static int
 socket_callback(CURL *easy pg_attribute_unused(), curl_socket_t fd, int what, void *context pg_attribute_unused(),
 				void *socket_context pg_attribute_unused())
 {
-	/* CURL_POLL_REMOVE asks for neither. */
 	wire_watch(fd, (what & CURL_POLL_IN) != 0, (what & CURL_POLL_OUT) != 0);
 	/* libcurl names a resolver's pipe right after it has started the thread. */
 	sigprocmask(SIG_SETMASK, &UnBlockSig, NULL);
@@ -182,10 +176,9 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 	exchange->connects = connects;
 
 	/*
-	 * Once libcurl has seen HTTP/2 from a host, it sends over connections with
-	 * HTTP/1.1, too, without waiting for answers, and gives each to whom it
-	 * reads for first.  Servers behind one address may differ, and a status line
-	 * may say HTTP/2.
+	 * Once libcurl has seen HTTP/2 from a host, even if only in a status line,
+	 * it sends over the host's HTTP/1.1 connections without waiting for answers,
+	 * and gives each answer to whom it reads for first.
 	 */
 	if (was_there && (seen & WIRE_BUSY) && !is_http2)
 	{
@@ -235,9 +228,8 @@ look_at_call(void)
 }
 
 /*
- * The calls of libcurl that may read from a peer: for a socket that is ready or
- * its timer, and to let go of an exchange, since libcurl reads what is left of a
- * TLS connection to close it.
+ * For a socket that is ready, for libcurl's timer, or to let go of an exchange:
+ * libcurl reads what is left of a TLS connection to close it.
  */
 static void
 call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
@@ -321,7 +313,6 @@ conclude(HttpExchange *exchange, CURLcode result)
 static void
 hand_to_libcurl(HttpExchange *exchange)
 {
-	exchange->answer.error[0] = '\0';
 	exchange->launched_us = http_clock_us();
 	exchange->doomed = false;
 	exchange->connects = 0;
@@ -356,8 +347,10 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 
 /* Calls libcurl for a socket that is ready, or for its timer, and takes what has finished. */
 static void
-run_libcurl(curl_socket_t fd, int what)
+run_libcurl(curl_socket_t fd, uint32 ready)
 {
+	int			in = (ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0;
+	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
 	CURLMsg    *message;
 	int			left;
 	long		share = (engine.connections_max - wire_count()) / Max(HOST_CONNECTIONS_MAX, 2 * engine.strangers);
@@ -365,7 +358,7 @@ run_libcurl(curl_socket_t fd, int what)
 	/* A host may have an eighth of those that are left, many that may hang half of them together: some stay. */
 	curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
 	flooded = false;
-	call_libcurl(NULL, fd, what);
+	call_libcurl(NULL, fd, in | out);
 	while ((message = curl_multi_info_read(engine.multi, &left)) != NULL)
 	{
 		HttpExchange *exchange = NULL;
@@ -397,10 +390,9 @@ wait_once(long timeout_ms, bool *latched)
 {
 	uint32		ready = 0;
 	int			fd = wire_wait(timeout_ms, &ready, latched);
-	int			in = (ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0;
 
 	if (fd >= 0)
-		run_libcurl(fd, in | ((ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0));
+		run_libcurl(fd, ready);
 }
 
 /* Ends what is late. */

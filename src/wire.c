@@ -63,10 +63,8 @@ static WatchedSocket *
 find_socket(int fd)
 {
 	for (int i = 0; i < socket_count; i++)
-	{
 		if (sockets[i].fd == fd)
 			return &sockets[i];
-	}
 	return NULL;
 }
 
@@ -231,30 +229,27 @@ int
 wire_wait(long timeout_ms, uint32 *ready, bool *latched)
 {
 	WaitEvent	occurred;
+	WatchedSocket *watched;
 
-	for (;;)
+	if (set_is_stale)
+		rebuild_set();
+	if (WaitEventSetWait(set, timeout_ms, &occurred, 1, wait_event_named("OnesignalCancelHttp")) == 0)
+		return -1;
+	if (occurred.events & WL_LATCH_SET)
 	{
-		WatchedSocket *watched;
-
-		if (set_is_stale)
-			rebuild_set();
-		if (WaitEventSetWait(set, timeout_ms, &occurred, 1, wait_event_named("OnesignalCancelHttp")) == 0)
-			return -1;
-		watched = find_socket(occurred.fd);
-		if (occurred.events & WL_LATCH_SET)
-		{
-			ResetLatch(MyLatch);
-			*latched = true;
-		}
-		else if (watched != NULL && watched->wanted != 0)
-		{
-			*ready = occurred.events & (WL_SOCKET_READABLE | WL_SOCKET_WRITEABLE);
-			watched->heard_us = (*ready & WL_SOCKET_READABLE) ? http_clock_us() : watched->heard_us;
-			return occurred.fd;
-		}
-		else
-			set_is_stale = true;	/* an idle connection's end, likely: libcurl looks when it next needs it */
+		ResetLatch(MyLatch);
+		*latched = true;
 		/* However often the latch is set, the sockets have their turn. */
-		timeout_ms = 0;
+		return wire_wait(0, ready, latched);
 	}
+	watched = find_socket(occurred.fd);
+	if (watched == NULL || watched->wanted == 0)
+	{
+		set_is_stale = true;	/* an idle connection's end, likely: libcurl looks when it next needs it */
+		return -1;
+	}
+	*ready = occurred.events;
+	if (*ready & WL_SOCKET_READABLE)
+		watched->heard_us = http_clock_us();
+	return occurred.fd;
 }
