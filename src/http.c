@@ -32,14 +32,9 @@
 /* At 100 streams each, 8 carry 22,700 requests a second over 30 ms. */
 #define HOST_CONNECTIONS_MAX	8
 
-#define CONNECTIONS_MAX			256
-
 /* Two of three descriptors are for connections, the others for epoll, resolver pipes and a second address. */
 #define FDS_MIN					24
-#define FDS_MAX					(CONNECTIONS_MAX / 2 * 3)
-
-/* A connection takes two sockets while it is made, and a resolver's pipe. */
-StaticAssertDecl(4 * CONNECTIONS_MAX <= WIRE_SOCKETS_MAX, "too few sockets can be watched");
+#define FDS_MAX					(HTTP_CONNECTIONS_MAX / 2 * 3)
 
 /* How often an exchange is sent again.  libcurl opens 100 streams before it has read how many the peer allows. */
 #define RESUBMIT_MAX			3 /* when its connection turned out dead */

@@ -10,6 +10,7 @@
 
 /* What a process never exceeds. */
 #define HTTP_IN_FLIGHT_MAX	800
+#define HTTP_CONNECTIONS_MAX	256
 #define HTTP_ERROR_SIZE		256
 #define HTTP_HOST_SIZE		256
 
@@ -141,9 +142,6 @@ extern void transfer_release(HttpExchange *exchange);
  * Only wire_wait() throws or allocates in PostgreSQL's memory: libcurl's
  * callbacks may call the others, and a signal handler those that end something.
  */
-
-/* How many sockets can be watched at one time. */
-#define WIRE_SOCKETS_MAX	1024
 
 /* For what the socket is watched from now on; it is closed now. */
 extern void wire_watch(int fd, bool readable, bool writable);

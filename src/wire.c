@@ -25,6 +25,9 @@
 #define POLLRDHUP	0
 #endif
 
+/* A connection takes two sockets while it is made, and a resolver's pipe. */
+#define SOCKETS_MAX			(4 * HTTP_CONNECTIONS_MAX)
+
 /* Without a local port it is no connection, but a resolver's pipe. */
 typedef struct WatchedSocket
 {
@@ -38,7 +41,7 @@ typedef struct WatchedSocket
 static WaitEventSet *set = NULL;
 static bool set_is_stale = true;
 static int	socket_count = 0;
-static WatchedSocket sockets[WIRE_SOCKETS_MAX];
+static WatchedSocket sockets[SOCKETS_MAX];
 
 /* ---- which sockets ---- */
 
@@ -95,7 +98,7 @@ wire_watch(int fd, bool readable, bool writable)
 	if (watched == NULL || !is_there(watched))
 	{
 		wire_closed(fd);
-		if (socket_count == WIRE_SOCKETS_MAX)
+		if (socket_count == SOCKETS_MAX)
 			return;				/* its exchange times out */
 		watched = &sockets[socket_count++];
 		*watched = (WatchedSocket) {.fd = fd, .port = local_port(fd), .heard_us = http_clock_us()};
@@ -208,7 +211,7 @@ rebuild_set(void)
 	if (set != NULL)
 		FreeWaitEventSet(set);
 	set = NULL;
-	set = create_wait_event_set(WIRE_SOCKETS_MAX + 2);
+	set = create_wait_event_set(SOCKETS_MAX + 2);
 	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	if (IsUnderPostmaster)
 		AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
