@@ -8,9 +8,9 @@
  * http_wait() waits for them and for the latch, so that interrupts take effect.
  *
  * libcurl's callbacks only record: an error or a palloc would leave through its
- * frames.  All memory is malloc'd and belongs to the static engine, so that no
- * error loses it.  The kernel closes what is open when the process exits:
- * libcurl could wait for a resolver.
+ * frames.  All memory is malloc'd and kept in static variables, so that no error
+ * loses it.  What is open when the process exits is left to the kernel: libcurl
+ * could wait for a resolver.
  */
 #include "postgres.h"
 
@@ -50,20 +50,15 @@
 #define FLOOD_CPU_US			INT64CONST(250000)
 #define LATE_CPU_US				INT64CONST(5000)
 
-typedef struct HttpEngine
-{
-	CURLM	   *multi;
-	dlist_head	active;
-	dlist_head	finished;
-	HttpExchange *returned;		/* the caller reads its answer */
-	int			in_flight;
-	int			strangers;		/* groups with unsent exchanges that have never had an answer */
-	long		connections_max;
-	int64		timer_us;		/* when libcurl wants to be called */
-	int64		next_deadline_us;	/* no deadline is earlier */
-} HttpEngine;
-
-static HttpEngine engine = {.timer_us = PG_INT64_MAX, .next_deadline_us = PG_INT64_MAX};
+static CURLM *multi = NULL;
+static dlist_head active = DLIST_STATIC_INIT(active);
+static dlist_head finished = DLIST_STATIC_INIT(finished);
+static HttpExchange *returned = NULL;	/* the caller reads its answer */
+static int	in_flight = 0;
+static int	strangers = 0;		/* groups with unsent exchanges that have never had an answer */
+static long connections_max;
+static int64 timer_us = PG_INT64_MAX;	/* when libcurl wants to be called */
+static int64 next_deadline_us = PG_INT64_MAX;	/* no deadline is earlier */
 
 /* For the handler of SIGALRM */
 static TimeoutId look_timeout = MAX_TIMEOUTS;	/* until it is registered */
@@ -109,9 +104,9 @@ socket_callback(CURL *easy pg_attribute_unused(), curl_socket_t fd, int what, vo
 }
 
 static int
-timer_callback(CURLM *multi pg_attribute_unused(), long timeout_ms, void *context pg_attribute_unused())
+timer_callback(CURLM *handle pg_attribute_unused(), long timeout_ms, void *context pg_attribute_unused())
 {
-	engine.timer_us = timeout_ms < 0 ? PG_INT64_MAX : http_clock_us() + timeout_ms * INT64CONST(1000);
+	timer_us = timeout_ms < 0 ? PG_INT64_MAX : http_clock_us() + timeout_ms * INT64CONST(1000);
 	return 0;
 }
 
@@ -136,11 +131,11 @@ deadline(const HttpExchange *exchange)
 static void
 count_unsent(HttpGroup *group, int more, bool answered)
 {
-	engine.strangers -= group->unsent > 0 && group->answered_us == 0;
+	strangers -= group->unsent > 0 && group->answered_us == 0;
 	group->unsent += more;
 	if (answered)
 		group->answered_us = http_clock_us();
-	engine.strangers += group->unsent > 0 && group->answered_us == 0;
+	strangers += group->unsent > 0 && group->answered_us == 0;
 }
 
 /* It is sent over the connection with this local port, or (0) waits for one again. */
@@ -150,7 +145,7 @@ set_port(HttpExchange *exchange, int local_port)
 	count_unsent(exchange->group, (local_port == 0) - (exchange->local_port == 0), false);
 	exchange->answer.sent_before |= exchange->local_port != 0;
 	exchange->local_port = local_port;
-	engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
+	next_deadline_us = Min(next_deadline_us, deadline(exchange));
 }
 
 /* The connection is there and the request is about to go out, for the first time or again. */
@@ -206,7 +201,7 @@ static void
 look_at_call(void)
 {
 	bool		is_over = ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending));
-	bool		is_late = is_over || letting_go || http_clock_us() >= engine.next_deadline_us;
+	bool		is_late = is_over || letting_go || http_clock_us() >= next_deadline_us;
 	struct timespec cpu;
 	int64		cpu_us;
 
@@ -222,10 +217,7 @@ look_at_call(void)
 		flooded = true;
 }
 
-/*
- * For a socket that is ready, for libcurl's timer, or to let go of an exchange:
- * libcurl reads what is left of a TLS connection to close it.
- */
+/* For a ready socket, for libcurl's timer (gone is NULL), or to let go of an exchange, which may read, too. */
 static void
 call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 {
@@ -235,20 +227,20 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 	letting_go = gone != NULL;
 	enable_timeout_every(look_timeout, GetCurrentTimestamp() + LOOK_MS * INT64CONST(1000), LOOK_MS);
 	if (gone != NULL)
-		curl_multi_remove_handle(engine.multi, gone->easy);
+		curl_multi_remove_handle(multi, gone->easy);
 	else
-		curl_multi_socket_action(engine.multi, fd, what, &running);
+		curl_multi_socket_action(multi, fd, what, &running);
 	disable_timeout(look_timeout, false);
 	sigprocmask(SIG_SETMASK, &UnBlockSig, NULL);
 }
 
 /* Reserving descriptors may close files and log, which no callback may do.  Other extensions need some, too. */
 static void
-open_engine(void)
+open_libcurl(void)
 {
 	static int	fds = 0;
 
-	if (engine.multi != NULL)
+	if (multi != NULL)
 		return;
 	while (fds < Min(FDS_MAX, max_safe_fds / 4) && AcquireExternalFD())
 		fds++;
@@ -261,24 +253,24 @@ open_engine(void)
 				 errmsg("could not reserve file descriptors for HTTP connections"),
 				 errhint("Raise max_files_per_process and the server's ulimit -n.")));
 	}
-	engine.connections_max = fds / 3 * 2;
+	connections_max = fds / 3 * 2;
 	if (look_timeout == MAX_TIMEOUTS)
 		look_timeout = RegisterTimeout(USER_TIMEOUT, look_at_call);
 	if (curl_global_init(CURL_GLOBAL_DEFAULT) == CURLE_OK)
-		engine.multi = curl_multi_init();
-	if (engine.multi == NULL)
+		multi = curl_multi_init();
+	if (multi == NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OUT_OF_MEMORY),
 				 errmsg("could not initialize libcurl")));
-	curl_multi_setopt(engine.multi, CURLMOPT_SOCKETFUNCTION, socket_callback);
-	curl_multi_setopt(engine.multi, CURLMOPT_TIMERFUNCTION, timer_callback);
-	curl_multi_setopt(engine.multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, engine.connections_max);
-	curl_multi_setopt(engine.multi, CURLMOPT_MAXCONNECTS, engine.connections_max);
+	curl_multi_setopt(multi, CURLMOPT_SOCKETFUNCTION, socket_callback);
+	curl_multi_setopt(multi, CURLMOPT_TIMERFUNCTION, timer_callback);
+	curl_multi_setopt(multi, CURLMOPT_MAX_TOTAL_CONNECTIONS, connections_max);
+	curl_multi_setopt(multi, CURLMOPT_MAXCONNECTS, connections_max);
 }
 
 /* ---- one exchange ---- */
 
-/* Completes the answer, or the words that say why there is none: from engine.active into engine.finished. */
+/* Completes the answer, or the words that say why there is none: from active into finished. */
 static void
 conclude(HttpExchange *exchange, CURLcode result)
 {
@@ -294,8 +286,8 @@ conclude(HttpExchange *exchange, CURLcode result)
 	answer->sent = exchange->local_port != 0 || answer->sent_before;
 	count_unsent(exchange->group, -(exchange->local_port == 0), answer->status != 0);
 	dlist_delete(&exchange->node);
-	dlist_push_tail(&engine.finished, &exchange->node);
-	engine.in_flight--;
+	dlist_push_tail(&finished, &exchange->node);
+	in_flight--;
 	/* This shows neither headers nor texts from outside, which may have the key. */
 	curl_easy_getinfo(exchange->easy, CURLINFO_EFFECTIVE_URL, &url);
 	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
@@ -312,7 +304,7 @@ hand_to_libcurl(HttpExchange *exchange)
 	exchange->doomed = false;
 	exchange->connects = 0;
 	set_port(exchange, 0);
-	if (curl_multi_add_handle(engine.multi, exchange->easy) != CURLM_OK)
+	if (curl_multi_add_handle(multi, exchange->easy) != CURLM_OK)
 		conclude(exchange, CURLE_OUT_OF_MEMORY);
 }
 
@@ -348,13 +340,13 @@ run_libcurl(curl_socket_t fd, uint32 ready)
 	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
 	CURLMsg    *message;
 	int			left;
-	long		share = (engine.connections_max - wire_count()) / Max(HOST_CONNECTIONS_MAX, 2 * engine.strangers);
+	long		share = (connections_max - wire_count()) / Max(HOST_CONNECTIONS_MAX, 2 * strangers);
 
 	/* A host may have an eighth of those that are left, many that may hang half of them together: some stay. */
-	curl_multi_setopt(engine.multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
+	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
 	flooded = false;
 	call_libcurl(NULL, fd, in | out);
-	while ((message = curl_multi_info_read(engine.multi, &left)) != NULL)
+	while ((message = curl_multi_info_read(multi, &left)) != NULL)
 	{
 		HttpExchange *exchange = NULL;
 		CURLcode	result = message->data.result;
@@ -397,13 +389,13 @@ expire(bool *latched)
 	int64		now = http_clock_us();
 	dlist_mutable_iter iter;
 
-	if (now < engine.next_deadline_us)
+	if (now < next_deadline_us)
 		return;
 	/* What has arrived is not late, even if the caller could not read it earlier: it waited for a lock, say. */
 	for (int i = wire_count(); i > 0; i--)
 		wait_once(0, latched);
-	engine.next_deadline_us = PG_INT64_MAX;
-	dlist_foreach_modify(iter, &engine.active)
+	next_deadline_us = PG_INT64_MAX;
+	dlist_foreach_modify(iter, &active)
 	{
 		HttpExchange *exchange = dlist_container(HttpExchange, node, iter.cur);
 		bool		unconnected;
@@ -414,7 +406,7 @@ expire(bool *latched)
 			set_port(exchange, 0);
 		if (deadline(exchange) > now)
 		{
-			engine.next_deadline_us = Min(engine.next_deadline_us, deadline(exchange));
+			next_deadline_us = Min(next_deadline_us, deadline(exchange));
 			continue;
 		}
 		unconnected = exchange->local_port == 0 && now < waits_since(exchange) + exchange->timeout_us;
@@ -430,7 +422,7 @@ expire(bool *latched)
 int
 http_in_flight(void)
 {
-	return engine.in_flight;
+	return in_flight;
 }
 
 void
@@ -438,7 +430,7 @@ http_submit(const HttpRequest *request, void *owner)
 {
 	HttpExchange *exchange;
 
-	open_engine();
+	open_libcurl();
 	exchange = calloc(1, sizeof(HttpExchange));
 	if (exchange == NULL || !transfer_make(exchange, request))
 	{
@@ -458,8 +450,8 @@ http_submit(const HttpRequest *request, void *owner)
 	exchange->connect_us = Min(request->connect_timeout_ms, request->timeout_ms) * INT64CONST(1000);
 	exchange->group = request->group;
 	count_unsent(exchange->group, 1, false);
-	dlist_push_tail(&engine.active, &exchange->node);
-	engine.in_flight++;
+	dlist_push_tail(&active, &exchange->node);
+	in_flight++;
 	hand_to_libcurl(exchange);
 }
 
@@ -480,11 +472,11 @@ http_wait(int64 until_us)
 		now = http_clock_us();
 		if (answer != NULL || latched || (looked && until_us <= now))
 			return answer;
-		until = Min(until_us, Min(engine.timer_us, engine.next_deadline_us));
+		until = Min(until_us, Min(timer_us, next_deadline_us));
 		/* While a peer floods, libcurl may want to be called again at once, for ever: all others have their turn. */
-		if (engine.timer_us <= now)
+		if (timer_us <= now)
 		{
-			engine.timer_us = PG_INT64_MAX;
+			timer_us = PG_INT64_MAX;
 			run_libcurl(CURL_SOCKET_TIMEOUT, 0);
 		}
 		/* Rounded up: a wait that ends early would spin through the last millisecond. */
@@ -497,13 +489,13 @@ http_wait(int64 until_us)
 const HttpAnswer *
 http_next(void)
 {
-	if (engine.returned != NULL)
-		transfer_release(engine.returned);
-	engine.returned = NULL;
-	if (dlist_is_empty(&engine.finished))
+	if (returned != NULL)
+		transfer_release(returned);
+	returned = NULL;
+	if (dlist_is_empty(&finished))
 		return NULL;
-	engine.returned = dlist_container(HttpExchange, node, dlist_pop_head_node(&engine.finished));
-	return &engine.returned->answer;
+	returned = dlist_container(HttpExchange, node, dlist_pop_head_node(&finished));
+	return &returned->answer;
 }
 
 void
@@ -511,9 +503,9 @@ http_give_up(const char *words)
 {
 	int64		began_us = http_clock_us();
 
-	while (!dlist_is_empty(&engine.active))
+	while (!dlist_is_empty(&active))
 	{
-		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &engine.active);
+		HttpExchange *exchange = dlist_head_element(HttpExchange, node, &active);
 
 		/* Reading what is left of many connections, to close them, could take long. */
 		if (http_clock_us() - began_us >= LOOK_MS * INT64CONST(1000))
@@ -521,7 +513,7 @@ http_give_up(const char *words)
 		strlcpy(exchange->answer.error, words, HTTP_ERROR_SIZE);
 		conclude(exchange, CURLE_ABORTED_BY_CALLBACK);
 	}
-	engine.next_deadline_us = PG_INT64_MAX;
+	next_deadline_us = PG_INT64_MAX;
 }
 
 void

@@ -85,10 +85,7 @@ extern const HttpAnswer *http_next(void);
 /* Ends all that is in flight without an answer, with this error; http_next() returns it. */
 extern void http_give_up(const char *words);
 
-/*
- * At the end of a statement or run, and on error paths: drops all that is in
- * flight or finished, and ends the connections that their peers have closed.
- */
+/* At the end of a statement or run, also by an error: drops all exchanges, and ends what peers have closed. */
 extern void http_abandon(void);
 
 /* By the parser that the request itself will go through.  False: not an absolute URL with a host. */
@@ -136,12 +133,9 @@ extern void transfer_release(HttpExchange *exchange);
 
 #endif							/* CURLINC_CURL_H */
 
-/*
- * ---- wire.c, for http.c and transfer.c alone ----
- *
- * Only wire_wait() throws or allocates in PostgreSQL's memory: libcurl's
- * callbacks may call the others, and a signal handler those that end something.
- */
+/* ---- wire.c, for http.c and transfer.c alone ---- */
+
+/* All but wire_wait() may be called in libcurl's callbacks, and those that end something in a signal handler. */
 
 /* For what the socket is watched from now on; it is closed now. */
 extern void wire_watch(int fd, bool readable, bool writable);
@@ -169,7 +163,7 @@ extern void wire_tidy(void);
 /*
  * Waits for at most timeout_ms (-1: no limit), for a socket or the latch, which
  * it resets.  Returns the socket and for what it is ready (WL_SOCKET_*), or -1,
- * which it may return early.
+ * which it may return early.  May throw.
  */
 extern int	wire_wait(long timeout_ms, uint32 *ready, bool *latched);
 

@@ -23,10 +23,7 @@
 
 /* ---- what libcurl calls ---- */
 
-/*
- * Ends an exchange whose answer is too large, and its connection: libcurl 7.88
- * may not see the end of the next stream after it dropped one in the middle.
- */
+/* Ends the connection, too: libcurl 7.88 may not see the end of the next stream after it dropped one in the middle. */
 static size_t
 refuse_more(HttpExchange *exchange, const char *problem)
 {
@@ -148,11 +145,7 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, exchange->headers);
 	/* libcurl divides it among a name's addresses. */
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) request->connect_timeout_ms);
-
-	/*
-	 * With a bundle named and no directory, libcurl parses the CA store once
-	 * and keeps it in the multi handle: 1.2 ms instead of 17 ms a connection.
-	 */
+	/* With a bundle and no directory, libcurl parses the CAs once for the multi handle: 1.2 instead of 17 ms. */
 	if (ca_file == NULL)
 		ca_file = curl_version_info(CURLVERSION_NOW)->cainfo;
 	if (ca_file != NULL)		/* else a libcurl that only knows a directory */
