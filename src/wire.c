@@ -148,15 +148,11 @@ wire_look(int port)
 void
 wire_tidy(void)
 {
-	for (int i = socket_count - 1; i >= 0; i--)
+	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
 	{
-		struct pollfd look = {.fd = sockets[i].fd, .events = POLLRDHUP};
+		struct pollfd look = {.fd = watched->fd, .events = POLLRDHUP};
 
-		if (sockets[i].wanted != 0)
-			continue;
-		if (!is_there(&sockets[i]))
-			wire_closed(look.fd);
-		else if (poll(&look, 1, 0) == 1)
+		if (watched->wanted == 0 && is_there(watched) && poll(&look, 1, 0) == 1)
 			(void) shutdown(look.fd, SHUT_RDWR);
 	}
 }
