@@ -137,9 +137,9 @@ try_connection(int fd, const char *after)
 	wire_watch(fd, true, false);
 	wire_watch(fd, true, true);
 	snprintf(name, sizeof(name), "%s: the connection is found by its port", after);
-	check((wire_look(port_of(fd)) & (WIRE_OPEN | WIRE_UNASKED)) == WIRE_OPEN, name);
+	check(wire_look(port_of(fd)) == (WIRE_OPEN | WIRE_BUSY), name);
 	snprintf(name, sizeof(name), "%s: somebody waits for it", after);
-	check(wire_look(port_of(fd)) & WIRE_BUSY, name);
+	check((wire_look(port_of(fd)) & WIRE_BUSY) != 0, name);
 	snprintf(name, sizeof(name), "%s: it is close-on-exec", after);
 	check(fcntl(fd, F_GETFD) == FD_CLOEXEC, name);
 	wire_watch(fd, false, false);
