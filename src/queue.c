@@ -378,8 +378,7 @@ queue_save_app(const QueueApp *app)
 	ErrorData  *error;
 
 	namestrcpy(&role, app->circuit_role);
-	(void) set_config_option("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION,
-							 GUC_ACTION_SAVE, true, 0, false);
+	SetConfigOption("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION);
 	error = statement_try(&save_app, installation.schema, 1, values);
 	AtEOXact_GUC(false, level);
 	/* Logged once, although it is tried again each time. */

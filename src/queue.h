@@ -28,7 +28,7 @@ typedef struct Installation
 	/* What owner_leave() puts back. */
 	Oid			user;
 	int			sec_context;
-	int			guc_level;		/* 0: no setting was made */
+	int			guc_level;
 } Installation;
 
 /* False if the extension does not exist (any more); owner_get() then raises 42P01.  Needs a transaction. */

@@ -168,11 +168,11 @@ owner_require_trigger(const Installation *installation, bool allow_off)
 /* ---- the owner ---- */
 
 static void
-set_all(const Setting *settings, int count, GucSource source, GucAction action)
+set_all(const Setting *settings, int count, GucSource source)
 {
 	for (int i = 0; i < count; i++)
 		if (GetConfigOption(settings[i][0], true, false) != NULL)
-			(void) set_config_option(settings[i][0], settings[i][1], PGC_SUSET, source, action, true, 0, false);
+			SetConfigOption(settings[i][0], settings[i][1], PGC_SUSET, source);
 }
 
 void
@@ -182,16 +182,15 @@ owner_enter(Installation *installation)
 
 	GetUserIdAndSecContext(&installation->user, &installation->sec_context);
 	SetUserIdAndSecContext(installation->owner, installation->sec_context | restrictions);
-	installation->guc_level = owner_is_worker ? 0 : NewGUCNestLevel();
+	installation->guc_level = NewGUCNestLevel();
 	if (!owner_is_worker)
-		set_all(statement_settings, lengthof(statement_settings), PGC_S_SESSION, GUC_ACTION_SAVE);
+		set_all(statement_settings, lengthof(statement_settings), PGC_S_SESSION);
 }
 
 void
 owner_leave(const Installation *installation)
 {
-	if (installation->guc_level != 0)
-		AtEOXact_GUC(false, installation->guc_level);
+	AtEOXact_GUC(false, installation->guc_level);
 	SetUserIdAndSecContext(installation->user, installation->sec_context);
 }
 
@@ -199,8 +198,8 @@ owner_leave(const Installation *installation)
 void
 owner_settle(void)
 {
-	set_all(statement_settings, lengthof(statement_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
-	set_all(worker_settings, lengthof(worker_settings), PGC_S_OVERRIDE, GUC_ACTION_SET);
+	set_all(statement_settings, lengthof(statement_settings), PGC_S_OVERRIDE);
+	set_all(worker_settings, lengthof(worker_settings), PGC_S_OVERRIDE);
 	owner_is_worker = true;
 }
 
