@@ -309,14 +309,14 @@ ends_transaction(const ErrorData *error, Oid schema)
 }
 
 /*
- * The error that was caught; NULL: there was no memory to copy it.  It is
- * copied before the rollback: a trigger may have raised it again, and then some
- * of its fields are in memory that the rollback frees.
+ * Ends the subtransaction and returns the error that was caught.  It is copied
+ * before: a trigger may have raised it again, and then some of its fields are
+ * in memory that the rollback frees.  Lack of memory for that is raised.
  */
 static ErrorData *
-take_error(void)
+roll_back(void)
 {
-	ErrorData *volatile error = NULL;
+	ErrorData *volatile error;
 
 	PG_TRY();
 	{
@@ -324,10 +324,12 @@ take_error(void)
 	}
 	PG_CATCH();
 	{
-		/* The rollback has to come all the same. */
+		RollbackAndReleaseCurrentSubTransaction();
+		PG_RE_THROW();
 	}
 	PG_END_TRY();
 	FlushErrorState();
+	RollbackAndReleaseCurrentSubTransaction();
 	return error;
 }
 
@@ -337,7 +339,6 @@ statement_try(Statement *statement, Oid schema, int times, Datum *values)
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner resources = CurrentResourceOwner;
 	ErrorData *volatile error = NULL;
-	volatile bool failed = false;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
@@ -351,21 +352,15 @@ statement_try(Statement *statement, Oid schema, int times, Datum *values)
 	}
 	PG_CATCH();
 	{
-		failed = true;
 		MemoryContextSwitchTo(context);
-		error = take_error();
-		RollbackAndReleaseCurrentSubTransaction();
+		error = roll_back();
 	}
 	PG_END_TRY();
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = resources;
 
-	if (failed && error == NULL)
-		ereport(ERROR,
-				(errcode(ERRCODE_OUT_OF_MEMORY),
-				 errmsg("out of memory")));
 	/* Not ThrowErrorData() or ReThrowError(): they do not copy all fields, and the memory may be gone by the report. */
-	if (failed && ends_transaction(error, schema))
+	if (error != NULL && ends_transaction(error, schema))
 		ereport(ERROR,
 				(errcode(error->sqlerrcode),
 				 errmsg_internal("%s", error->message),
