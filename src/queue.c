@@ -25,12 +25,6 @@
 
 #include "queue.h"
 
-/*
- * How long to wait for a session that has an app's row locked.  Most sessions
- * lock it for a millisecond; what cannot be saved is saved later.
- */
-#define APP_LOCK_TIMEOUT "10ms"
-
 const char *const queue_state_names[QUEUE_STATES] = {
 	[QUEUE_SCHEDULED] = "scheduled",
 	[QUEUE_PENDING] = "pending",
@@ -236,12 +230,13 @@ static Statement record_outcomes = {
 		   " FOR NO KEY UPDATE SKIP LOCKED) AS m),"
 		   " written AS (UPDATE ONLY @onesignal_message AS m SET"
 		   " state = CASE WHEN o.moved THEN m.state ELSE o.state::@onesignal_message_state END,"
-		   " http_status = o.http_status, errors = o.errors::pg_catalog.text[],"
-		   " response = o.response::pg_catalog.jsonb, attempts = m.attempts" PLUS "1,"
+		   " http_status = NULLIF(o.http_status, 0), errors = o.errors::pg_catalog.text[],"
+		   " response = NULLIF(o.response, '')::pg_catalog.jsonb, attempts = m.attempts" PLUS "1,"
 		   " unanswered = m.unanswered OR o.unanswered,"
 		   " first_attempt_at = COALESCE(m.first_attempt_at, o.last_attempt_at),"
 		   " last_attempt_at = o.last_attempt_at,"
-		   " next_attempt_at = CASE WHEN o.moved THEN m.next_attempt_at ELSE o.next_attempt_at END,"
+		   " next_attempt_at = CASE WHEN o.moved THEN m.next_attempt_at"
+		   " WHEN o.state" EQ "'pending' THEN o.next_attempt_at END,"
 		   " finished_at = CASE WHEN o.state" NE "'pending' AND NOT o.moved THEN pg_catalog.clock_timestamp() END"
 		   " FROM unlocked AS o WHERE m.ctid" EQ "o.address RETURNING o.ordinal, o.moved)"
 		   " SELECT CASE WHEN o.ordinal" EQ "ANY (SELECT w.ordinal FROM written AS w WHERE NOT w.moved) THEN 0"
@@ -251,20 +246,30 @@ static Statement record_outcomes = {
 			   TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
 };
 
-/* Adds an element to the array that is the nth parameter; the array begins as 0. */
-static void
-add_element(Datum *arrays, int number, Datum value, bool isnull)
-{
-	ArrayBuildState *array = (ArrayBuildState *) DatumGetPointer(arrays[number]);
-	Oid			type = get_element_type(record_outcomes.types[number]);
+/* A row of values for a statement whose parameters are arrays. */
+typedef Datum Values[lengthof(record_outcomes.types)];
 
-	arrays[number] = PointerGetDatum(accumArrayResult(array, value, isnull, type, CurrentMemoryContext));
+static ErrorData *
+try_rows(Statement *statement, Values *rows, int count)
+{
+	Values		arrays;
+
+	for (int i = 0; OidIsValid(statement->types[i]); i++)
+	{
+		Oid			type = get_element_type(statement->types[i]);
+		ArrayBuildState *array = NULL;
+
+		for (int row = 0; row < count; row++)
+			array = accumArrayResult(array, rows[row][i], false, type, CurrentMemoryContext);
+		arrays[i] = makeArrayResult(array, CurrentMemoryContext);
+	}
+	return statement_try(statement, installation.schema, arrays);
 }
 
 static ErrorData *
 try_to_record(QueueOutcome *outcomes, int count)
 {
-	Datum		arrays[11] = {0};
+	Values	   *rows = palloc(sizeof(Values) * count);
 	ErrorData  *error;
 
 	for (int i = 0; i < count; i++)
@@ -273,22 +278,19 @@ try_to_record(QueueOutcome *outcomes, int count)
 		const CancelOutcome *judged = &outcome->judged;
 		char	   *errors = OidOutputFunctionCall(F_ARRAY_OUT, PointerGetDatum(onesignal_errors(judged)));
 
-		add_element(arrays, 0, UUIDPGetDatum(&outcome->app_id), false);
-		add_element(arrays, 1, UUIDPGetDatum(&outcome->row->message_id), false);
-		add_element(arrays, 2, TimestampTzGetDatum(outcome->row->requested_at), false);
-		add_element(arrays, 3, CStringGetTextDatum(queue_state_names[outcome->state]), false);
-		add_element(arrays, 4, BoolGetDatum(outcome->unanswered), false);
-		add_element(arrays, 5, Int32GetDatum(judged->status), judged->status == 0);
-		add_element(arrays, 6, CStringGetTextDatum(errors), false);
-		add_element(arrays, 7, judged->response != NULL ? CStringGetTextDatum(judged->response) : (Datum) 0,
-					judged->response == NULL);
-		add_element(arrays, 8, TimestampTzGetDatum(outcome->last_attempt_at), false);
-		add_element(arrays, 9, TimestampTzGetDatum(outcome->next_attempt_at), outcome->state != QUEUE_PENDING);
-		add_element(arrays, 10, TimestampTzGetDatum(outcome->row->send_after), false);
+		rows[i][0] = UUIDPGetDatum(&outcome->app_id);
+		rows[i][1] = UUIDPGetDatum(&outcome->row->message_id);
+		rows[i][2] = TimestampTzGetDatum(outcome->row->requested_at);
+		rows[i][3] = CStringGetTextDatum(queue_state_names[outcome->state]);
+		rows[i][4] = BoolGetDatum(outcome->unanswered);
+		rows[i][5] = Int32GetDatum(judged->status);
+		rows[i][6] = CStringGetTextDatum(errors);
+		rows[i][7] = CStringGetTextDatum(judged->response != NULL ? judged->response : "");
+		rows[i][8] = TimestampTzGetDatum(outcome->last_attempt_at);
+		rows[i][9] = TimestampTzGetDatum(outcome->next_attempt_at);
+		rows[i][10] = TimestampTzGetDatum(outcome->row->send_after);
 	}
-	for (int i = 0; i < (int) lengthof(arrays); i++)
-		arrays[i] = makeArrayResult((ArrayBuildState *) DatumGetPointer(arrays[i]), CurrentMemoryContext);
-	error = statement_try(&record_outcomes, installation.schema, 1, arrays);
+	error = try_rows(&record_outcomes, rows, count);
 	for (int i = 0; i < count; i++)
 		outcomes[i].recorded = error != NULL ? QUEUE_UNRECORDABLE : DatumGetInt32(read_column(i, 1, (Datum) 0));
 	if (error == NULL)
@@ -331,7 +333,7 @@ queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 		UUIDPGetDatum(&lane->app_id), NameGetDatum(&lane->requested_by),
 		TimestampTzGetDatum(before), CStringGetTextDatum(reason)
 	};
-	ErrorData  *error = statement_try(&give_up, installation.schema, 1, values);
+	ErrorData  *error = statement_try(&give_up, installation.schema, values);
 
 	if (error == NULL)
 		return (int) SPI_processed;
@@ -378,8 +380,9 @@ queue_save_app(const QueueApp *app)
 	ErrorData  *error;
 
 	namestrcpy(&role, app->circuit_role);
-	SetConfigOption("lock_timeout", APP_LOCK_TIMEOUT, PGC_SUSET, PGC_S_SESSION);
-	error = statement_try(&save_app, installation.schema, 1, values);
+	/* Most sessions have an app's row locked for a millisecond; what cannot be saved is saved later. */
+	SetConfigOption("lock_timeout", "10ms", PGC_SUSET, PGC_S_SESSION);
+	error = statement_try(&save_app, installation.schema, values);
 	AtEOXact_GUC(false, level);
 	/* Logged once, although it is tried again each time. */
 	if (error != NULL && error->sqlerrcode != ERRCODE_LOCK_NOT_AVAILABLE &&

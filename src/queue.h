@@ -88,12 +88,11 @@ typedef struct Statement
 extern uint64 statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls);
 
 /*
- * Runs it in a subtransaction, so many times, with a row of values each, one
- * behind the other.  Returns NULL, with SPI_processed and
+ * Runs it in a subtransaction.  Returns NULL, with SPI_processed and
  * SPI_tuptable set, or the error that rolled it back.  Raises interrupts, and
  * errors after which nothing else would work in this transaction.
  */
-extern ErrorData *statement_try(Statement *statement, Oid schema, int times, Datum *values);
+extern ErrorData *statement_try(Statement *statement, Oid schema, Datum *values);
 
 /* ---- message.c ---- */
 

@@ -250,21 +250,12 @@ owner_init(void)
 
 /* ---- running ---- */
 
-static int
-parameter_count(const Statement *statement)
-{
-	int			count = 0;
-
-	while (OidIsValid(statement->types[count]))
-		count++;
-	return count;
-}
-
 uint64
 statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls)
 {
 	MemoryContext old = CurrentMemoryContext;	/* SPI leaves us in its own */
 	char	   *name = get_namespace_name(schema);
+	int			count = 0;
 	int			result;
 
 	if (name == NULL)
@@ -274,17 +265,16 @@ statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls
 		Datum		sql = DirectFunctionCall3Coll(replace_text, C_COLLATION_OID, CStringGetTextDatum(statement->sql),
 												  CStringGetTextDatum("@"),
 												  CStringGetTextDatum(psprintf("%s.", quote_identifier(name))));
-		SPIPlanPtr	plan;
 
-		plan = SPI_prepare(psprintf(STATEMENT_MARK "%s", TextDatumGetCString(sql)),
-						   parameter_count(statement), statement->types);
-		if (plan == NULL || SPI_keepplan(plan) != 0)
-			elog(ERROR, "could not prepare \"%s\": %s", statement->sql, SPI_result_code_string(SPI_result));
-		statement->plan = plan; /* the former one, of a schema that was renamed, may be running: it stays */
+		while (OidIsValid(statement->types[count]))
+			count++;
+		/* The former plan, of a schema that was renamed, may be running: it stays. */
+		statement->plan = SPI_prepare(psprintf(STATEMENT_MARK "%s", TextDatumGetCString(sql)), count, statement->types);
+		SPI_keepplan(statement->plan);
 		namestrcpy(&statement->schema, name);
 	}
 	pfree(name);
-	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);
+	result = SPI_execute_plan(statement->plan, values, nulls, false, 0);	/* which refuses a plan that is NULL */
 	if (result < 0)
 		elog(ERROR, "could not run \"%s\": %s", statement->sql, SPI_result_code_string(result));
 	MemoryContextSwitchTo(old);
@@ -334,7 +324,7 @@ roll_back(void)
 }
 
 ErrorData *
-statement_try(Statement *statement, Oid schema, int times, Datum *values)
+statement_try(Statement *statement, Oid schema, Datum *values)
 {
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner resources = CurrentResourceOwner;
@@ -344,10 +334,7 @@ statement_try(Statement *statement, Oid schema, int times, Datum *values)
 	MemoryContextSwitchTo(context);
 	PG_TRY();
 	{
-		int			count = parameter_count(statement);
-
-		for (int i = 0; i < times * count; i += count)
-			(void) statement_run(statement, schema, values + i, NULL);
+		(void) statement_run(statement, schema, values, NULL);
 		ReleaseCurrentSubTransaction();
 	}
 	PG_CATCH();
