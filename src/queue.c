@@ -109,20 +109,14 @@ queue_call_begin(FunctionCallInfo fcinfo)
 
 /* ---- reading ---- */
 
-/* The nth column of a returned row; fallback where it is NULL. */
+/* The nth column of a returned row.  Those that may be NULL are times, and then 0. */
 static Datum
-read_column(uint64 row, int number, Datum fallback)
+read_column(uint64 row, int number)
 {
 	bool		isnull;
 	Datum		value = SPI_getbinval(SPI_tuptable->vals[row], SPI_tuptable->tupdesc, number, &isnull);
 
-	return isnull ? fallback : value;
-}
-
-static TimestampTz
-read_time(uint64 row, int number, TimestampTz fallback)
-{
-	return DatumGetTimestampTz(read_column(row, number, TimestampTzGetDatum(fallback)));
+	return isnull ? TimestampTzGetDatum(0) : value;
 }
 
 /* A loose index scan: as many probes as there are lanes, however long they are. */
@@ -142,8 +136,8 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 			   " SELECT lane.app_id, lane.requested_by, a.paused_until,"
 			   " CASE WHEN pg_catalog.clock_timestamp()" GE "a.resumed_at THEN a.resumed_at END,"
 			   " CASE WHEN pg_catalog.now()" GE "a.pace_at THEN a.circuit_until END, COALESCE(a.circuit_role, ''),"
-			   " CASE WHEN a.pace_at" GT "(pg_catalog.now()" MINUS "'10 minutes'::pg_catalog.interval)"
-			   " THEN a.pace END"
+			   " COALESCE(CASE WHEN a.pace_at" GT "(pg_catalog.now()" MINUS "'10 minutes'::pg_catalog.interval)"
+			   " THEN a.pace END, -1)"
 			   " FROM lane LEFT JOIN @onesignal_app AS a ON a.app_id" EQ "lane.app_id",
 		.types = {UUIDOID, NAMEOID, INT4OID}
 	};
@@ -152,14 +146,14 @@ queue_lanes(const QueueLane *after, QueueListed *listed, int max)
 
 	for (int i = 0; i < count; i++)
 	{
-		listed[i].lane.app_id = *DatumGetUUIDP(read_column(i, 1, (Datum) 0));
+		listed[i].lane.app_id = *DatumGetUUIDP(read_column(i, 1));
 		/* A hash key needs zeros to its end: before 15.7 and 16.3 an index-only scan gives what lies behind it. */
-		namestrcpy(&listed[i].lane.requested_by, NameStr(*DatumGetName(read_column(i, 2, (Datum) 0))));
-		listed[i].paused_until = read_time(i, 3, 0);
-		listed[i].resumed_at = read_time(i, 4, 0);
-		listed[i].circuit_until = read_time(i, 5, 0);
-		listed[i].circuit_role = *DatumGetName(read_column(i, 6, (Datum) 0));
-		listed[i].pace = DatumGetFloat8(read_column(i, 7, Float8GetDatum(-1)));
+		namestrcpy(&listed[i].lane.requested_by, NameStr(*DatumGetName(read_column(i, 2))));
+		listed[i].paused_until = DatumGetTimestampTz(read_column(i, 3));
+		listed[i].resumed_at = DatumGetTimestampTz(read_column(i, 4));
+		listed[i].circuit_until = DatumGetTimestampTz(read_column(i, 5));
+		listed[i].circuit_role = *DatumGetName(read_column(i, 6));
+		listed[i].pace = DatumGetFloat8(read_column(i, 7));
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return count;
@@ -169,8 +163,9 @@ int
 queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, int max)
 {
 	static Statement next_rows = {
-		.sql = "SELECT m.message_id, m.send_after, m.requested_at, m.next_attempt_at, m.first_attempt_at, m.attempts,"
-			   " m.unanswered, m.last_attempt_at, m.http_status FROM ONLY @onesignal_message AS m"
+		.sql = "SELECT m.message_id, COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz), m.requested_at,"
+			   " m.next_attempt_at, m.first_attempt_at, m.last_attempt_at, COALESCE(m.http_status, 0), m.attempts,"
+			   " m.unanswered FROM ONLY @onesignal_message AS m"
 			   " WHERE m.state" EQ "'pending' AND m.app_id" EQ "$1 AND m.requested_by" EQ "$2"
 			   " AND (COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz), m.message_id)" GE "($3, $4)"
 			   " ORDER BY COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz), m.message_id"
@@ -185,15 +180,15 @@ queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, in
 
 	for (int i = 0; i < count; i++)
 	{
-		rows[i].message_id = *DatumGetUUIDP(read_column(i, 1, (Datum) 0));
-		rows[i].send_after = read_time(i, 2, DT_NOBEGIN);
-		rows[i].requested_at = read_time(i, 3, 0);
-		rows[i].next_attempt_at = read_time(i, 4, 0);
-		rows[i].first_attempt_at = read_time(i, 5, 0);
-		rows[i].attempts = DatumGetInt32(read_column(i, 6, Int32GetDatum(0)));
-		rows[i].unanswered = DatumGetBool(read_column(i, 7, BoolGetDatum(false)));
-		rows[i].last_attempt_at = read_time(i, 8, 0);
-		rows[i].http_status = DatumGetInt32(read_column(i, 9, Int32GetDatum(0)));
+		rows[i].message_id = *DatumGetUUIDP(read_column(i, 1));
+		rows[i].send_after = DatumGetTimestampTz(read_column(i, 2));
+		rows[i].requested_at = DatumGetTimestampTz(read_column(i, 3));
+		rows[i].next_attempt_at = DatumGetTimestampTz(read_column(i, 4));
+		rows[i].first_attempt_at = DatumGetTimestampTz(read_column(i, 5));
+		rows[i].last_attempt_at = DatumGetTimestampTz(read_column(i, 6));
+		rows[i].http_status = DatumGetInt32(read_column(i, 7));
+		rows[i].attempts = DatumGetInt32(read_column(i, 8));
+		rows[i].unanswered = DatumGetBool(read_column(i, 9));
 	}
 	SPI_freetuptable(SPI_tuptable);
 	return count;
@@ -234,9 +229,8 @@ static Statement record_outcomes = {
 		   " response = NULLIF(o.response, '')::pg_catalog.jsonb, attempts = m.attempts" PLUS "1,"
 		   " unanswered = m.unanswered OR o.unanswered,"
 		   " first_attempt_at = COALESCE(m.first_attempt_at, o.last_attempt_at),"
-		   " last_attempt_at = o.last_attempt_at,"
-		   " next_attempt_at = CASE WHEN o.moved THEN m.next_attempt_at"
-		   " WHEN o.state" EQ "'pending' THEN o.next_attempt_at END,"
+		   " last_attempt_at = o.last_attempt_at, next_attempt_at = CASE WHEN o.moved THEN m.next_attempt_at"
+		   " ELSE NULLIF(o.next_attempt_at, '-infinity') END,"
 		   " finished_at = CASE WHEN o.state" NE "'pending' AND NOT o.moved THEN pg_catalog.clock_timestamp() END"
 		   " FROM unlocked AS o WHERE m.ctid" EQ "o.address RETURNING o.ordinal, o.moved)"
 		   " SELECT CASE WHEN o.ordinal" EQ "ANY (SELECT w.ordinal FROM written AS w WHERE NOT w.moved) THEN 0"
@@ -287,12 +281,12 @@ try_to_record(QueueOutcome *outcomes, int count)
 		rows[i][6] = CStringGetTextDatum(errors);
 		rows[i][7] = CStringGetTextDatum(judged->response != NULL ? judged->response : "");
 		rows[i][8] = TimestampTzGetDatum(outcome->last_attempt_at);
-		rows[i][9] = TimestampTzGetDatum(outcome->next_attempt_at);
+		rows[i][9] = TimestampTzGetDatum(outcome->state == QUEUE_PENDING ? outcome->next_attempt_at : DT_NOBEGIN);
 		rows[i][10] = TimestampTzGetDatum(outcome->row->send_after);
 	}
 	error = try_rows(&record_outcomes, rows, count);
 	for (int i = 0; i < count; i++)
-		outcomes[i].recorded = error != NULL ? QUEUE_UNRECORDABLE : DatumGetInt32(read_column(i, 1, (Datum) 0));
+		outcomes[i].recorded = error != NULL ? QUEUE_UNRECORDABLE : DatumGetInt32(read_column(i, 1));
 	if (error == NULL)
 		SPI_freetuptable(SPI_tuptable);
 	return error;
