@@ -134,16 +134,6 @@ message_init(void)
 	ExecutorStart_hook = message_executor_start;
 }
 
-/* The library may have been loaded by the very statement: then that is the one that the client sent. */
-static bool
-is_merge(MemoryContext context)
-{
-	return context->ident == merge_mark ||
-		(ActivePortal != NULL && ActivePortal->stmts != NIL &&
-		 ActivePortal->portalContext == MemoryContextGetParent(context) &&
-		 merges_messages(linitial_node(PlannedStmt, ActivePortal->stmts)));
-}
-
 /* The owner may have altered the table, and then a value could be read as of another type. */
 static bool
 is_message_table(Relation relation, Oid schema)
@@ -382,6 +372,7 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	FmgrInfo   *called = fcinfo->flinfo;
+	MemoryContext context = called->fn_mcxt;
 	MessageRow	row;
 	HeapTuple	tuple;
 	bool		inserts;
@@ -400,12 +391,16 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 	/* An owner may have made it ENABLE ALWAYS: then this is delivery, or replication. */
 	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
 		return PointerGetDatum(tuple);
-	if (called->fn_extra == NULL)
-	{
-		called->fn_extra = MemoryContextAllocZero(called->fn_mcxt, sizeof(Shared));
-		((Shared *) called->fn_extra)->merges = is_merge(called->fn_mcxt);
-	}
 	row.shared = called->fn_extra;
+	if (row.shared == NULL)
+	{
+		called->fn_extra = row.shared = MemoryContextAllocZero(context, sizeof(Shared));
+		/* The library may have been loaded by the very statement: then that is the one that the client sent. */
+		row.shared->merges = context->ident == merge_mark ||
+			(ActivePortal != NULL && ActivePortal->stmts != NIL &&
+			 ActivePortal->portalContext == MemoryContextGetParent(context) &&
+			 merges_messages(linitial_node(PlannedStmt, ActivePortal->stmts)));
+	}
 	row.trigger = trigger;
 	row.descriptor = RelationGetDescr(trigger->tg_relation);
 	heap_deform_tuple(tuple, row.descriptor, row.new, row.new_nulls);

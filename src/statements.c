@@ -4,13 +4,12 @@
  *
  * Whoever delivers, purges or pauses works as the owner of onesignal_message:
  * a grantee's row security policies and missing privileges must not hide a
- * message.  Nobody else's code may run with that privilege, so
+ * message, nor must FORCE ROW LEVEL SECURITY (SECURITY_NOFORCE_RLS).  Nobody
+ * else's code may run with that privilege, so
  *
  * - the operation is security-restricted, and search_path is fixed;
- * - session_replication_role is replica, since GRANT ALL includes TRIGGER, and
- *   a grantee's trigger would run with the owner's rights.  Only triggers that
- *   the owner made ENABLE ALWAYS fire;
- * - FORCE ROW LEVEL SECURITY does not apply (SECURITY_NOFORCE_RLS);
+ * - session_replication_role is replica, since GRANT ALL includes TRIGGER: only
+ *   triggers that the owner made ENABLE ALWAYS fire;
  * - whoever owns the extension's schema, as a database's owner owns "public",
  *   may give its name to another one while a statement waits for a lock: what a
  *   statement came to name is looked at before it is planned.
@@ -33,8 +32,6 @@
 
 #include "compat.h"
 #include "queue.h"
-
-#define MESSAGE_TRIGGER "zz_onesignal_message"
 
 /* How our statements begin. */
 #define STATEMENT_MARK	"/* statement of onesignal_cancel */ "
@@ -158,10 +155,10 @@ owner_require_trigger(const Installation *installation, bool allow_off)
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg_internal("%s", OWNER_TRIGGER_PROBLEM),
 				 errdetail("Nothing is requested or delivered until that is mended, since requests could be forged."),
-				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER %s BEFORE INSERT OR UPDATE "
-						 "ON %s FOR EACH ROW EXECUTE FUNCTION %s(), enable it with ALTER TABLE ... ENABLE TRIGGER, "
-						 "and rename triggers whose names sort after its name.",
-						 MESSAGE_TRIGGER, quote_qualified_identifier(schema, "onesignal_message"),
+				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER zz_onesignal_message "
+						 "BEFORE INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s(), enable it with "
+						 "ALTER TABLE ... ENABLE TRIGGER, and rename triggers whose names sort after its name.",
+						 quote_qualified_identifier(schema, "onesignal_message"),
 						 quote_qualified_identifier(schema, "onesignal_message_change"))));
 }
 
