@@ -232,7 +232,6 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 	pg_uuid_t	message_id;
 	Datum		values[] = {UUIDPGetDatum(&app_id), UUIDPGetDatum(&message_id), 0, 0};
 	char		nulls[] = {' ', ' ', 'n', 'n'};
-	bool		has_message;
 	int			number;
 	Oid			type;
 	bool		isnull;
@@ -247,15 +246,12 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 				 errhint("They are: 'message_id_column', app [, 'send_after_column'].")));
 	arguments = trigger->tg_trigger->tgargs;
 	row = *trigger;
-	has_message = uuid_column(&row, arguments[0], &message_id);
-	if (!has_message && TRIGGER_FIRED_BY_UPDATE(trigger->tg_event))
+	if (!uuid_column(&row, arguments[0], &message_id))
 	{
 		row.tg_trigtuple = trigger->tg_newtuple;
-		has_message = uuid_column(&row, arguments[0], &message_id);
+		if (!TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) || !uuid_column(&row, arguments[0], &message_id))
+			return PointerGetDatum(NULL);
 	}
-	if (!has_message)
-		return PointerGetDatum(NULL);
-
 	resolve_app(&row, &app_id);
 	if (trigger->tg_trigger->tgnargs == 3)
 	{
