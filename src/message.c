@@ -9,8 +9,7 @@
  *
  * "SET cancel = true" asks again for a failed row that has it already.  So what
  * counts is which columns an UPDATE names.  In a MERGE only a change of the
- * value counts: PostgreSQL tells a trigger which columns all of its actions
- * name, not which this row's action names.
+ * value counts: PostgreSQL tells a trigger only what all of its actions name.
  *
  * requested_by decides whose credentials are used, so a CHECK of the table asks
  * onesignal_message_guard() whether this trigger is ours, and the last to fire.
@@ -250,10 +249,9 @@ fill_request(MessageRow *row)
 }
 
 /*
- * Begins a request, or takes it back, and clears what a former request left in
- * the row, but not unanswered: an attempt that had no answer may have canceled
- * the message.  The same is true of a pending row: its request may be on the
- * wire, and the answer will be dropped.
+ * Begins a request, or takes it back, and clears what a former one left in the
+ * row, but not unanswered: that attempt may have canceled the message.  So may
+ * the one of a pending row that is on the wire: its answer will be dropped.
  */
 static void
 set_request(MessageRow *row, bool requests, bool was_pending)
@@ -313,10 +311,7 @@ row_updated(MessageRow *row)
 				 errmsg("cannot change message_id or app_id in onesignal_message"),
 				 errhint("Insert a row for the other message.")));
 
-	/*
-	 * The statement saves a copy of the row that was read before the request,
-	 * or before it was taken back.  Nobody asks to change cancel.
-	 */
+	/* This saves a copy of the row from before the request, or its take-back: nobody asks to change cancel. */
 	if (was == QUEUE_SCHEDULED ? !had && cancel && written != QUEUE_SCHEDULED :
 		had && !cancel && written == QUEUE_SCHEDULED)
 	{
@@ -418,9 +413,9 @@ onesignal_message_change(PG_FUNCTION_ARGS)
  * onesignal_message_guard() RETURNS boolean: a CHECK of onesignal_message
  *
  * Whoever has TRIGGER on the table can replace its trigger, but neither drop a
- * CHECK nor put our trigger back, for he may not execute its function.  Disabling
- * it is the owner's privilege, and what pg_restore --disable-triggers does: then
- * the owner alone may write, and this wakes delivery in the trigger's place.
+ * CHECK nor put ours back, for he may not execute its function.  The owner may
+ * disable it, as pg_restore --disable-triggers does: then the owner alone may
+ * write, and this wakes delivery in its place.
  */
 Datum
 onesignal_message_guard(PG_FUNCTION_ARGS)

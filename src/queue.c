@@ -2,15 +2,13 @@
  * queue.c
  *		The deliverer's short transactions: what it fetches, records and saves.
  *
- * A deliverer has no transaction while its requests are on the wire: it opens
- * one to fetch or to record, as the table's owner, and closes it at once.
  * Fetching marks nothing as taken, since a database has one deliverer; what
  * happened to a row in between is found out when its outcome is recorded.
  *
- * Recording must not wait for a session that left a transaction open, and one
- * row that cannot be written must not keep hundreds of others from being
- * written.  So outcomes are written in one subtransaction by a statement that
- * skips locked rows; if it fails, each is written in one of its own.
+ * Recording must not wait for a session that left a transaction open, and a row
+ * that cannot be written must keep no other from it.  So outcomes are written in
+ * one subtransaction by a statement that skips locked rows; if it fails, each is
+ * written in one of its own.
  */
 #include "postgres.h"
 
@@ -202,9 +200,9 @@ queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, in
  * request that it was sent for.
  *
  * With plain equality the planner, misled by the statistics of an empty table,
- * could read the whole index for each outcome, for its order's sake.  The order
- * of an array's element is of no use to it.  ONLY, as in all our statements: a
- * ctid is unique within its table, and other tables may inherit from this one.
+ * could read the whole index for each outcome, for its order's sake; an array's
+ * has none.  ONLY: other tables may inherit from this one, and their rows have
+ * the same ctids.
  */
 #define ROW_OF_OUTCOME \
 	" FROM ONLY @onesignal_message AS m" \

@@ -17,15 +17,13 @@
 /* When the library is loaded. */
 extern void owner_init(void);
 
-/* Where the extension is installed now. */
+/* Where the extension is installed now, and what owner_leave() puts back. */
 typedef struct Installation
 {
 	Oid			extension;
 	Oid			schema;
 	Oid			message_table;
 	Oid			owner;			/* of onesignal_message */
-
-	/* What owner_leave() puts back. */
 	Oid			user;
 	int			sec_context;
 	int			guc_level;
@@ -39,16 +37,13 @@ extern void owner_get(Installation *installation);
  * Is the last trigger of onesignal_message the extension's own?  TRIGGER on the
  * table is enough to replace it or to add one, and what these let through must
  * not be delivered.  A trigger's maker can replace what it does in the middle of
- * a statement, but not rename it: so any other one must come before, whatever it
- * is.  allow_off: ours may be disabled.  While the caller has the table locked
- * for writing, the answer stays true.
+ * a statement: so any other one must come before.  allow_off: ours may be
+ * disabled.  The answer stays true while the caller has the table locked for
+ * writing.  owner_require_trigger() raises 55000 if it is false.
  */
 extern bool owner_has_trigger(const Installation *installation, bool allow_off);
-
-extern const char OWNER_TRIGGER_PROBLEM[];
-
-/* Raises 55000 if it is not. */
 extern void owner_require_trigger(const Installation *installation, bool allow_off);
+extern const char OWNER_TRIGGER_PROBLEM[];
 
 /*
  * Becomes the table's owner with fixed settings.  Call owner_leave() before the
@@ -58,9 +53,9 @@ extern void owner_require_trigger(const Installation *installation, bool allow_o
 extern void owner_enter(Installation *installation);
 extern void owner_leave(const Installation *installation);
 
-/* Makes the settings for the rest of this process, the database's worker; owner_enter() then only switches the user. */
+/* Makes the settings for the rest of this process, the database's worker; what delivers elsewhere is a CALL. */
 extern void owner_settle(void);
-extern bool owner_is_worker;	/* it was called; what delivers elsewhere is a CALL */
+extern bool owner_is_worker;	/* it was called */
 
 /* Statements qualify operators and functions, for some run with the caller's search_path. */
 #define EQ " OPERATOR(pg_catalog.=) "
@@ -82,26 +77,26 @@ typedef struct Statement
 
 /*
  * Runs it over the caller's SPI connection.  nulls: as for SPI_execute_plan().
- * Returns how many rows it changed or returned; the latter are in SPI_tuptable,
- * which the caller frees.  CurrentMemoryContext stays what it is.
+ * Returns how many rows it changed or returned; the caller frees SPI_tuptable.
+ * CurrentMemoryContext stays what it is.
  */
 extern uint64 statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls);
 
 /*
- * Runs it in a subtransaction.  Returns NULL, with SPI_processed and
- * SPI_tuptable set, or the error that rolled it back.  Raises interrupts, and
- * errors after which nothing else would work in this transaction.
+ * The same in a subtransaction.  Returns NULL, with SPI_processed set, or the
+ * error that rolled it back.  Raises interrupts, and errors after which nothing
+ * else would work in this transaction.
  */
 extern ErrorData *statement_try(Statement *statement, Oid schema, Datum *values);
 
 /* ---- message.c ---- */
 
-/* When the library is loaded: the trigger has to know which statement fires it. */
+/* When the library is loaded. */
 extern void message_init(void);
 
 /* ---- queue.c ---- */
 
-/* Rows that one lane's requests come from: the key depends on both. */
+/* What one role requested for one app: the key depends on both. */
 typedef struct QueueLane
 {
 	pg_uuid_t	app_id;
@@ -188,23 +183,17 @@ typedef struct QueueApp
 	int64		totals[QUEUE_STATES];	/* to be added, of finished states */
 } QueueApp;
 
+/* For a procedure that commits: raises 2D000 where it cannot, connects to SPI, and ends CALL's transaction. */
+extern void queue_call_begin(FunctionCallInfo fcinfo);
+
 /*
- * Begins a short transaction of the deliverer, as the table's owner with fixed
- * settings: the worker's own, or one of SPI's non-atomic ones in a CALL, after
- * queue_call_begin().  Returns NULL, with nothing open, if the extension does
- * not exist (any more).
- *
- * All of these leave CurrentMemoryContext as it was, which must outlive the
- * transaction: what is returned is palloc'd there.
+ * A short transaction of the deliverer, as the table's owner: the worker's own,
+ * or in a CALL one of SPI's.  queue_begin() returns NULL, with nothing open, if
+ * the extension does not exist (any more).  CurrentMemoryContext stays what it
+ * is and must outlive the transaction: what is returned is palloc'd there.
  */
 extern const Installation *queue_begin(void);
 extern void queue_commit(void);
-
-/*
- * For a procedure that commits: raises 2D000 where it cannot, connects to SPI,
- * and ends the transaction that CALL began.
- */
-extern void queue_call_begin(FunctionCallInfo fcinfo);
 
 /* ---- queue.c, between queue_begin() and queue_commit() ---- */
 
@@ -212,9 +201,8 @@ extern void queue_call_begin(FunctionCallInfo fcinfo);
 extern int	queue_lanes(const QueueLane *after, QueueListed *listed, int max);
 
 /*
- * Reads the lane's next pending rows in the order of delivery, from a position
- * on (including it), also those that are not yet due.  Returns how many; fewer
- * than max: the lane's end.
+ * Reads the lane's next pending rows, due or not, in the order of delivery, from
+ * a position on.  Returns how many; fewer than max: the lane's end.
  */
 extern int	queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, int max);
 

@@ -2,10 +2,10 @@
  * request.c
  *		onesignal_cancel_enqueue(), and the trigger for the application's own tables.
  *
- * Both write the message's row in onesignal_message as the current user: table
- * grants and row security decide, and the table's own trigger does the rest.
- * Missing grants are found out before: PostgreSQL's own error has no hint, and
- * whoever deletes an appointment has never heard of this table.
+ * Both write to onesignal_message as the current user: table grants and row
+ * security decide, and its own trigger does the rest.  Missing grants are found
+ * out before: PostgreSQL's error has no hint, and whoever deletes an appointment
+ * has never heard of this table.
  */
 #include "postgres.h"
 

@@ -279,23 +279,6 @@ statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls
 }
 
 /*
- * Errors after which nothing else will work in this transaction either, and
- * interrupts.  A trigger may raise any SQLSTATE for the rows of one app, so
- * this looks at the facts.  An interrupt that has become an error is no longer
- * pending: it is known by the function that raised it.
- */
-static bool
-ends_transaction(const ErrorData *error, Oid schema)
-{
-	Installation installation;
-
-	return (error->sqlerrcode == ERRCODE_QUERY_CANCELED &&
-			error->funcname != NULL && strcmp(error->funcname, "ProcessInterrupts") == 0) ||
-		error->sqlerrcode == ERRCODE_OUT_OF_MEMORY ||
-		XactReadOnly || !owner_find(&installation) || installation.schema != schema;
-}
-
-/*
  * Ends the subtransaction and returns the error that was caught.  It is copied
  * before: a trigger may have raised it again, and then some of its fields are
  * in memory that the rollback frees.  Lack of memory for that is raised.
@@ -326,6 +309,7 @@ statement_try(Statement *statement, Oid schema, Datum *values)
 	MemoryContext context = CurrentMemoryContext;
 	ResourceOwner resources = CurrentResourceOwner;
 	ErrorData *volatile error = NULL;
+	Installation installation;
 
 	BeginInternalSubTransaction(NULL);
 	MemoryContextSwitchTo(context);
@@ -343,8 +327,19 @@ statement_try(Statement *statement, Oid schema, Datum *values)
 	MemoryContextSwitchTo(context);
 	CurrentResourceOwner = resources;
 
-	/* Not ThrowErrorData() or ReThrowError(): they do not copy all fields, and the memory may be gone by the report. */
-	if (error != NULL && ends_transaction(error, schema))
+	/*
+	 * After some errors nothing else will work in this transaction either.  A
+	 * trigger may raise any SQLSTATE for the rows of one app, so this looks at
+	 * the facts.  An interrupt that has become an error is no longer pending:
+	 * it is known by the function that raised it.  ThrowErrorData() and
+	 * ReThrowError() do not copy all fields, and the memory may be gone by the
+	 * report.
+	 */
+	if (error != NULL &&
+		((error->sqlerrcode == ERRCODE_QUERY_CANCELED &&
+		  error->funcname != NULL && strcmp(error->funcname, "ProcessInterrupts") == 0) ||
+		 error->sqlerrcode == ERRCODE_OUT_OF_MEMORY ||
+		 XactReadOnly || !owner_find(&installation) || installation.schema != schema))
 		ereport(ERROR,
 				(errcode(error->sqlerrcode),
 				 errmsg_internal("%s", error->message),
