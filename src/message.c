@@ -280,22 +280,6 @@ adopts(const MessageRow *row)
 }
 
 static void
-set_cancel(MessageRow *row, QueueState was, bool cancel)
-{
-	if (cancel ? was == QUEUE_SCHEDULED || was == QUEUE_FAILED || (was == QUEUE_PENDING && adopts(row)) :
-		was == QUEUE_PENDING || was == QUEUE_REFUSED || was == QUEUE_FAILED)
-		set_request(row, cancel, was == QUEUE_PENDING);
-	/* It is false already when the answer came after the take-back. */
-	else if (!cancel && was == QUEUE_CANCELED && DatumGetBool(row->old[CANCEL]))
-		ereport(ERROR,
-				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg("cannot withdraw the cancel of message %s",
-						DatumGetCString(DirectFunctionCall1(uuid_out, row->new[MESSAGE_ID]))),
-				 errdetail("OneSignal has already confirmed it."),
-				 errhint("Schedule another message with OneSignal.")));
-}
-
-static void
 row_updated(MessageRow *row)
 {
 	QueueState	was = state_in(row->old, row->old_nulls);
@@ -329,8 +313,19 @@ row_updated(MessageRow *row)
 		row->new_nulls[NEXT_ATTEMPT_AT] = true;
 		fill_request(row);
 	}
-	if (named)
-		set_cancel(row, was, cancel);
+	if (!named)
+		return;
+	if (cancel ? was == QUEUE_SCHEDULED || was == QUEUE_FAILED || (was == QUEUE_PENDING && adopts(row)) :
+		was == QUEUE_PENDING || was == QUEUE_REFUSED || was == QUEUE_FAILED)
+		set_request(row, cancel, was == QUEUE_PENDING);
+	/* It is false already when the answer came after the take-back. */
+	else if (!cancel && was == QUEUE_CANCELED && had)
+		ereport(ERROR,
+				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
+				 errmsg("cannot withdraw the cancel of message %s",
+						DatumGetCString(DirectFunctionCall1(uuid_out, row->new[MESSAGE_ID]))),
+				 errdetail("OneSignal has already confirmed it."),
+				 errhint("Schedule another message with OneSignal.")));
 }
 
 static void
@@ -370,7 +365,6 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 	MemoryContext context = called->fn_mcxt;
 	MessageRow	row;
 	HeapTuple	tuple;
-	bool		inserts;
 
 	if (!CALLED_AS_TRIGGER(fcinfo) || !TRIGGER_FIRED_BEFORE(trigger->tg_event) ||
 		!TRIGGER_FIRED_FOR_ROW(trigger->tg_event) || TRIGGER_FIRED_BY_DELETE(trigger->tg_event) ||
@@ -381,8 +375,7 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 				 errmsg("onesignal_message_change() can only be used on the extension's own table"),
 				 errdetail("It must be fired BEFORE INSERT OR UPDATE, FOR EACH ROW, of a table onesignal_message "
 						   "whose columns were not altered.")));
-	inserts = TRIGGER_FIRED_BY_INSERT(trigger->tg_event);
-	tuple = inserts ? trigger->tg_trigtuple : trigger->tg_newtuple;
+	tuple = TRIGGER_FIRED_BY_INSERT(trigger->tg_event) ? trigger->tg_trigtuple : trigger->tg_newtuple;
 	/* An owner may have made it ENABLE ALWAYS: then this is delivery, or replication. */
 	if (SessionReplicationRole == SESSION_REPLICATION_ROLE_REPLICA)
 		return PointerGetDatum(tuple);
@@ -398,14 +391,12 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 	}
 	row.trigger = trigger;
 	row.descriptor = RelationGetDescr(trigger->tg_relation);
+	heap_deform_tuple(trigger->tg_trigtuple, row.descriptor, row.old, row.old_nulls);
 	heap_deform_tuple(tuple, row.descriptor, row.new, row.new_nulls);
-	if (inserts)
+	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 		row_inserted(&row);
 	else
-	{
-		heap_deform_tuple(trigger->tg_trigtuple, row.descriptor, row.old, row.old_nulls);
 		row_updated(&row);
-	}
 	return PointerGetDatum(heap_form_tuple(row.descriptor, row.new, row.new_nulls));
 }
 

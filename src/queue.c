@@ -161,13 +161,12 @@ int
 queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, int max)
 {
 	static Statement next_rows = {
-		.sql = "SELECT m.message_id, COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz), m.requested_at,"
-			   " m.next_attempt_at, m.first_attempt_at, m.last_attempt_at, COALESCE(m.http_status, 0), m.attempts,"
-			   " m.unanswered FROM ONLY @onesignal_message AS m"
+		.sql = "SELECT m.message_id, COALESCE(m.send_after, '-infinity'), m.requested_at, m.next_attempt_at,"
+			   " m.first_attempt_at, m.last_attempt_at, COALESCE(m.http_status, 0), m.attempts, m.unanswered"
+			   " FROM ONLY @onesignal_message AS m"
 			   " WHERE m.state" EQ "'pending' AND m.app_id" EQ "$1 AND m.requested_by" EQ "$2"
-			   " AND (COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz), m.message_id)" GE "($3, $4)"
-			   " ORDER BY COALESCE(m.send_after, '-infinity'::pg_catalog.timestamptz), m.message_id"
-			   " LIMIT $5",
+			   " AND (COALESCE(m.send_after, '-infinity'), m.message_id)" GE "($3, $4)"
+			   " ORDER BY COALESCE(m.send_after, '-infinity'), m.message_id LIMIT $5",
 		.types = {UUIDOID, NAMEOID, TIMESTAMPTZOID, UUIDOID, INT4OID}
 	};
 	Datum		values[] = {
@@ -316,8 +315,7 @@ queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 			   " finished_at = pg_catalog.clock_timestamp(), next_attempt_at = NULL"
 			   " WHERE ctid" EQ "ANY (ARRAY(SELECT m.ctid FROM ONLY @onesignal_message AS m"
 			   " WHERE m.state" EQ "'pending' AND m.app_id" EQ "$1 AND m.requested_by" EQ "$2"
-			   " AND COALESCE(NULLIF(m.send_after, 'infinity'::pg_catalog.timestamptz),"
-			   " '-infinity'::pg_catalog.timestamptz)" LT "$3"
+			   " AND COALESCE(NULLIF(m.send_after, 'infinity'), '-infinity')" LT "$3"
 			   " AND m.requested_at" LT "$3 LIMIT 10000 FOR UPDATE SKIP LOCKED))",
 		.types = {UUIDOID, NAMEOID, TIMESTAMPTZOID, TEXTOID}
 	};

@@ -84,10 +84,7 @@ enqueue(Datum *values, const char *nulls)
 	SPI_finish();
 }
 
-/*
- * onesignal_cancel_enqueue(app_id uuid, message_id uuid, send_after timestamptz,
- *							reason text) RETURNS void
- */
+/* onesignal_cancel_enqueue(app_id uuid, message_id uuid, send_after timestamptz, reason text) RETURNS void */
 Datum
 onesignal_cancel_enqueue(PG_FUNCTION_ARGS)
 {
@@ -131,10 +128,7 @@ server_hint(const TriggerData *row, const char *name)
 				   name);
 }
 
-/*
- * Returns the column's number and its type, of a domain the base type.  The
- * look-up is by name for each row, since partitions number columns differently.
- */
+/* The column's number and base type.  It is looked up for each row, since partitions number columns differently. */
 static int
 find_column(const TriggerData *row, const char *name, bool is_time, Oid *type)
 {
