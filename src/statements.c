@@ -58,7 +58,6 @@ static const Setting statement_settings[] = {
 	{"enable_tidscan", "on"},
 	{"exit_on_error", "off"},	/* an outcome that cannot be written must not end the process */
 	{"jit", "off"},
-	{"max_parallel_workers_per_gather", "0"},
 };
 
 /* As autovacuum does: no setting of the database may stop the worker. */
@@ -279,9 +278,8 @@ statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls
 }
 
 /*
- * Ends the subtransaction and returns the error that was caught.  It is copied
- * before: a trigger may have raised it again, and then some of its fields are
- * in memory that the rollback frees.  Lack of memory for that is raised.
+ * Copies the error that was caught before the rollback: a trigger may have
+ * raised it again, and then some of its fields are in memory that this frees.
  */
 static ErrorData *
 roll_back(void)
@@ -328,10 +326,9 @@ statement_try(Statement *statement, Oid schema, Datum *values)
 	CurrentResourceOwner = resources;
 
 	/*
-	 * After some errors nothing else will work in this transaction either.  A
-	 * trigger may raise any SQLSTATE for the rows of one app, so this looks at
-	 * the facts.  An interrupt that has become an error is no longer pending:
-	 * it is known by the function that raised it.  ThrowErrorData() and
+	 * A trigger may raise any SQLSTATE for the rows of one app, so this looks at
+	 * the facts.  An interrupt that has become an error is no longer pending: it
+	 * is known by the function that raised it.  ThrowErrorData() and
 	 * ReThrowError() do not copy all fields, and the memory may be gone by the
 	 * report.
 	 */
