@@ -14,9 +14,9 @@
  * requested_by decides whose credentials are used, so a CHECK of the table asks
  * onesignal_message_guard() whether this trigger is ours, and the last to fire.
  *
- * Delivery and logical replication write with session_replication_role =
- * replica, in which the trigger does not fire and the guard lets members of the
- * table's owner pass: a subscription with run_as_owner may be somebody else's.
+ * Delivery and replication write with session_replication_role = replica: the
+ * trigger does not fire, and the guard lets only members of the table's owner
+ * pass, since a subscription with run_as_owner may be somebody else's.
  */
 #include "postgres.h"
 

@@ -221,7 +221,6 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	TriggerData row;
-	char	  **arguments;
 	pg_uuid_t	app_id;
 	pg_uuid_t	message_id;
 	Datum		values[] = {UUIDPGetDatum(&app_id), UUIDPGetDatum(&message_id), 0, 0};
@@ -238,18 +237,17 @@ onesignal_cancel_trigger(PG_FUNCTION_ARGS)
 				 errmsg("onesignal_cancel_trigger() must be fired AFTER INSERT, UPDATE or DELETE, FOR EACH ROW, "
 						"with two or three arguments"),
 				 errhint("They are: 'message_id_column', app [, 'send_after_column'].")));
-	arguments = trigger->tg_trigger->tgargs;
 	row = *trigger;
-	if (!uuid_column(&row, arguments[0], &message_id))
+	if (!uuid_column(&row, row.tg_trigger->tgargs[0], &message_id))
 	{
 		row.tg_trigtuple = trigger->tg_newtuple;
-		if (!TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) || !uuid_column(&row, arguments[0], &message_id))
+		if (!TRIGGER_FIRED_BY_UPDATE(trigger->tg_event) || !uuid_column(&row, row.tg_trigger->tgargs[0], &message_id))
 			return PointerGetDatum(NULL);
 	}
 	resolve_app(&row, &app_id);
 	if (trigger->tg_trigger->tgnargs == 3)
 	{
-		number = find_column(&row, arguments[2], true, &type);
+		number = find_column(&row, row.tg_trigger->tgargs[2], true, &type);
 		values[2] = SPI_getbinval(row.tg_trigtuple, RelationGetDescr(row.tg_relation), number, &isnull);
 		if (!isnull && type != TIMESTAMPTZOID)
 			values[2] = DirectFunctionCall1(type == DATEOID ? date_timestamptz : timestamp_timestamptz, values[2]);
