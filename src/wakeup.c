@@ -39,8 +39,7 @@
  * or hands a struct on its stack to the postmaster.
  *
  * COMMIT PREPARED runs no callback of ours.  So PREPARE wakes the worker, which
- * knows such a transaction by its lock on onesignal_message (worker.c).  One
- * that only changed a server takes that lock before PREPARE.
+ * knows such a transaction by its lock on onesignal_message (worker.c).
  *
  * The launcher starts workers where nobody commits: at server start, for a
  * retry, after a death.  It needs shared_preload_libraries and connects to no
@@ -53,6 +52,7 @@
 #include "postgres.h"
 
 #include "access/heapam.h"
+#include "access/twophase.h"
 #include "catalog/pg_database.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -294,31 +294,19 @@ wakeup_worker(Oid database, bool may_start)
  */
 static TransactionId requested_in = InvalidTransactionId;
 
-/* The transaction that is ending wakes the worker. */
-static bool wakes = false;
-
+/*
+ * Only now are the catalogs' changes announced: before, a worker may find old
+ * credentials in its caches.  PostgreSQL calls this for each resource owner, and
+ * other libraries may release some of theirs within a transaction.  A reload
+ * that waits may switch delivery on.
+ */
 static void
-on_transaction_end(XactEvent event, void *arg pg_attribute_unused())
+on_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg pg_attribute_unused())
 {
-	Installation installation;
-
-	wakes = false;
-	/* It was rolled back, or belongs to an earlier transaction. */
-	if (!TransactionIdIsCurrentTransactionId(requested_in))
+	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_commit || !is_top_level || IsTransactionState() ||
+		!TransactionIdIsCurrentTransactionId(requested_in))
 		return;
-	if (event == XACT_EVENT_PRE_PREPARE && owner_find(&installation))
-		LockRelationOid(installation.message_table, RowExclusiveLock);
-	wakes = event == XACT_EVENT_PREPARE || event == XACT_EVENT_COMMIT;
-}
-
-/* Before this, a worker may find old credentials in its caches.  A reload that waits may switch delivery on. */
-static void
-on_release(ResourceReleasePhase phase, bool is_commit pg_attribute_unused(), bool is_top_level,
-		   void *arg pg_attribute_unused())
-{
-	if (!wakes || !is_top_level || phase != RESOURCE_RELEASE_AFTER_LOCKS)
-		return;
-	wakes = false;
+	requested_in = InvalidTransactionId;
 	wakeup_worker(MyDatabaseId, ConfigReloadPending || (settings_enabled && settings_background_delivery));
 }
 
@@ -326,22 +314,22 @@ void
 wakeup_request(void)
 {
 	static bool registered = false;
+	Installation installation;
 
 	/* In these processes there is nobody to wake. */
-	if (IsBinaryUpgrade || !IsUnderPostmaster)
+	if (IsBinaryUpgrade || !IsUnderPostmaster || TransactionIdIsCurrentTransactionId(requested_in))
 		return;
 	/* The worker may cancel the message as soon as the commit is visible.  A crash must not undo such a commit. */
 	ForceSyncCommit();
 	wakeup_attach();
 	/* PostgreSQL would keep a second registration beside the first. */
 	if (!registered)
-	{
-		RegisterXactCallback(on_transaction_end, NULL);
 		RegisterResourceReleaseCallback(on_release, NULL);
-	}
 	registered = true;
-	if (!TransactionIdIsCurrentTransactionId(requested_in))
-		requested_in = GetCurrentTransactionId();
+	requested_in = GetCurrentTransactionId();
+	/* The worker knows by this lock what was prepared.  Who changed a server or a pause has not got it yet. */
+	if (max_prepared_xacts > 0 && owner_find(&installation))
+		LockRelationOid(installation.message_table, RowExclusiveLock);
 }
 
 /* ---- for the worker ---- */
