@@ -456,30 +456,19 @@ take_due(TimestampTz now, Oid *database)
 	return due;
 }
 
-/* In a closed database later: nothing tells when ALTER DATABASE ... ALLOW_CONNECTIONS opens it again. */
-static void
-launch(Oid database, bool is_open)
+/*
+ * Goes to the first database after this one, but not after the last; InvalidOid:
+ * there is none, and a worker in a dropped one would fail again and again.  True:
+ * it started a worker.  In a closed one it does later, since nothing tells when
+ * ALTER DATABASE ... ALLOW_CONNECTIONS opens it.
+ */
+static bool
+launch(Oid *after, Oid last)
 {
-	TimestampTz due = GetCurrentTimestamp() + USECS_PER_MINUTE;
+	TimestampTz later = GetCurrentTimestamp() + USECS_PER_MINUTE;
+	Oid			found = InvalidOid;
+	bool		is_open = false;
 	Slot	   *slot;
-
-	if (is_open)
-	{
-		wakeup_worker(database, true);
-		return;
-	}
-	SpinLockAcquire(&shared->lock);
-	slot = find_slot(database);
-	if (slot != NULL && slot->state == SLOT_FREE)
-		slot->due = Min(slot->due, due);
-	SpinLockRelease(&shared->lock);
-}
-
-/* The next database, and whether a worker could connect to it now; InvalidOid: there is none. */
-static Oid
-next_database(Oid after, bool *is_open)
-{
-	Oid			next = InvalidOid;
 	Relation	relation;
 	TableScanDesc scan;
 	HeapTuple	tuple;
@@ -493,44 +482,36 @@ next_database(Oid after, bool *is_open)
 		Form_pg_database database = (Form_pg_database) GETSTRUCT(tuple);
 
 		/* Nobody opens template0; a DROP DATABASE that was interrupted leaves -2 as the limit of connections. */
-		if (database->oid <= after || (OidIsValid(next) && database->oid > next) ||
+		if (database->oid <= *after || database->oid > last ||
 			(database->datistemplate && !database->datallowconn) || database->datconnlimit == -2)
 			continue;
-		next = database->oid;
-		*is_open = database->datallowconn;
+		found = last = database->oid;
+		is_open = database->datallowconn;
 	}
 	table_endscan(scan);
 	table_close(relation, AccessShareLock);
 	CommitTransactionCommand();
-	return next;
-}
 
-/* Starts a worker in each database, one after the other. */
-static void
-launcher_sweep(void)
-{
-	/* A database may have it on where the server has it off. */
-	const bool	in_background = settings_background_delivery;
-	Oid			database = InvalidOid;
-	bool		is_open;
-
-	pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
-	/* When delivery is switched off meanwhile, workers leave for good, and the next switch-on begins anew. */
-	while (OidIsValid(database = next_database(database, &is_open)) && settings_enabled &&
-		   settings_background_delivery >= in_background && !ShutdownRequestPending)
+	*after = found;
+	if (is_open)
+		wakeup_worker(found, true);
+	else if (OidIsValid(found))
 	{
-		launch(database, is_open);
-		if (is_open)
-			wakeup_wait(GetCurrentTimestamp() + SWEEP_STEP, "OnesignalCancelLauncher"); /* or until it leaves */
+		SpinLockAcquire(&shared->lock);
+		slot = find_slot(found);
+		if (slot != NULL && slot->state == SLOT_FREE)
+			slot->due = Min(slot->due, later);
+		SpinLockRelease(&shared->lock);
 	}
+	return is_open;
 }
 
 void
 launcher_main(Datum arg pg_attribute_unused())
 {
-	bool		enabled = false;
-	bool		in_background = false;
-	bool		is_open;
+	int			delivers = 0;	/* 0: nobody; 1: databases that have background_delivery on; 2: the others, too */
+	bool		sweeps = false; /* it starts a worker in each database, one after the other */
+	Oid			swept = InvalidOid; /* the last of these */
 	TimestampTz turn_at = 0;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -544,31 +525,43 @@ launcher_main(Datum arg pg_attribute_unused())
 	shared->launcher = MyLatch;
 	while (!ShutdownRequestPending)
 	{
-		/* Nobody else delivers what came before now, or while it was off, or is due by a clock that was ahead. */
 		TimestampTz now = GetCurrentTimestamp();
-		bool		is_new = settings_enabled &&
-			(!enabled || (settings_background_delivery && !in_background) || now < turn_at);
-		TimestampTz due = is_new ? now : DT_NOEND;
+		TimestampTz due = DT_NOEND;
+		int			before = delivers;
 		Oid			database = InvalidOid;
 
-		turn_at = now;
-		enabled = settings_enabled;
-		in_background = settings_background_delivery;
-		/* An old primary, or a publisher, may have sent what it could not replicate as recorded. */
-		if (is_new)
+		delivers = settings_enabled ? 1 + settings_background_delivery : 0;
+		/* Nobody else delivers what came before now, or while it was off, or is due by a clock that was ahead. */
+		if (delivers > before || (delivers > 0 && now < turn_at))
+		{
+			/* An old primary, or a publisher, may have sent what it could not replicate as recorded. */
 			wakeup_raise_doubt();
-		else if (enabled)
+			sweeps = true;
+			swept = InvalidOid;
+		}
+		else if (delivers > 0 && !sweeps)
+		{
 			due = take_due(now, &database);
-		if (due > now)
+			sweeps = due <= now && !OidIsValid(database);
+		}
+		turn_at = now;
+		if (sweeps && delivers > 0)
+		{
+			pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
+			if (launch(&swept, OID_MAX))
+				wakeup_wait(now + SWEEP_STEP, "OnesignalCancelLauncher");	/* or until the worker leaves */
+			sweeps = OidIsValid(swept);
+		}
+		else if (due <= now)
+		{
+			database--;
+			launch(&database, database + 1);
+		}
+		else
 		{
 			pgstat_report_activity(STATE_IDLE, NULL);
 			wakeup_wait(due, "OnesignalCancelLauncher");
 		}
-		else if (!OidIsValid(database))
-			launcher_sweep();
-		/* A worker in a dropped database would fail again and again. */
-		else if (next_database(database - 1, &is_open) == database)
-			launch(database, is_open);
 	}
 	/* Without a message, as PostgreSQL's own launchers; 1: restart me. */
 	proc_exit(1);
