@@ -43,11 +43,11 @@ static int	retry_window;
 static bool are_defined = false;
 
 /*
- * A check hook sees every value that is offered to this process, the built-in
- * one first, and also values that a setting of the role or the session
- * overrides.  When a value is removed from postgresql.conf, the hook sees the
- * built-in one again.  It also sees what ALTER SYSTEM writes for a later reload;
- * PostgreSQL does not tell it apart, but reloads in a memory context of its own.
+ * A check hook sees every value that is offered to this process, also one that a
+ * setting of the role or the session overrides.  It sees the built-in one first,
+ * and again when postgresql.conf, from which the present one is, no longer has
+ * any.  It also sees what ALTER SYSTEM writes for a later reload; PostgreSQL does
+ * not tell it apart, but reloads in a memory context of its own.
  *
  * If the library is not preloaded, a setting of the role or the client hides
  * all others.  It is not used either: then the built-in value counts.
@@ -55,13 +55,14 @@ static bool are_defined = false;
 static bool
 keep_for_delivery(int value, GucSource source, int *kept, GucSource *kept_source)
 {
-	bool		was_removed = source == PGC_S_DEFAULT && *kept_source == PGC_S_FILE;
 	bool		reloads = !are_defined || strcmp(CurrentMemoryContext->name, "config file processing") == 0;
 
-	if (source > PGC_S_DATABASE || (source < *kept_source && !was_removed) || (source == PGC_S_FILE && !reloads))
-		return true;
-	*kept = value;
-	*kept_source = source;
+	if (source == PGC_S_DEFAULT ||
+		(source <= PGC_S_DATABASE && source >= *kept_source && (source != PGC_S_FILE || reloads)))
+	{
+		*kept = value;
+		*kept_source = source;
+	}
 	return true;
 }
 
