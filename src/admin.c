@@ -193,23 +193,20 @@ set_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason)
 			   " OR EXISTS (SELECT FROM ONLY @onesignal_message AS m WHERE m.app_id" EQ "$1)"
 			   " ON CONFLICT (app_id) DO UPDATE SET paused_until = $2, pause_reason = $3,"
 			   " paused_by = excluded.paused_by, resumed_at = COALESCE(excluded.resumed_at, a.resumed_at),"
-			   " circuit_until = CASE WHEN $2 IS NOT NULL THEN a.circuit_until END,"
-			   " circuit_role = CASE WHEN $2 IS NOT NULL THEN a.circuit_role END,"
-			   " circuit_reason = CASE WHEN $2 IS NOT NULL THEN a.circuit_reason END",
+			   " (circuit_until, circuit_role, circuit_reason) ="
+			   " (SELECT a.circuit_until, a.circuit_role, a.circuit_reason WHERE $2 IS NOT NULL)",
 		.types = {UUIDOID, TIMESTAMPTZOID, TEXTOID, NAMEOID, BOOLOID}
 	};
-	NameData	role;
 	Datum		values[] = {
 		UUIDPGetDatum(app_id),
 		TimestampTzGetDatum(until),
 		PointerGetDatum(reason),
-		NameGetDatum(&role),
+		DirectFunctionCall1(namein, CStringGetDatum(GetUserNameFromId(GetUserId(), false))),
 		BoolGetDatum(credentials_servers(app_id) != NIL),
 	};
 	char		nulls[] = {' ', until != 0 ? ' ' : 'n', reason != NULL ? ' ' : 'n', ' ', ' '};
 	Installation installation;
 
-	namestrcpy(&role, GetUserNameFromId(GetUserId(), false));
 	owner_get(&installation);
 	SPI_connect();
 	owner_enter(&installation);
