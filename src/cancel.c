@@ -262,14 +262,10 @@ show_activity(const char *text)
 static void
 run_to_end(CancelRun *run)
 {
-	for (;;)
+	for (int64 next = start_requests(run); run->done < run->count; next = start_requests(run))
 	{
-		int64		next = start_requests(run);
-		const HttpAnswer *answer;
+		const HttpAnswer *answer = http_wait(Min(next, run->show_us));
 
-		if (run->done == run->count)
-			break;
-		answer = http_wait(Min(next, run->show_us));
 		if (answer != NULL)
 			finish_exchange(run, answer);
 		if (http_clock_us() >= run->show_us)
