@@ -14,8 +14,7 @@ extern void wakeup_attach(void);
 /*
  * This transaction requested a cancel, or changed a server, mapping or pause.
  * Its commit is a synchronous one and wakes or starts the database's worker.
- * All that can fail fails here and not at commit.  Attaches by itself, and is
- * cheap when called again.
+ * Attaches by itself; cheap when called again.  What can fail fails here.
  */
 extern void wakeup_request(void);
 
@@ -50,23 +49,20 @@ extern bool wakeup_leave(TimestampTz due, bool must);
 
 /* ---- worker.c ---- */
 
-#define DELIVERER_NO_EXTENSION	(-1)
-
 /*
- * Returns 0 when this session has the lock, or has it already; without wait
- * also the pid of the session that has it.  It survives commits, but an abort
- * releases it: call this before each run.  Needs a transaction.
+ * Returns 0 when this session has the lock; without wait also the pid of the
+ * session that has it; -1: there is no extension.  The lock survives commits, but
+ * not an abort: call this before each run.  Needs a transaction.
  */
 extern int	deliverer_lock(bool wait);
 extern void deliverer_unlock(void);
 
 /*
- * Is there a reason to look for rows: was the worker woken since it last asked,
- * or may a prepared transaction have ended?  Call it before looking for rows.
+ * Call both without a transaction.  Is there a reason to look for rows: was the
+ * worker woken since it last asked, or may a prepared transaction have ended?
+ * And has it to end its run, within about a second?
  */
 extern bool worker_was_woken(void);
-
-/* Has the worker to end its run, within about a second?  Needs no transaction, as the one above. */
 extern bool worker_must_stop(void);
 
 /* Throws if interrupted, and reloads the configuration if that was asked for. */

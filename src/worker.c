@@ -109,7 +109,7 @@ deliverer_lock(bool wait)
 	LOCKTAG		tag;
 
 	if (!owner_find(&installation))
-		return DELIVERER_NO_EXTENSION;
+		return -1;
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, installation.extension, DELIVERER_SUBOBJECT);
 
 	/* A CALL may have the lock for hours, and this wait must not hold back VACUUM. */
@@ -269,7 +269,7 @@ take_turn(void)
 	if (stays)
 	{
 		StartTransactionCommand();
-		stays = deliverer_lock(true) != DELIVERER_NO_EXTENSION;
+		stays = deliverer_lock(true) == 0;
 		CommitTransactionCommand();
 	}
 	if (stays)
