@@ -2,25 +2,24 @@
  * wakeup.c
  *		How a commit wakes or starts its database's worker, and the launcher does.
  *
- * A commit starts the database's worker, which leaves when nothing falls due
- * any more.  The danger is a commit that comes just when the worker leaves:
- * nobody would deliver its rows.  So each database has a slot in shared memory,
- * with a state and a flag "wake".  Rows are visible, and changes of the
- * catalogs announced, before "wake" is set.
+ * A worker leaves when nothing falls due any more.  Nobody would deliver the
+ * rows of a commit that comes just then.  So each database has a slot in shared
+ * memory, with a state and a flag "wake".
  *
- * Commit: one critical section sets "wake" and reads the state.  RUNNING: the
- * commit sets the worker's latch.  STARTING, for less than ten seconds: a
- * worker is on its way and has yet to look.  Otherwise the slot becomes
- * STARTING and the commit registers a worker; if that fails, FREE again.
+ * Commit: its rows are visible, and changes of the catalogs announced.  One
+ * critical section sets "wake" and reads the state.  RUNNING: the commit sets
+ * the worker's latch.  STARTING, for less than ten seconds: a worker has yet to
+ * look.  Otherwise the slot becomes STARTING and the commit registers a worker;
+ * if that fails, FREE again.
  *
  * Worker:
  *	1. It arms its exit callback: unless it leaves by step 5, its slot becomes
  *	   FREE, and the launcher replaces it soon.
- *	2. It makes the slot RUNNING.  If another worker has, it ends: the other one
- *	   sees "wake".  Only then it connects, so a commit in between finds it.
- *	3. It clears "wake" and waits for the deliverer's lock.  A CALL may have the
- *	   lock, or a worker that left but has not ended.  Those may have looked
- *	   already, so a later commit needs this worker: it must not leave here.
+ *	2. It makes the slot RUNNING, before it connects.  If another worker has, it
+ *	   ends: the other one sees "wake".
+ *	3. It clears "wake" and waits for the deliverer's lock.  Who has the lock, a
+ *	   CALL or a worker that has left but not ended, may have looked already; a
+ *	   later commit needs this worker.  So it must not leave here.
  *	4. It looks for rows and delivers until nothing is due.  If it is woken, or
  *	   a row falls due, it goes to step 3.
  *	5. To leave, one critical section reads "wake".  If it is set, the worker
@@ -33,21 +32,17 @@
  * FREE and starts another worker.  If a worker is killed so hard that its exit
  * callback does not run, the whole server restarts with new shared memory.
  *
- * An error in the commit callback would be a PANIC, as the transaction cannot
- * be undone any more.  What can fail, above all attaching to shared memory, is
- * done when the request is made.  The callback takes a spinlock, sets a latch,
- * or hands a struct on its stack to the postmaster.
+ * An error after the commit would be a PANIC.  So the request does all that can
+ * fail, above all attaching to shared memory.  What is left takes a spinlock,
+ * sets a latch, or hands a struct on its stack to the postmaster.
  *
  * COMMIT PREPARED runs no callback of ours.  So PREPARE wakes the worker, which
  * knows such a transaction by its lock on onesignal_message (worker.c).
  *
- * The launcher starts workers where nobody commits: at server start, for a
- * retry, after a death.  It needs shared_preload_libraries and connects to no
- * database: only a worker can know whether its database has the extension and
- * something pending.  So when the server starts or is promoted, the launcher
- * starts a worker in each database, one after the other; a worker that finds
- * nothing pending leaves at once.  After that the launcher sleeps until a slot
- * names a time.
+ * The launcher, if the library is preloaded, starts workers where nobody
+ * commits: for a retry, after a death, and in each database when the server
+ * starts or is promoted, since only a worker can know whether something is
+ * pending there; one that finds nothing leaves at once.
  */
 #include "postgres.h"
 
@@ -73,7 +68,7 @@
 /* When more databases have a worker or wait for one, the launcher looks into all. */
 #define SLOTS_COUNT		128
 
-/* A registered worker that has not entered by then never will: its fork failed, for example. */
+/* A registered worker that has not entered by then never will: maybe its fork failed. */
 #define STARTING_FOR	(10 * USECS_PER_SEC)
 
 /* Seconds until the postmaster restarts a launcher that was terminated. */
@@ -89,7 +84,7 @@ extern PGDLLEXPORT void launcher_main(Datum arg);
 typedef enum SlotState
 {
 	SLOT_FREE,
-	SLOT_STARTING,				/* a worker was registered, and must be there by "due" */
+	SLOT_STARTING,				/* a worker is registered, and must be there by "due" */
 	SLOT_RUNNING
 } SlotState;
 
@@ -110,10 +105,7 @@ typedef struct Slots
 	Slot		slots[1 + SLOTS_COUNT]; /* the first has no database: it is due when the launcher looks into all */
 } Slots;
 
-/*
- * A spinlock guards them, since code that runs after a commit must not throw.
- * While it is held nothing is called but functions that only touch the slots.
- */
+/* While its spinlock is held nothing is called but functions that only touch the slots. */
 static Slots *shared = NULL;
 
 /* The calling worker's own slot, from wakeup_enter() until it left or ended. */
@@ -168,11 +160,7 @@ has_worker(const Slot *slot, TimestampTz now)
 		(slot->state == SLOT_STARTING && now < slot->due && now >= slot->due - STARTING_FOR);
 }
 
-/*
- * The database's slot.  If it has none, this takes the slot whose database
- * needs a worker last, as a sweep finds that database again.  NULL: all have a
- * worker.
- */
+/* The database's, or the FREE one that is due last: then a sweep will find that one's database.  NULL: none is FREE. */
 static Slot *
 find_slot(Oid database)
 {
@@ -199,32 +187,30 @@ find_slot(Oid database)
 /* ---- starting and waking ---- */
 
 /*
- * For a worker it throws nothing: PostgreSQL would raise an error only for
- * mistakes in the struct, and allocate memory only for a handle.  The postmaster
- * must not restart a worker: in a dropped database it would do so for ever, and
- * after a crash it would not.  The launcher does.
+ * For a worker it throws nothing: PostgreSQL raises errors only for mistakes in
+ * the struct, and allocates memory only for a handle.  Not the postmaster restarts
+ * a worker, but the launcher: it knows which database was dropped.
  */
 bool
 wakeup_register(Oid database)
 {
 	const char *role = OidIsValid(database) ? "worker" : "launcher";
-	BackgroundWorker process;
+	BackgroundWorker process = {
+		.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION,
+		.bgw_start_time = BgWorkerStart_RecoveryFinished,
+		.bgw_restart_time = OidIsValid(database) ? BGW_NEVER_RESTART : LAUNCHER_RESTART,
+		.bgw_library_name = "onesignal_cancel",
+		.bgw_main_arg = ObjectIdGetDatum(database)
+	};
 
-	memset(&process, 0, sizeof(process));
 	snprintf(process.bgw_type, BGW_MAXLEN, "onesignal_cancel %s", role);
 	strlcpy(process.bgw_name, process.bgw_type, BGW_MAXLEN);
-	process.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION;
-	process.bgw_start_time = BgWorkerStart_RecoveryFinished;
-	strlcpy(process.bgw_library_name, "onesignal_cancel", BGW_MAXLEN);
 	snprintf(process.bgw_function_name, BGW_MAXLEN, "%s_main", role);
-	process.bgw_main_arg = ObjectIdGetDatum(database);
 	if (OidIsValid(database))
 	{
 		snprintf(process.bgw_name, BGW_MAXLEN, "%s for database %u", process.bgw_type, database);
-		process.bgw_restart_time = BGW_NEVER_RESTART;
 		return RegisterDynamicBackgroundWorker(&process, NULL);
 	}
-	process.bgw_restart_time = LAUNCHER_RESTART;
 	RegisterBackgroundWorker(&process);
 	return true;
 }
@@ -287,18 +273,13 @@ wakeup_worker(Oid database, bool may_start)
 
 /* ---- the end of a transaction ---- */
 
-/*
- * The (sub)transaction that first requested something.  What was requested
- * after it is undone together with it: that came in the same one, within it, or
- * after it had become part of its parent.
- */
+/* The (sub)transaction that first requested something.  What undoes it undoes the later requests as well. */
 static TransactionId requested_in = InvalidTransactionId;
 
 /*
- * Only now are the catalogs' changes announced: before, a worker may find old
- * credentials in its caches.  PostgreSQL calls this for each resource owner, and
- * other libraries may release some of theirs within a transaction.  A reload
- * that waits may switch delivery on.
+ * Before this, a worker may find old credentials in its caches.  It is called for
+ * each resource owner; a library may release one of its own in a transaction.  A
+ * reload that waits may switch delivery on.
  */
 static void
 on_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg pg_attribute_unused())
@@ -322,7 +303,6 @@ wakeup_request(void)
 	/* The worker may cancel the message as soon as the commit is visible.  A crash must not undo such a commit. */
 	ForceSyncCommit();
 	wakeup_attach();
-	/* PostgreSQL would keep a second registration beside the first. */
 	if (!registered)
 		RegisterResourceReleaseCallback(on_release, NULL);
 	registered = true;
@@ -405,6 +385,7 @@ Datum
 onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 {
 	Slot		slot = {.state = SLOT_FREE, .due = DT_NOEND};
+	bool		is_there;
 	const char *delivery;
 
 	(void) fcinfo;
@@ -417,16 +398,16 @@ onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 			slot = shared->slots[i];
 	SpinLockRelease(&shared->lock);
 
+	is_there = has_worker(&slot, GetCurrentTimestamp());
 	if (!settings_enabled)
 		delivery = "switched off";
 	else if (!settings_background_delivery)
 		delivery = "by CALL only";
-	else if (has_worker(&slot, GetCurrentTimestamp()))
-		delivery = "working";
-	else if (slot.wake)
+	else if (slot.wake && !is_there)
 		delivery = "no free worker";
-	else if (slot.due != DT_NOEND && shared->launcher != NULL)
-		delivery = "working";	/* the launcher starts a worker for the next retry, or in place of one that died */
+	/* The launcher starts a worker for the next retry, or in place of one that died. */
+	else if (is_there || (slot.due != DT_NOEND && shared->launcher != NULL))
+		delivery = "working";
 	else
 		delivery = "waits for a request";
 	PG_RETURN_TEXT_P(cstring_to_text(delivery));
