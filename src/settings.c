@@ -43,11 +43,10 @@ static int	retry_window;
 static bool are_defined = false;
 
 /*
- * A check hook sees every value that is offered to this process, also one that a
- * setting of the role or the session overrides.  It sees the built-in one first,
- * and again when postgresql.conf, from which the present one is, no longer has
- * any.  It also sees what ALTER SYSTEM writes for a later reload; PostgreSQL does
- * not tell it apart, but reloads in a memory context of its own.
+ * A check hook sees every value that is offered to this process: the built-in
+ * one first, and again when postgresql.conf has lost its own; what a setting of
+ * the role or the session overrides; what ALTER SYSTEM writes for a later reload.
+ * Nothing tells that apart, but PostgreSQL reloads in a memory context of its own.
  *
  * If the library is not preloaded, a setting of the role or the client hides
  * all others.  It is not used either: then the built-in value counts.
