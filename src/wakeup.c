@@ -215,27 +215,10 @@ wakeup_register(Oid database)
 	return true;
 }
 
-/* At most once a minute: one for each commit would hide all other messages. */
-static void
-warn_of_no_worker(void)
-{
-	static TimestampTz warned_at = 0;
-	TimestampTz now = GetCurrentTimestamp();
-
-	if (now - warned_at < USECS_PER_MINUTE)
-		return;
-	warned_at = now;
-	ereport(WARNING,
-			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
-			 errmsg("could not start a background worker to deliver requested cancels"),
-			 errdetail("The requests are kept until a worker can start."),
-			 errhint("Increase max_worker_processes, or deliver with CALL onesignal_cancel_deliver()."),
-			 errhidestmt(true)));	/* it may be one that sets a key */
-}
-
 void
 wakeup_worker(Oid database, bool may_start)
 {
+	static TimestampTz warned_at = 0;
 	TimestampTz now = GetCurrentTimestamp();
 	Slot	   *slot;
 	Latch	   *latch = NULL;
@@ -267,8 +250,16 @@ wakeup_worker(Oid database, bool may_start)
 	/* It also has to watch over a worker that was registered: the fork may fail. */
 	if (starts)
 		wake_other(shared->launcher);
-	if (failed)
-		warn_of_no_worker();
+	/* A warning for each commit would hide all other messages. */
+	if (!failed || now - warned_at < USECS_PER_MINUTE)
+		return;
+	warned_at = now;
+	ereport(WARNING,
+			(errcode(ERRCODE_CONFIGURATION_LIMIT_EXCEEDED),
+			 errmsg("could not start a background worker to deliver requested cancels"),
+			 errdetail("The requests are kept until a worker can start."),
+			 errhint("Increase max_worker_processes, or deliver with CALL onesignal_cancel_deliver()."),
+			 errhidestmt(true)));	/* it may be one that sets a key */
 }
 
 /* ---- the end of a transaction ---- */
