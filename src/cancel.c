@@ -168,7 +168,7 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 {
 	int64		now = http_clock_us();
 	double		random = pg_prng_double(&pg_global_prng_state);
-	bool		again = item->attempts <= settings_max_retries;
+	bool		again;
 	CancelOutcome outcome;
 
 	onesignal_judge(&outcome, answer, run->credentials->api_key);
@@ -178,12 +178,11 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 		pace_throttled(&run->pace, item->started_us, now);
 		run->not_before_us = Max(run->not_before_us, item->retry_us);
 	}
-	else
-	{
-		if (outcome.status != 0)
-			pace_answered(&run->pace, now);
-		again &= outcome.verdict == CANCEL_UNAVAILABLE || outcome.verdict == CANCEL_UNANSWERED;
-	}
+	else if (outcome.status != 0)
+		pace_answered(&run->pace, now);
+	again = item->attempts <= settings_max_retries &&
+		(outcome.verdict == CANCEL_THROTTLED || outcome.verdict == CANCEL_UNAVAILABLE ||
+		 outcome.verdict == CANCEL_UNANSWERED);
 
 	/* Refused, but maybe because an earlier attempt has canceled it */
 	item->unanswered |= answer->sent_before || onesignal_may_have_worked(&outcome, answer);
@@ -259,25 +258,6 @@ show_activity(const char *text)
 	pgstat_report_query_id(query_id, true);
 }
 
-static void
-run_to_end(CancelRun *run)
-{
-	for (int64 next = start_requests(run); run->done < run->count; next = start_requests(run))
-	{
-		const HttpAnswer *answer = http_wait(Min(next, run->show_us));
-
-		if (answer != NULL)
-			finish_exchange(run, answer);
-		if (http_clock_us() >= run->show_us)
-		{
-			show_activity(psprintf("onesignal_cancel_batch: %d of %d", run->done, run->count));
-			run->show_us = http_clock_us() + SHOW_US;
-		}
-	}
-	if (run->count > 1)
-		show_activity(debug_query_string);
-}
-
 /*
  * Cancels all of the messages; returns an item with a result for each, palloc'd
  * in the caller's context.  It can be interrupted at any time; however it
@@ -309,7 +289,20 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 		run.show_us = count > 1 ? http_clock_us() + SHOW_US : PG_INT64_MAX;
 		pace_init(&run.pace, count == 1 ? 0 : credentials.rate_limit);
-		run_to_end(&run);
+		for (int64 next = start_requests(&run); run.done < count; next = start_requests(&run))
+		{
+			const HttpAnswer *answer = http_wait(Min(next, run.show_us));
+
+			if (answer != NULL)
+				finish_exchange(&run, answer);
+			if (http_clock_us() >= run.show_us)
+			{
+				show_activity(psprintf("onesignal_cancel_batch: %d of %d", run.done, count));
+				run.show_us = http_clock_us() + SHOW_US;
+			}
+		}
+		if (count > 1)
+			show_activity(debug_query_string);
 	}
 	PG_FINALLY();
 	{
