@@ -40,43 +40,19 @@ PG_FUNCTION_INFO_V1(onesignal_cancel_resume);
 
 /* ---- CALL onesignal_cancel_deliver(max_duration) ---- */
 
-static void
-deliver_all(TimestampTz until)
-{
-	int			other = deliverer_lock(false);
-	TimestampTz began = GetCurrentTimestamp();
-
-	if (other > 0)
-		ereport(NOTICE,
-				(errmsg("nothing to do: session %d is already delivering in this database", other)));
-	while (other == 0)
-	{
-		TimestampTz due;
-		TimestampTz now;
-
-		/* Where no outcome could be recorded, nothing must be sent. */
-		PreventCommandIfReadOnly("CALL onesignal_cancel_deliver()");
-		due = delivery_run(until);
-		settings_require_enabled();
-		now = GetCurrentTimestamp();
-		if (due == DT_NOBEGIN || now >= until || now < began)	/* the clock was set back */
-			break;
-		wakeup_wait(Min(Min(due, now + CALL_LOOK), until), "OnesignalCancelDeliver");
-	}
-}
-
 /* What can fail fails before anything is sent. */
 Datum
 onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 {
-	Datum		now = TimestampTzGetDatum(GetCurrentTimestamp());
-	TimestampTz until;
+	TimestampTz began = GetCurrentTimestamp();
+	TimestampTz until = 0;
 
 	settings_require_enabled();
 	PreventCommandDuringRecovery("CALL onesignal_cancel_deliver()");
-	until = PG_ARGISNULL(0) ? 0 :
-		DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval, now, PG_GETARG_DATUM(0)));
-	if (!PG_ARGISNULL(0) && until < DatumGetTimestampTz(now))
+	if (!PG_ARGISNULL(0))
+		until = DatumGetTimestampTz(DirectFunctionCall2(timestamptz_pl_interval, TimestampTzGetDatum(began),
+														PG_GETARG_DATUM(0)));
+	if (!PG_ARGISNULL(0) && until < began)
 		ereport(ERROR,
 				(errcode(ERRCODE_INVALID_PARAMETER_VALUE),
 				 errmsg("max_duration must not be negative")));
@@ -84,7 +60,25 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 	queue_call_begin(fcinfo);
 	PG_TRY();
 	{
-		deliver_all(until);
+		int			other = deliverer_lock(false);
+
+		if (other > 0)
+			ereport(NOTICE,
+					(errmsg("nothing to do: session %d is already delivering in this database", other)));
+		while (other == 0)
+		{
+			TimestampTz due;
+			TimestampTz now;
+
+			/* Where no outcome could be recorded, nothing must be sent. */
+			PreventCommandIfReadOnly("CALL onesignal_cancel_deliver()");
+			due = delivery_run(until);
+			settings_require_enabled();
+			now = GetCurrentTimestamp();
+			if (due == DT_NOBEGIN || now >= until || now < began)	/* the clock was set back */
+				break;
+			wakeup_wait(Min(Min(due, now + CALL_LOOK), until), "OnesignalCancelDeliver");
+		}
 	}
 	PG_FINALLY();
 	{
