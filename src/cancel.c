@@ -116,7 +116,7 @@ next_item(CancelRun *run, int64 now, int64 *next)
 		*next = Min(*next, due);
 	}
 
-	/* Not too many items may wait, since all of them are looked through. */
+	/* So many may be in flight or wait: all that wait are looked through. */
 	if (run->next == run->count || run->next - run->done >= settings_call_max_in_flight)
 		return NULL;
 	*next = Min(*next, run->not_before_us);
@@ -130,7 +130,7 @@ start_requests(CancelRun *run)
 	int64		now = http_clock_us();
 	int64		next = PG_INT64_MAX;
 
-	while (run->group.unsent < HTTP_UNSENT_MAX && http_in_flight() < settings_call_max_in_flight)
+	while (run->group.unsent < HTTP_UNSENT_MAX)
 	{
 		CancelItem *item = next_item(run, now, &next);
 		HttpRequest *request;
