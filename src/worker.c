@@ -53,7 +53,7 @@ extern PGDLLEXPORT void worker_main(Datum arg);
 static emit_log_hook_type previous_log_hook = NULL;
 
 /* After a failed run: its error message, and the pause in seconds; 0: the last run did not fail. */
-static char last_failure[256] = "";
+static char last_failure[256];
 static int	pause_s = 0;
 
 /* When to deliver next, if the worker is not woken; DT_NOEND: never. */
@@ -244,7 +244,6 @@ take_turn(void)
 {
 	static const QueueLane first;
 	QueueListed lane;
-	TimestampTz due = DT_NOBEGIN;
 
 	MemoryContextSwitchTo(worker_context);
 	MemoryContextReset(worker_context);
@@ -272,12 +271,11 @@ take_turn(void)
 		stays = deliverer_lock(true) == 0;
 		CommitTransactionCommand();
 	}
-	if (stays)
-		due = delivery_run(0);
-	stays = due != DT_NOBEGIN;
-	next_run = stays ? due : DT_NOEND;
+	next_run = stays ? delivery_run(0) : DT_NOBEGIN;
+	stays = next_run != DT_NOBEGIN;
+	if (!stays)
+		next_run = DT_NOEND;
 	pause_s = 0;
-	last_failure[0] = '\0';
 	return true;
 }
 
@@ -297,7 +295,7 @@ recover(void)
 	MemoryContextSwitchTo(worker_context);
 	/* Only now, since it allocates memory: lack of memory may have been the error. */
 	error = CopyErrorData();
-	if (strncmp(last_failure, error->message, sizeof(last_failure) - 1) != 0)
+	if (pause_s == 0 || strncmp(last_failure, error->message, sizeof(last_failure) - 1) != 0)
 		EmitErrorReport();
 	strlcpy(last_failure, error->message, sizeof(last_failure));
 	FlushErrorState();
