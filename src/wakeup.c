@@ -41,8 +41,7 @@
  *
  * The launcher, if the library is preloaded, starts workers where nobody
  * commits: for a retry, after a death, and in each database when the server
- * starts or is promoted, since only a worker can know whether something is
- * pending there; one that finds nothing leaves at once.
+ * starts or is promoted, since only a worker can know what is pending there.
  */
 #include "postgres.h"
 
@@ -308,15 +307,12 @@ wakeup_request(void)
 bool
 wakeup_enter(Oid database)
 {
-	Slot	   *slot;
-
 	SpinLockAcquire(&shared->lock);
-	slot = find_slot(database);
-	if (slot != NULL && slot->state != SLOT_RUNNING)
-	{
-		set_slot(slot, SLOT_RUNNING, DT_NOEND);
-		mine = slot;
-	}
+	mine = find_slot(database);
+	if (mine != NULL && mine->state == SLOT_RUNNING)
+		mine = NULL;
+	if (mine != NULL)
+		set_slot(mine, SLOT_RUNNING, DT_NOEND);
 	SpinLockRelease(&shared->lock);
 	return mine != NULL;
 }
