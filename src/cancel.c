@@ -69,7 +69,6 @@ typedef struct CancelRun
 	bool		stopped;		/* nothing more is started */
 	int64		show_us;		/* when progress is shown next */
 	MemoryContext context;		/* of the results */
-	MemoryContext scratch;		/* of one answer */
 } CancelRun;
 
 /* NULL without errors.  Only the array is in the results' context. */
@@ -223,7 +222,6 @@ static void
 finish_exchange(CancelRun *run, const HttpAnswer *answer)
 {
 	CancelItem *item = answer->owner;
-	MemoryContext old = MemoryContextSwitchTo(run->scratch);
 	CancelVerdict verdict;
 
 	if (!item->checking)
@@ -244,8 +242,6 @@ finish_exchange(CancelRun *run, const HttpAnswer *answer)
 			item->errors = item->success ? NULL : item->refusal;
 		run->done++;
 	}
-	MemoryContextSwitchTo(old);
-	MemoryContextReset(run->scratch);
 }
 
 /* pgstat_report_activity() takes it for another query, without an id. */
@@ -281,12 +277,11 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 	context = AllocSetContextCreate(CurrentMemoryContext, "onesignal cancel", ALLOCSET_SMALL_SIZES);
 	MemoryContextSwitchTo(context);
 	credentials_get(app_id, GetUserId(), &credentials);
-	MemoryContextSwitchTo(run.context);
 	PG_TRY();
 	{
-		run.scratch = AllocSetContextCreate(context, "onesignal answer", ALLOCSET_DEFAULT_SIZES);
-		run.items = MemoryContextAllocExtended(CurrentMemoryContext, sizeof(CancelItem) * (Size) count,
+		run.items = MemoryContextAllocExtended(run.context, sizeof(CancelItem) * (Size) count,
 											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
+		MemoryContextSwitchTo(AllocSetContextCreate(context, "onesignal answer", ALLOCSET_DEFAULT_SIZES));
 		run.show_us = count > 1 ? http_clock_us() + SHOW_US : PG_INT64_MAX;
 		pace_init(&run.pace, count == 1 ? 0 : credentials.rate_limit);
 		for (int64 next = start_requests(&run); run.done < count; next = start_requests(&run))
@@ -300,9 +295,11 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 				show_activity(psprintf("onesignal_cancel_batch: %d of %d", run.done, count));
 				run.show_us = http_clock_us() + SHOW_US;
 			}
+			MemoryContextReset(CurrentMemoryContext);
 		}
 		if (count > 1)
 			show_activity(debug_query_string);
+		MemoryContextSwitchTo(run.context);
 	}
 	PG_FINALLY();
 	{
