@@ -61,7 +61,7 @@ typedef struct CancelRun
 	int			next;			/* the first item that was not begun */
 	int			done;			/* how many results are final */
 	dlist_head	waiting;		/* to be tried again, or for View message */
-	Credentials *credentials;
+	Credentials credentials;
 	HttpGroup	group;
 	Pace		pace;
 	int64		not_before_us;	/* OneSignal asked us to wait until then (429) */
@@ -150,7 +150,7 @@ start_requests(CancelRun *run)
 		else
 			item->attempts++;
 		item->started_us = now;
-		request = onesignal_request(run->credentials, item->checking ? "GET" : "DELETE",
+		request = onesignal_request(&run->credentials, item->checking ? "GET" : "DELETE",
 									&run->message_ids[item - run->items]);
 		request->group = &run->group;
 		request->timeout_ms = (int) Max(settings_timeout - (now - item->begun_us) / 1000, 1);
@@ -170,7 +170,7 @@ finish_cancel(CancelRun *run, CancelItem *item, const HttpAnswer *answer)
 	bool		again;
 	CancelOutcome outcome;
 
-	onesignal_judge(&outcome, answer, run->credentials->api_key);
+	onesignal_judge(&outcome, answer, run->credentials.api_key);
 	item->retry_us = now + backoff_delay(item->attempts, random, 0, answer->retry_after * INT64CONST(1000000));
 	if (outcome.verdict == CANCEL_THROTTLED)
 	{
@@ -263,10 +263,7 @@ static CancelItem *
 cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count)
 {
 	MemoryContext context;
-	Credentials credentials;
-	CancelRun	run = {
-		.message_ids = message_ids, .count = count, .credentials = &credentials, .context = CurrentMemoryContext
-	};
+	CancelRun	run = {.message_ids = message_ids, .count = count, .context = CurrentMemoryContext};
 
 	settings_require_enabled();
 	/* A trigger that the table's owner made ENABLE ALWAYS could call us while outcomes are recorded. */
@@ -276,14 +273,14 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 				 errmsg("cannot cancel a message while this session delivers requested cancels")));
 	context = AllocSetContextCreate(CurrentMemoryContext, "onesignal cancel", ALLOCSET_SMALL_SIZES);
 	MemoryContextSwitchTo(context);
-	credentials_get(app_id, GetUserId(), &credentials);
+	credentials_get(app_id, GetUserId(), &run.credentials);
 	PG_TRY();
 	{
 		run.items = MemoryContextAllocExtended(run.context, sizeof(CancelItem) * (Size) count,
 											   MCXT_ALLOC_HUGE | MCXT_ALLOC_ZERO);
 		MemoryContextSwitchTo(AllocSetContextCreate(context, "onesignal answer", ALLOCSET_DEFAULT_SIZES));
 		run.show_us = count > 1 ? http_clock_us() + SHOW_US : PG_INT64_MAX;
-		pace_init(&run.pace, count == 1 ? 0 : credentials.rate_limit);
+		pace_init(&run.pace, count == 1 ? 0 : run.credentials.rate_limit);
 		for (int64 next = start_requests(&run); run.done < count; next = start_requests(&run))
 		{
 			const HttpAnswer *answer = http_wait(Min(next, run.show_us));
