@@ -32,9 +32,6 @@ PG_FUNCTION_INFO_V1(onesignal_cancel_preloaded);
 PG_FUNCTION_INFO_V1(onesignal_cancel_purge);
 PG_FUNCTION_INFO_V1(onesignal_cancel_resume);
 
-/* How soon a CALL with a duration sees a commit. */
-#define CALL_LOOK		USECS_PER_SEC
-
 /* 2 MB: one transaction deletes, and locks, some 10,000 rows at most. */
 #define PURGE_BLOCKS	256
 
@@ -77,7 +74,8 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 			now = GetCurrentTimestamp();
 			if (due == DT_NOBEGIN || now >= until || now < began)	/* the clock was set back */
 				break;
-			wakeup_wait(Min(Min(due, now + CALL_LOOK), until), "OnesignalCancelDeliver");
+			/* Commits do not wake a CALL. */
+			wakeup_wait(Min(Min(due, now + USECS_PER_SEC), until), "OnesignalCancelDeliver");
 		}
 	}
 	PG_FINALLY();

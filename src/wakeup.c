@@ -73,9 +73,6 @@
 /* Seconds until the postmaster restarts a launcher that was terminated. */
 #define LAUNCHER_RESTART	5
 
-/* The launcher waits so long for a worker to leave, so that it does not take all worker processes. */
-#define SWEEP_STEP		USECS_PER_SEC
-
 PG_FUNCTION_INFO_V1(onesignal_cancel_delivery);
 
 extern PGDLLEXPORT void launcher_main(Datum arg);
@@ -516,8 +513,9 @@ launcher_main(Datum arg pg_attribute_unused())
 		if (sweeps && delivers > 0)
 		{
 			pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
+			/* Until the worker leaves, but not for long: they should not take all worker processes. */
 			if (launch(&swept, OID_MAX))
-				wakeup_wait(now + SWEEP_STEP, "OnesignalCancelLauncher");	/* or until the worker leaves */
+				wakeup_wait(now + USECS_PER_SEC, "OnesignalCancelLauncher");
 			sweeps = OidIsValid(swept);
 		}
 		else if (due <= now)
