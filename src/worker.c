@@ -36,9 +36,6 @@
 #include "settings.h"
 #include "wakeup.h"
 
-/* Objects have sub-object 0, and only those of pg_class have columns. */
-#define DELIVERER_SUBOBJECT 1
-
 /* How often a waiting worker looks at the database's lock. */
 #define LOOK			USECS_PER_SEC
 
@@ -98,9 +95,9 @@ wakeup_wait(TimestampTz until, const char *wait_event)
 /* ---- the deliverer's lock ---- */
 
 /*
- * The lock is on the extension, with a sub-object number that nobody else uses:
- * neither SQL's advisory lock functions nor DROP EXTENSION meet it.  It belongs
- * to the session, so it outlives the short transactions of a run.
+ * The lock is on the extension's sub-object 1, which is nobody else's, as only
+ * objects of pg_class have columns: neither SQL's advisory lock functions nor DROP
+ * EXTENSION meet it.  A session lock outlives the short transactions of a run.
  */
 int
 deliverer_lock(bool wait)
@@ -110,7 +107,7 @@ deliverer_lock(bool wait)
 
 	if (!owner_find(&installation))
 		return -1;
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, installation.extension, DELIVERER_SUBOBJECT);
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, installation.extension, 1);
 
 	/* A CALL may have the lock for hours, and this wait must not hold back VACUUM. */
 	InvalidateCatalogSnapshot();
