@@ -2,10 +2,6 @@
  * admin.c
  *		The SQL functions of an administrator: deliver, purge, pause, resume, status.
  *
- * CALL onesignal_cancel_deliver() delivers with the rights of the table's
- * owner, but only within the transactions of queue.c: each of them returns to
- * the caller's rights before it commits.
- *
  * Purging scans the table from its first block to its last and commits every
  * few hundred.  An index on finished rows would cost time for each message and
  * each outcome, and a nightly job has to read those blocks anyway.

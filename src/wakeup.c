@@ -424,8 +424,7 @@ take_due(TimestampTz now, Oid *database)
 /*
  * Goes to the first database after this one, but not after the last; InvalidOid:
  * there is none, and a worker in a dropped one would fail again and again.  True:
- * it started a worker.  In a closed one it does later, since nothing tells when
- * ALTER DATABASE ... ALLOW_CONNECTIONS opens it.
+ * it started a worker.  A closed one comes later: nothing tells when it is opened.
  */
 static bool
 launch(Oid *after, Oid last)

@@ -41,9 +41,8 @@ extern bool wakeup_enter(Oid database); /* false: another worker is there */
 extern bool wakeup_take(void);	/* was the worker woken since it last asked? */
 
 /*
- * due: when the launcher has to start a worker again; DT_NOEND: never.  Unless
- * it must leave, the worker has to stay (false) when it was woken, or there is
- * no launcher to start another one when something is due.
+ * due: when the launcher has to start a worker again; DT_NOEND: never.  False:
+ * unless it must leave, it has to stay; it was woken, or there is no launcher.
  */
 extern bool wakeup_leave(TimestampTz due, bool must);
 

@@ -4,11 +4,10 @@
  *
  * The protocol of starting, waking and leaving, with its steps, is in wakeup.c.
  *
- * COMMIT PREPARED wakes nobody.  So while a prepared transaction holds a lock
- * on onesignal_message, the worker stays and looks for rows again and again,
- * each time after a sixtieth of the time since the set of them changed, at most
- * after a minute.  It asks about the lock first: locks go after rows are visible.
- * Shared memory forgets in a crash, so a worker also asks when it starts.
+ * While a prepared transaction holds a lock on onesignal_message, the worker
+ * stays and looks for rows again and again: after a sixtieth of the time since
+ * the set of them changed, at most a minute.  It asks about the lock first: locks
+ * go after rows are visible.  After a crash nobody told it: it asks at its start.
  *
  * A session that drops, renames or copies the database locks it, and waits up
  * to five seconds for all others to leave.  The worker then hands over to a
