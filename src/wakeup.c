@@ -184,8 +184,8 @@ find_slot(Oid database)
 
 /*
  * For a worker it throws nothing: PostgreSQL raises errors only for mistakes in
- * the struct, and allocates memory only for a handle.  Not the postmaster restarts
- * a worker, but the launcher: it knows which database was dropped.
+ * the struct, and allocates memory only for a handle.  The launcher restarts a
+ * worker; the postmaster would do so in a dropped database again and again.
  */
 bool
 wakeup_register(Oid database)
@@ -389,9 +389,8 @@ onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 		delivery = "by CALL only";
 	else if (slot.wake && !is_there)
 		delivery = "no free worker";
-	/* The launcher starts a worker for the next retry, or in place of one that died. */
 	else if (is_there || (slot.due != DT_NOEND && shared->launcher != NULL))
-		delivery = "working";
+		delivery = "working";	/* or the launcher starts a worker for a retry, or in place of one that died */
 	else
 		delivery = "waits for a request";
 	PG_RETURN_TEXT_P(cstring_to_text(delivery));

@@ -41,8 +41,8 @@ extern bool wakeup_enter(Oid database); /* false: another worker is there */
 extern bool wakeup_take(void);	/* was the worker woken since it last asked? */
 
 /*
- * due: when the launcher has to start a worker again; DT_NOEND: never.  False:
- * unless it must leave, it has to stay; it was woken, or there is no launcher.
+ * due: when the launcher has to start a worker again; DT_NOEND: never.  False: it
+ * has to stay, for it was woken, or is due again without a launcher; unless it must.
  */
 extern bool wakeup_leave(TimestampTz due, bool must);
 
