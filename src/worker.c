@@ -48,8 +48,8 @@ extern PGDLLEXPORT void worker_main(Datum arg);
 
 static emit_log_hook_type previous_log_hook = NULL;
 
-/* After a failed run: its SQLSTATE, and the pause in seconds; 0: the last run did not fail. */
-static int	last_failure;
+/* After a failed run: its error message, and the pause in seconds; 0: the last run did not fail. */
+static char last_failure[256];
 static int	pause_s = 0;
 
 /* When to deliver next, if the worker is not woken; DT_NOEND: never. */
@@ -277,18 +277,23 @@ take_turn(void)
 
 /* ---- the process ---- */
 
-/* Logs the error, unless the last run failed with the same SQLSTATE, and ends all that the run has left open. */
+/* Logs the error, unless the last run failed with the same, and ends all that the run has left open. */
 static void
 recover(void)
 {
+	ErrorData  *error;
+
 	HOLD_INTERRUPTS();
 	PG_exception_stack = NULL;	/* an error in here ends the worker */
 	error_context_stack = NULL;
 	deliverer_unlock();
 	AbortCurrentTransaction();
-	if (pause_s == 0 || geterrcode() != last_failure)
+	MemoryContextSwitchTo(worker_context);
+	/* Only now, since it allocates memory: lack of memory may have been the error. */
+	error = CopyErrorData();
+	if (pause_s == 0 || strncmp(last_failure, error->message, sizeof(last_failure) - 1) != 0)
 		EmitErrorReport();
-	last_failure = geterrcode();
+	strlcpy(last_failure, error->message, sizeof(last_failure));
 	FlushErrorState();
 	/* If nothing is pending any more, there is no reason to go on failing. */
 	stays = false;
