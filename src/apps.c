@@ -181,14 +181,13 @@ static void
 adopt_key(DeliveryLane *lane, Credentials *credentials, TimestampTz now)
 {
 	DeliveryApp *app = lane->app;
-	const char *texts[] = {credentials->base_url, credentials->api_key};
+	const char *url = credentials->base_url;
+	const char *key = credentials->api_key;
 	Oid			server = credentials->server;
-	uint64		fingerprint = server;
+	uint64		fingerprint = hash_bytes_extended((const unsigned char *) url, strlen(url), server);
 	bool		changed;
 
-	for (int i = 0; i < 2; i++)
-		fingerprint = hash_bytes_extended((const unsigned char *) texts[i], (int) strlen(texts[i]), fingerprint);
-	fingerprint |= 1;
+	fingerprint = hash_bytes_extended((const unsigned char *) key, strlen(key), fingerprint) | 1;
 	changed = lane->fingerprint != fingerprint;
 	credentials->refs = 1;
 	lane->credentials = credentials;
