@@ -2,8 +2,8 @@
  * compat.h
  *		Every PostgreSQL and libcurl version test, and nothing else.
  *
- * PostgreSQL 15 to 19 and libcurl 7.81 or newer are supported.  A file that
- * needs the part on libcurl includes curl/curl.h first.
+ * PostgreSQL 15 to 19 and libcurl 7.81 or newer are supported.  curl/curl.h comes
+ * before this file.
  */
 #ifndef ONESIGNAL_CANCEL_COMPAT_H
 #define ONESIGNAL_CANCEL_COMPAT_H
@@ -84,21 +84,9 @@ get_shared_memory(const char *name, Size size, void (*initialize) (INITIALIZE_PA
 #endif
 }
 
-#ifdef CURLINC_CURL_H
-
-/* Without it, which came with 7.87, a slow name server blocks the removal of a handle. */
-#if LIBCURL_VERSION_NUM >= 0x075700
-#define CURL_COMPAT_QUICK_EXIT 1
+/* Without it, which came with 7.87, a slow name server blocks the removal of a handle.  Older versions refuse it. */
+#if defined(LIBCURL_VERSION_NUM) && LIBCURL_VERSION_NUM < 0x075700
+#define CURLOPT_QUICK_EXIT ((CURLoption) 322)
 #endif
-
-/* The protocols as a string came with 7.85, which deprecated the bit mask. */
-#if LIBCURL_VERSION_NUM >= 0x075500
-#define curl_compat_set_protocols(easy) curl_easy_setopt(easy, CURLOPT_PROTOCOLS_STR, "http,https")
-#else
-#define curl_compat_set_protocols(easy) \
-	curl_easy_setopt(easy, CURLOPT_PROTOCOLS, (long) (CURLPROTO_HTTP | CURLPROTO_HTTPS))
-#endif
-
-#endif							/* CURLINC_CURL_H */
 
 #endif

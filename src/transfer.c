@@ -91,12 +91,9 @@ set_constant_options(HttpExchange *exchange)
 	curl_easy_setopt(easy, CURLOPT_PRIVATE, exchange);
 	curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, exchange->answer.error);
 	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
-#ifdef CURL_COMPAT_QUICK_EXIT
 	curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
-#endif
 
-	/* The key goes to nobody but the host that was named. */
-	curl_compat_set_protocols(easy);
+	/* The key goes to nobody but the host that was named.  options_url_problem() has checked the URL's scheme. */
 	curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
 	curl_easy_setopt(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
 	curl_easy_setopt(easy, CURLOPT_DISALLOW_USERNAME_IN_URL, 1L);
