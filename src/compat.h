@@ -48,7 +48,6 @@
 
 /* Tells PostgreSQL 18 and newer name and version of the library (pg_get_loaded_modules()). */
 #if PG_VERSION_NUM >= 180000
-#include "storage/waiteventset.h"
 #define LIBRARY_MAGIC PG_MODULE_MAGIC_EXT(.name = "onesignal_cancel", .version = ONESIGNAL_CANCEL_VERSION)
 #else
 #define LIBRARY_MAGIC PG_MODULE_MAGIC

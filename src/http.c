@@ -340,7 +340,7 @@ run_libcurl(curl_socket_t fd, uint32 ready)
 	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
 	CURLMsg    *message;
 	int			left;
-	long		share = (connections_max - wire_count()) / Max(HOST_CONNECTIONS_MAX, 2 * strangers);
+	long		share = (connections_max - wire_count) / Max(HOST_CONNECTIONS_MAX, 2 * strangers);
 
 	/* A host may have an eighth of those that are left, many that may hang half of them together: some stay. */
 	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
@@ -375,11 +375,10 @@ run_libcurl(curl_socket_t fd, uint32 ready)
 static void
 wait_once(long timeout_ms, bool *latched)
 {
-	uint32		ready = 0;
-	int			fd = wire_wait(timeout_ms, &ready, latched);
+	WaitEvent	ready;
 
-	if (fd >= 0)
-		run_libcurl(fd, ready);
+	if (wire_wait(timeout_ms, &ready, latched))
+		run_libcurl(ready.fd, ready.events);
 }
 
 /* Ends what is late. */
@@ -392,7 +391,7 @@ expire(bool *latched)
 	if (now < next_deadline_us)
 		return;
 	/* What has arrived is not late, even if the caller could not read it earlier: it waited for a lock, say. */
-	for (int i = wire_count(); i > 0; i--)
+	for (int i = wire_count; i > 0; i--)
 		wait_once(0, latched);
 	next_deadline_us = PG_INT64_MAX;
 	dlist_foreach_modify(iter, &active)
@@ -459,9 +458,8 @@ const HttpAnswer *
 http_wait(int64 until_us)
 {
 	bool		latched = false;
-	bool		looked = false;
 
-	for (;;)
+	for (bool looked = false;; looked = true)
 	{
 		const HttpAnswer *answer;
 		int64		now;
@@ -482,7 +480,6 @@ http_wait(int64 until_us)
 		/* Rounded up: a wait that ends early would spin through the last millisecond. */
 		wait_once(until == PG_INT64_MAX ? -1 : Min(Max(until - now + 999, 0) / 1000, PG_INT32_MAX), &latched);
 		expire(&latched);
-		looked = true;
 	}
 }
 

@@ -7,6 +7,7 @@
 #define ONESIGNAL_CANCEL_HTTP_H
 
 #include "lib/ilist.h"
+#include "storage/latch.h"
 
 /* What a process never exceeds. */
 #define HTTP_IN_FLIGHT_MAX	800
@@ -121,15 +122,13 @@ typedef struct HttpExchange
 
 /* Makes the handle of a zeroed exchange.  False: out of memory; transfer_release() is still needed. */
 extern bool transfer_make(HttpExchange *exchange, const HttpRequest *request);
+extern void transfer_release(HttpExchange *exchange);
 
 /* Of its connection: does OpenSSL or GnuTLS hold input that libcurl has not read?  Was HTTP/2 agreed? */
 extern void transfer_ask_tls(HttpExchange *exchange, bool *has_unread, bool *is_http2);
 
 /* The exchange has ended: completes the answer. */
 extern void transfer_conclude(HttpExchange *exchange, CURLcode result);
-
-/* Wipes the request, and frees the exchange. */
-extern void transfer_release(HttpExchange *exchange);
 
 #endif							/* CURLINC_CURL_H */
 
@@ -140,7 +139,7 @@ extern void transfer_release(HttpExchange *exchange);
 /* For what the socket is watched from now on; it is closed now. */
 extern void wire_watch(int fd, bool readable, bool writable);
 extern void wire_closed(int fd);
-extern int	wire_count(void);
+extern int	wire_count;
 
 /* What is known of the connections with this local port, which can be several that lead to different hosts. */
 #define WIRE_OPEN			1 /* neither side has closed it */
@@ -162,9 +161,8 @@ extern void wire_tidy(void);
 
 /*
  * Waits for at most timeout_ms (-1: no limit), for a socket or the latch, which
- * it resets.  Returns the socket and for what it is ready (WL_SOCKET_*), or -1,
- * which it may return early.  May throw.
+ * it resets.  False, also early: no socket is ready.  May throw.
  */
-extern int	wire_wait(long timeout_ms, uint32 *ready, bool *latched);
+extern bool wire_wait(long timeout_ms, WaitEvent *ready, bool *latched);
 
 #endif

@@ -40,8 +40,8 @@ typedef struct WatchedSocket
 
 static WaitEventSet *set = NULL;
 static bool set_is_stale = true;
-static int	socket_count = 0;
 static WatchedSocket sockets[SOCKETS_MAX];
+int			wire_count = 0;
 
 /* ---- which sockets ---- */
 
@@ -65,7 +65,7 @@ is_there(const WatchedSocket *watched)
 static WatchedSocket *
 find_socket(int fd)
 {
-	for (int i = 0; i < socket_count; i++)
+	for (int i = 0; i < wire_count; i++)
 		if (sockets[i].fd == fd)
 			return &sockets[i];
 	return NULL;
@@ -80,13 +80,7 @@ wire_closed(int fd)
 	if (watched == NULL)
 		return;
 	set_is_stale |= watched->registered != 0;
-	*watched = sockets[--socket_count];
-}
-
-int
-wire_count(void)
-{
-	return socket_count;
+	*watched = sockets[--wire_count];
 }
 
 void
@@ -98,9 +92,9 @@ wire_watch(int fd, bool readable, bool writable)
 	if (watched == NULL || !is_there(watched))
 	{
 		wire_closed(fd);
-		if (socket_count == SOCKETS_MAX)
+		if (wire_count == SOCKETS_MAX)
 			return;				/* its exchange times out */
-		watched = &sockets[socket_count++];
+		watched = &sockets[wire_count++];
 		*watched = (WatchedSocket) {.fd = fd, .port = local_port(fd), .heard_us = http_clock_us()};
 		/* Programs that this process starts must not hold the connection. */
 		(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
@@ -124,7 +118,7 @@ wire_look(int port)
 {
 	int			seen = 0;
 
-	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
+	for (WatchedSocket *watched = sockets; watched < sockets + wire_count; watched++)
 	{
 		char		byte;
 		ssize_t		got;
@@ -148,7 +142,7 @@ wire_look(int port)
 void
 wire_tidy(void)
 {
-	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
+	for (WatchedSocket *watched = sockets; watched < sockets + wire_count; watched++)
 	{
 		struct pollfd look = {.fd = watched->fd, .events = POLLRDHUP};
 
@@ -172,7 +166,7 @@ cut_off(const WatchedSocket *watched)
 void
 wire_end(int port, int64 silent_since)
 {
-	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
+	for (WatchedSocket *watched = sockets; watched < sockets + wire_count; watched++)
 		if (watched->port != 0 && (port == WIRE_ALL ? watched->wanted != 0 : watched->port == port) &&
 			watched->heard_us < silent_since)
 			cut_off(watched);
@@ -184,7 +178,7 @@ wire_end_flood(void)
 	WatchedSocket *worst = NULL;
 	int			most = 0;
 
-	for (WatchedSocket *watched = sockets; watched < sockets + socket_count; watched++)
+	for (WatchedSocket *watched = sockets; watched < sockets + wire_count; watched++)
 	{
 		int			unread = 0;
 
@@ -211,7 +205,7 @@ rebuild_set(void)
 	AddWaitEventToSet(set, WL_LATCH_SET, PGINVALID_SOCKET, MyLatch, NULL);
 	if (IsUnderPostmaster)
 		AddWaitEventToSet(set, WL_EXIT_ON_PM_DEATH, PGINVALID_SOCKET, NULL, NULL);
-	for (int i = 0; i < socket_count; i++)
+	for (int i = 0; i < wire_count; i++)
 	{
 		sockets[i].registered = sockets[i].wanted;
 		if (sockets[i].wanted != 0)
@@ -224,31 +218,29 @@ rebuild_set(void)
  * Takes one event at a time (epoll takes turns): eight connections may have 800
  * answers, and the caller should send more before all are read.
  */
-int
-wire_wait(long timeout_ms, uint32 *ready, bool *latched)
+bool
+wire_wait(long timeout_ms, WaitEvent *ready, bool *latched)
 {
-	WaitEvent	occurred;
 	WatchedSocket *watched;
 
 	if (set_is_stale)
 		rebuild_set();
-	if (WaitEventSetWait(set, timeout_ms, &occurred, 1, wait_event_named("OnesignalCancelHttp")) == 0)
-		return -1;
-	if (occurred.events & WL_LATCH_SET)
+	if (WaitEventSetWait(set, timeout_ms, ready, 1, wait_event_named("OnesignalCancelHttp")) == 0)
+		return false;
+	if (ready->events & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);
 		*latched = true;
 		/* However often the latch is set, the sockets have their turn. */
 		return wire_wait(0, ready, latched);
 	}
-	watched = find_socket(occurred.fd);
+	watched = find_socket(ready->fd);
 	if (watched == NULL || watched->wanted == 0)
 	{
 		set_is_stale = true;	/* an idle connection's end, likely: libcurl looks when it next needs it */
-		return -1;
+		return false;
 	}
-	*ready = occurred.events;
-	if (*ready & WL_SOCKET_READABLE)
+	if (ready->events & WL_SOCKET_READABLE)
 		watched->heard_us = http_clock_us();
-	return occurred.fd;
+	return true;
 }

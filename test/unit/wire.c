@@ -155,7 +155,7 @@ try_connection(int fd, const char *after)
 	wire_closed(fd);
 	close(fd);
 	snprintf(name, sizeof(name), "%s: nothing is left", after);
-	check(wire_count() == 0, name);
+	check(wire_count == 0, name);
 }
 
 /* A flooding peer has the most that waits to be read. */
