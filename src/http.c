@@ -478,7 +478,7 @@ http_wait(int64 until_us)
 			run_libcurl(CURL_SOCKET_TIMEOUT, 0);
 		}
 		/* Rounded up: a wait that ends early would spin through the last millisecond. */
-		wait_once(until == PG_INT64_MAX ? -1 : Min(Max(until - now + 999, 0) / 1000, PG_INT32_MAX), &latched);
+		wait_once(Min(Max(until - now + 999, 0) / 1000, PG_INT32_MAX), &latched);
 		expire(&latched);
 	}
 }

@@ -15,10 +15,7 @@
 #define HTTP_ERROR_SIZE		256
 #define HTTP_HOST_SIZE		256
 
-/*
- * Callers keep the unsent exchanges of a group below this.  libcurl opens
- * connections only while some wait, but looks at each of them whenever one ends.
- */
+/* Of a group.  libcurl opens connections only while some wait, but looks at each of them whenever one ends. */
 #define HTTP_UNSENT_MAX		32
 
 /* Exchanges that share a peer.  It outlives them. */
@@ -160,8 +157,8 @@ extern bool wire_end_flood(void);
 extern void wire_tidy(void);
 
 /*
- * Waits for at most timeout_ms (-1: no limit), for a socket or the latch, which
- * it resets.  False, also early: no socket is ready.  May throw.
+ * Waits for at most timeout_ms, for a socket or the latch, which it resets.
+ * False, also early: no socket is ready.  May throw.
  */
 extern bool wire_wait(long timeout_ms, WaitEvent *ready, bool *latched);
 

@@ -127,15 +127,13 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 
 	exchange->easy = easy;
 	exchange->answer.body = calloc(1, 1);
-	if (easy == NULL || exchange->answer.body == NULL)
-		return false;
-	set_constant_options(exchange);
 	exchange->headers = curl_slist_append(NULL, request->authorization);
-	if (exchange->headers == NULL ||
+	if (easy == NULL || exchange->answer.body == NULL || exchange->headers == NULL ||
 		curl_slist_append(exchange->headers, "Accept: application/json") == NULL ||
 		curl_slist_append(exchange->headers, "User-Agent: onesignal_cancel/" ONESIGNAL_CANCEL_VERSION) == NULL)
 		return false;
 
+	set_constant_options(exchange);
 	/* Plain HTTP is for loopback addresses, and so never for a proxy from the environment. */
 	curl_easy_setopt(easy, CURLOPT_NOPROXY,
 					 request->proxy == NULL && pg_strncasecmp(request->url, "http:", 5) == 0 ? "*" : NULL);
@@ -275,8 +273,7 @@ http_parse_url(const char *text, HttpUrl *parts)
 	CURLU	   *url = curl_url();
 	char	   *scheme = NULL;
 	char	   *host = NULL;
-	bool		parsed = url != NULL &&
-		curl_url_set(url, CURLUPART_URL, text, CURLU_NON_SUPPORT_SCHEME) == CURLUE_OK &&
+	bool		parsed = curl_url_set(url, CURLUPART_URL, text, CURLU_NON_SUPPORT_SCHEME) == CURLUE_OK &&
 		curl_url_get(url, CURLUPART_SCHEME, &scheme, 0) == CURLUE_OK &&
 		curl_url_get(url, CURLUPART_HOST, &host, 0) == CURLUE_OK &&
 		strlcpy(parts->scheme, scheme, sizeof(parts->scheme)) < sizeof(parts->scheme) &&

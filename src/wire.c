@@ -71,7 +71,6 @@ find_socket(int fd)
 	return NULL;
 }
 
-/* The last entry takes its place. */
 void
 wire_closed(int fd)
 {
