@@ -267,7 +267,7 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 
 	settings_require_enabled();
 	/* A trigger that the table's owner made ENABLE ALWAYS could call us while outcomes are recorded. */
-	if (http_in_flight() > 0)
+	if (http_in_flight())
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("cannot cancel a message while this session delivers requested cancels")));

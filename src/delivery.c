@@ -312,7 +312,7 @@ static TimestampTz
 visit_at(TimestampTz now)
 {
 	if ((may_send && lanes_are_hungry(now)) || answered_count >= RECORD_MAX ||
-		(answered_count > 0 && http_in_flight() == 0))
+		(answered_count > 0 && !http_in_flight()))
 		return now;
 	return Min(apps_save_at(), answered_count > 0 ? answered_since + RECORD_DELAY_US : DT_NOEND);
 }
@@ -335,7 +335,7 @@ wait_for_answers(TimestampTz now, TimestampTz next_due)
 static bool
 is_done(TimestampTz until, TimestampTz now, TimestampTz next_due)
 {
-	if (http_in_flight() > 0 || answered_count > 0 || next_due - now <= SHORT_WAIT_US)
+	if (http_in_flight() || answered_count > 0 || next_due - now <= SHORT_WAIT_US)
 	{
 		ending_since = 0;
 		return false;
@@ -385,7 +385,7 @@ run(TimestampTz until)
 			stopping_since = now;
 		turn_at = now;
 		may_send = stopping_since == 0 && settings_enabled && (until == 0 || now <= until);
-		if (stopping_since != 0 && (http_in_flight() == 0 || now - stopping_since >= STOP_US))
+		if (stopping_since != 0 && (!http_in_flight() || now - stopping_since >= STOP_US))
 		{
 			stop();
 			return now;
@@ -404,7 +404,7 @@ run(TimestampTz until)
 		if (is_done(until, now, next_due))
 			return next_due;
 		/* libcurl takes an app's requests some at a time (HTTP_UNSENT_MAX): the peer works while others are begun. */
-		if (answered_count == 0 || http_in_flight() > 0)
+		if (answered_count == 0 || http_in_flight())
 			wait_for_answers(now, begun >= HTTP_UNSENT_MAX / 2 ? now : next_due);
 	}
 }

@@ -54,7 +54,6 @@ static CURLM *multi = NULL;
 static dlist_head active = DLIST_STATIC_INIT(active);
 static dlist_head finished = DLIST_STATIC_INIT(finished);
 static HttpExchange *returned = NULL;	/* the caller reads its answer */
-static int	in_flight = 0;
 static int	strangers = 0;		/* groups with unsent exchanges that have never had an answer */
 static long connections_max;
 static int64 timer_us = PG_INT64_MAX;	/* when libcurl wants to be called */
@@ -155,15 +154,14 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 {
 	HttpExchange *exchange = context;
 	int			seen = wire_look(local_port);
-	long		connects = 0;
+	long		connects = exchange->connects;
 	bool		was_there;
 	bool		has_unread;
 	bool		is_http2;
 
 	transfer_ask_tls(exchange, &has_unread, &is_http2);
-	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &connects);
-	was_there = connects == exchange->connects;
-	exchange->connects = connects;
+	curl_easy_getinfo(exchange->easy, CURLINFO_NUM_CONNECTS, &exchange->connects);
+	was_there = exchange->connects == connects;
 
 	/*
 	 * Once libcurl has seen HTTP/2 from a host, even if only in a status line,
@@ -287,7 +285,6 @@ conclude(HttpExchange *exchange, CURLcode result)
 	count_unsent(exchange->group, -(exchange->local_port == 0), answer->status != 0);
 	dlist_delete(&exchange->node);
 	dlist_push_tail(&finished, &exchange->node);
-	in_flight--;
 	/* This shows neither headers nor texts from outside, which may have the key. */
 	curl_easy_getinfo(exchange->easy, CURLINFO_EFFECTIVE_URL, &url);
 	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
@@ -381,7 +378,6 @@ wait_once(long timeout_ms, bool *latched)
 		run_libcurl(ready.fd, ready.events);
 }
 
-/* Ends what is late. */
 static void
 expire(bool *latched)
 {
@@ -418,10 +414,10 @@ expire(bool *latched)
 
 /* ---- the public functions ---- */
 
-int
+bool
 http_in_flight(void)
 {
-	return in_flight;
+	return !dlist_is_empty(&active);
 }
 
 void
@@ -450,7 +446,6 @@ http_submit(const HttpRequest *request, void *owner)
 	exchange->group = request->group;
 	count_unsent(exchange->group, 1, false);
 	dlist_push_tail(&active, &exchange->node);
-	in_flight++;
 	hand_to_libcurl(exchange);
 }
 

@@ -60,7 +60,7 @@ typedef struct HttpUrl
 /* A clock that no administrator turns back: microseconds since some moment. */
 extern int64 http_clock_us(void);
 
-extern int	http_in_flight(void);
+extern bool http_in_flight(void);
 
 /*
  * Starts an exchange.  Copies all of the request but the group, whose unsent

@@ -134,9 +134,8 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 		return false;
 
 	set_constant_options(exchange);
-	/* Plain HTTP is for loopback addresses, and so never for a proxy from the environment. */
-	curl_easy_setopt(easy, CURLOPT_NOPROXY,
-					 request->proxy == NULL && pg_strncasecmp(request->url, "http:", 5) == 0 ? "*" : NULL);
+	/* Plain HTTP is for loopback addresses, and so never for a proxy, which would see the key. */
+	curl_easy_setopt(easy, CURLOPT_NOPROXY, pg_strncasecmp(request->url, "http:", 5) == 0 ? "*" : NULL);
 	curl_easy_setopt(easy, CURLOPT_HTTPHEADER, exchange->headers);
 	/* libcurl divides it among a name's addresses. */
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) request->connect_timeout_ms);
@@ -205,7 +204,7 @@ may_be_cut(HttpExchange *exchange)
 	curl_off_t	length = -1;
 	long		version = 0;
 	size_t		end = answer->body_length;
-	char		first;
+	char		first = answer->body[strspn(answer->body, " \t\r\n")];
 
 	curl_easy_getinfo(exchange->easy, CURLINFO_CONTENT_LENGTH_DOWNLOAD_T, &length);
 	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
@@ -215,7 +214,6 @@ may_be_cut(HttpExchange *exchange)
 		end--;
 	if (end == 0)
 		return version >= CURL_HTTP_VERSION_2_0;
-	first = answer->body[strspn(answer->body, " \t\r\n")];
 	return (first == '{' && answer->body[end - 1] != '}') || (first == '[' && answer->body[end - 1] != ']');
 }
 

@@ -28,11 +28,10 @@
 /* A connection takes two sockets while it is made, and a resolver's pipe. */
 #define SOCKETS_MAX			(4 * HTTP_CONNECTIONS_MAX)
 
-/* Without a local port it is no connection, but a resolver's pipe. */
 typedef struct WatchedSocket
 {
 	int			fd;
-	int			port;			/* local, or 0 */
+	int			port;			/* local; 0: it is no connection, but a resolver's pipe */
 	int64		heard_us;		/* when it was last ready to be read, or first watched */
 	uint32		wanted;			/* WL_SOCKET_*; 0: not watched now */
 	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
