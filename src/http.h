@@ -131,8 +131,6 @@ extern void transfer_conclude(HttpExchange *exchange, CURLcode result);
 
 /* ---- wire.c, for http.c and transfer.c alone ---- */
 
-/* All but wire_wait() may be called in libcurl's callbacks, and those that end something in a signal handler. */
-
 /* For what the socket is watched from now on; it is closed now. */
 extern void wire_watch(int fd, bool readable, bool writable);
 extern void wire_closed(int fd);
@@ -149,7 +147,7 @@ extern int	wire_look(int port);
  * End our side of the connections with this local port, or of all that are in
  * use, if silent since then; of the one with the most unread input, which a
  * flooding peer has (false: none has any); and of those that their peers have
- * closed while they were idle.
+ * closed while they were idle.  A signal handler may call these.
  */
 #define WIRE_ALL			(-1)
 extern void wire_end(int port, int64 silent_since);
@@ -158,7 +156,7 @@ extern void wire_tidy(void);
 
 /*
  * Waits for at most timeout_ms, for a socket or the latch, which it resets.
- * False, also early: no socket is ready.  May throw.
+ * False, also early: no socket is ready.  May throw: not for libcurl's callbacks.
  */
 extern bool wire_wait(long timeout_ms, WaitEvent *ready, bool *latched);
 
