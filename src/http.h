@@ -15,7 +15,7 @@
 #define HTTP_ERROR_SIZE		256
 #define HTTP_HOST_SIZE		256
 
-/* Of a group.  libcurl opens connections only while some wait, but looks at each of them whenever one ends. */
+/* Unsent in a group.  libcurl opens connections only while some are, but looks at each of them whenever one ends. */
 #define HTTP_UNSENT_MAX		32
 
 /* Exchanges that share a peer.  It outlives them. */
