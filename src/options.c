@@ -247,7 +247,9 @@ onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
 			   "It holds apps (servers) and their keys (user mappings).", NULL);
 
 	foreach(cell, options)
+	{
 		check_option(options, lfirst_node(DefElem, cell), catalog);
+	}
 	if (catalog == ForeignServerRelationId && options_get(options, "app_id") == NULL)
 		refuse(ERRCODE_FDW_OPTION_NAME_NOT_FOUND, "option \"app_id\" is required", NULL,
 			   "Set the id of the OneSignal app: OPTIONS (app_id '...').");

@@ -237,30 +237,13 @@ static Statement record_outcomes = {
 			   TEXTARRAYOID, TEXTARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID, TIMESTAMPTZARRAYOID}
 };
 
-/* A row of values for a statement whose parameters are arrays. */
-typedef Datum Values[lengthof(record_outcomes.types)];
-
-static ErrorData *
-try_rows(Statement *statement, Values *rows, int count)
-{
-	Values		arrays;
-
-	for (int i = 0; OidIsValid(statement->types[i]); i++)
-	{
-		Oid			type = get_element_type(statement->types[i]);
-		ArrayBuildState *array = NULL;
-
-		for (int row = 0; row < count; row++)
-			array = accumArrayResult(array, rows[row][i], false, type, CurrentMemoryContext);
-		arrays[i] = makeArrayResult(array, CurrentMemoryContext);
-	}
-	return statement_try(statement, installation.schema, arrays);
-}
+#define OUTCOME_FIELDS 11
 
 static ErrorData *
 try_to_record(QueueOutcome *outcomes, int count)
 {
-	Values	   *rows = palloc(sizeof(Values) * count);
+	ArrayBuildState *states[OUTCOME_FIELDS] = {NULL};
+	Datum		arrays[OUTCOME_FIELDS];
 	ErrorData  *error;
 
 	for (int i = 0; i < count; i++)
@@ -268,20 +251,27 @@ try_to_record(QueueOutcome *outcomes, int count)
 		const QueueOutcome *outcome = &outcomes[i];
 		const CancelOutcome *judged = &outcome->judged;
 		char	   *errors = OidOutputFunctionCall(F_ARRAY_OUT, PointerGetDatum(onesignal_errors(judged)));
+		Datum		values[OUTCOME_FIELDS] = {
+			UUIDPGetDatum(&outcome->app_id),
+			UUIDPGetDatum(&outcome->row->message_id),
+			TimestampTzGetDatum(outcome->row->requested_at),
+			CStringGetTextDatum(queue_state_names[outcome->state]),
+			BoolGetDatum(outcome->unanswered),
+			Int32GetDatum(judged->status),
+			CStringGetTextDatum(errors),
+			CStringGetTextDatum(judged->response != NULL ? judged->response : ""),
+			TimestampTzGetDatum(outcome->last_attempt_at),
+			TimestampTzGetDatum(outcome->state == QUEUE_PENDING ? outcome->next_attempt_at : DT_NOBEGIN),
+			TimestampTzGetDatum(outcome->row->send_after)
+		};
 
-		rows[i][0] = UUIDPGetDatum(&outcome->app_id);
-		rows[i][1] = UUIDPGetDatum(&outcome->row->message_id);
-		rows[i][2] = TimestampTzGetDatum(outcome->row->requested_at);
-		rows[i][3] = CStringGetTextDatum(queue_state_names[outcome->state]);
-		rows[i][4] = BoolGetDatum(outcome->unanswered);
-		rows[i][5] = Int32GetDatum(judged->status);
-		rows[i][6] = CStringGetTextDatum(errors);
-		rows[i][7] = CStringGetTextDatum(judged->response != NULL ? judged->response : "");
-		rows[i][8] = TimestampTzGetDatum(outcome->last_attempt_at);
-		rows[i][9] = TimestampTzGetDatum(outcome->state == QUEUE_PENDING ? outcome->next_attempt_at : DT_NOBEGIN);
-		rows[i][10] = TimestampTzGetDatum(outcome->row->send_after);
+		for (int field = 0; field < OUTCOME_FIELDS; field++)
+			states[field] = accumArrayResult(states[field], values[field], false,
+											 get_element_type(record_outcomes.types[field]), CurrentMemoryContext);
 	}
-	error = try_rows(&record_outcomes, rows, count);
+	for (int field = 0; field < OUTCOME_FIELDS; field++)
+		arrays[field] = makeArrayResult(states[field], CurrentMemoryContext);
+	error = statement_try(&record_outcomes, installation.schema, arrays);
 	for (int i = 0; i < count; i++)
 		outcomes[i].recorded = error != NULL ? QUEUE_UNRECORDABLE : DatumGetInt32(read_column(i, 1));
 	if (error == NULL)
