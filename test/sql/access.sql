@@ -169,8 +169,8 @@ SELECT pg_sleep(1);
 SELECT replace(told(:'app', :'message'), :'path', 'PATH');
 SELECT write_file(:'path', 'os_v2_app_secret');
 SELECT told(:'app', :'message');
-SELECT format('rm "%s"', :'path') AS remove \gset
-SELECT format('mkfifo "%s"', :'path') AS make_fifo \gset
+SELECT format('cat >/dev/null; rm "%s"', :'path') AS remove \gset
+SELECT format('cat >/dev/null; mkfifo "%s"', :'path') AS make_fifo \gset
 COPY (SELECT 1) TO PROGRAM :'remove';
 SELECT pg_sleep(1);
 SELECT replace(told(:'app', :'message'), :'path', 'PATH');
