@@ -159,6 +159,8 @@ void
 transfer_ask_tls(HttpExchange *exchange, bool *has_unread, bool *is_http2)
 {
 	static void *libcurl = NULL;
+	static void *pending = NULL;
+	static void *alpn = NULL;
 	const struct curl_tlssessioninfo *tls = NULL;
 	struct						/* what GnuTLS calls a datum */
 	{
@@ -167,19 +169,19 @@ transfer_ask_tls(HttpExchange *exchange, bool *has_unread, bool *is_http2)
 	} agreed = {NULL, 0};
 	Dl_info		where;
 	bool		is_openssl;
-	void	   *pending;
-	void	   *alpn;
 
 	*has_unread = *is_http2 = false;
-	if (libcurl == NULL && dladdr((void *) curl_easy_init, &where) != 0)
-		libcurl = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
 	curl_easy_getinfo(exchange->easy, CURLINFO_TLS_SSL_PTR, &tls);
-	if (libcurl == NULL || tls == NULL || tls->internals == NULL ||
+	if (tls == NULL || tls->internals == NULL ||
 		(tls->backend != CURLSSLBACKEND_OPENSSL && tls->backend != CURLSSLBACKEND_GNUTLS))
 		return;
 	is_openssl = tls->backend == CURLSSLBACKEND_OPENSSL;
-	pending = dlsym(libcurl, is_openssl ? "SSL_has_pending" : "gnutls_record_check_pending");
-	alpn = dlsym(libcurl, is_openssl ? "SSL_get0_alpn_selected" : "gnutls_alpn_get_selected_protocol");
+	if (libcurl == NULL && dladdr((void *) curl_easy_init, &where) != 0 &&
+		(libcurl = dlopen(where.dli_fname, RTLD_LAZY | RTLD_NOLOAD)) != NULL)
+	{
+		pending = dlsym(libcurl, is_openssl ? "SSL_has_pending" : "gnutls_record_check_pending");
+		alpn = dlsym(libcurl, is_openssl ? "SSL_get0_alpn_selected" : "gnutls_alpn_get_selected_protocol");
+	}
 	if (pending == NULL || alpn == NULL)
 		return;
 	if (is_openssl)
