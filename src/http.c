@@ -153,7 +153,7 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 				int peer_port pg_attribute_unused(), int local_port)
 {
 	HttpExchange *exchange = context;
-	int			seen = wire_look(local_port);
+	int			seen = wire_look(local_port, false);
 	long		connects = exchange->connects;
 	bool		was_there;
 	bool		has_unread;
@@ -397,7 +397,7 @@ expire(bool *latched)
 
 		/* After a refused stream or GOAWAY libcurl lets the request wait for another connection. */
 		if (deadline(exchange) <= now && exchange->local_port != 0 &&
-			!(wire_look(exchange->local_port) & WIRE_OPEN))
+			!(wire_look(exchange->local_port, true) & WIRE_OPEN))
 			set_port(exchange, 0);
 		if (deadline(exchange) > now)
 		{

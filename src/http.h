@@ -141,7 +141,7 @@ extern int	wire_count;
 #define WIRE_BUSY			2 /* libcurl waits for it */
 #define WIRE_IDLE			4 /* nobody waits for it, and the peer has been silent */
 #define WIRE_UNASKED		8 /* nobody waits for it, but the peer has sent something or closed it */
-extern int	wire_look(int port);
+extern int	wire_look(int port, bool busy_too); /* else WIRE_BUSY is all that it says of a busy one */
 
 /*
  * End our side of the connections with this local port, or of all that are in

@@ -241,7 +241,7 @@ transfer_conclude(HttpExchange *exchange, CURLcode result)
 	else if (status < 200 || status > 999)
 		problem = "the answer has no valid status";
 	else if (status != 204 && status != 304 && may_be_cut(exchange) &&
-			 !(wire_look(exchange->local_port) & WIRE_OPEN))
+			 !(wire_look(exchange->local_port, true) & WIRE_OPEN))
 		problem = "the connection ended within the answer";
 	if (problem != NULL)
 	{

@@ -87,7 +87,8 @@ wire_watch(int fd, bool readable, bool writable)
 	WatchedSocket *watched = find_socket(fd);
 	unsigned int unacknowledged_ms pg_attribute_unused() = 20000;
 
-	if (watched == NULL || !is_there(watched))
+	/* One that goes on being read is the same: no system call for each message. */
+	if (watched == NULL || (!(readable && (watched->wanted & WL_SOCKET_READABLE)) && !is_there(watched)))
 	{
 		wire_closed(fd);
 		if (wire_count == SOCKETS_MAX)
@@ -112,7 +113,7 @@ wire_watch(int fd, bool readable, bool writable)
 /* ---- what a peer says or does unasked ---- */
 
 int
-wire_look(int port)
+wire_look(int port, bool busy_too)
 {
 	int			seen = 0;
 
@@ -124,13 +125,16 @@ wire_look(int port)
 
 		if (watched->port != port)
 			continue;
+		/* Most requests are sent beside others on their connection: then this costs no system call. */
+		if (watched->wanted != 0)
+			seen |= WIRE_BUSY;
+		if (watched->wanted != 0 && !busy_too)
+			continue;
 		got = recv(watched->fd, &byte, 1, MSG_PEEK | MSG_DONTWAIT);
 		silent = got < 0 && errno == EAGAIN;
 		if (got > 0 || silent)
 			seen |= WIRE_OPEN;
-		if (watched->wanted != 0)
-			seen |= WIRE_BUSY;
-		else
+		if (watched->wanted == 0)
 			seen |= silent ? WIRE_IDLE : WIRE_UNASKED;
 	}
 	return seen;
