@@ -54,6 +54,7 @@ static CURLM *multi = NULL;
 static dlist_head active = DLIST_STATIC_INIT(active);
 static dlist_head finished = DLIST_STATIC_INIT(finished);
 static HttpExchange *returned = NULL;	/* the caller reads its answer */
+static int	handed_over = 0;	/* to libcurl since its last call: likely to be sent in the next one */
 static int	strangers = 0;		/* groups with unsent exchanges that have never had an answer */
 static long connections_max;
 static int64 timer_us = PG_INT64_MAX;	/* when libcurl wants to be called */
@@ -301,6 +302,7 @@ hand_to_libcurl(HttpExchange *exchange)
 	exchange->doomed = false;
 	exchange->connects = 0;
 	set_port(exchange, 0);
+	handed_over++;
 	if (curl_multi_add_handle(multi, exchange->easy) != CURLM_OK)
 		conclude(exchange, CURLE_OUT_OF_MEMORY);
 }
@@ -337,12 +339,19 @@ run_libcurl(curl_socket_t fd, uint32 ready)
 	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
 	CURLMsg    *message;
 	int			left;
+	bool		many = handed_over > 1;
 	long		share = (connections_max - wire_count) / Max(HOST_CONNECTIONS_MAX, 2 * strangers);
 
 	/* A host may have an eighth of those that are left, many that may hang half of them together: some stay. */
 	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
+	handed_over = 0;
 	flooded = false;
+	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */
+	if (many)
+		wire_cork(true);
 	call_libcurl(NULL, fd, in | out);
+	if (many)
+		wire_cork(false);
 	while ((message = curl_multi_info_read(multi, &left)) != NULL)
 	{
 		HttpExchange *exchange = NULL;

@@ -154,6 +154,9 @@ extern void wire_end(int port, int64 silent_since);
 extern bool wire_end_flood(void);
 extern void wire_tidy(void);
 
+/* What is written to each connection waits for company, until it is uncorked. */
+extern void wire_cork(bool corked);
+
 /*
  * Waits for at most timeout_ms, for a socket or the latch, which it resets.
  * False, also early: no socket is ready.  May throw: not for libcurl's callbacks.

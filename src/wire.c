@@ -195,6 +195,18 @@ wire_end_flood(void)
 	return worst != NULL;
 }
 
+void
+wire_cork(bool corked pg_attribute_unused())
+{
+#ifdef TCP_CORK
+	int			value = corked;
+
+	for (int i = 0; i < wire_count; i++)
+		if (sockets[i].port != 0)
+			(void) setsockopt(sockets[i].fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value));
+#endif
+}
+
 /* ---- waiting ---- */
 
 static void

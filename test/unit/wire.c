@@ -137,14 +137,14 @@ try_connection(int fd, const char *after)
 	wire_watch(fd, true, false);
 	wire_watch(fd, true, true);
 	snprintf(name, sizeof(name), "%s: the connection is found by its port", after);
-	check(wire_look(port_of(fd, true)) == (WIRE_OPEN | WIRE_BUSY), name);
+	check(wire_look(port_of(fd), true) == (WIRE_OPEN | WIRE_BUSY), name);
 	snprintf(name, sizeof(name), "%s: somebody waits for it", after);
-	check((wire_look(port_of(fd, true)) & WIRE_BUSY) != 0, name);
+	check((wire_look(port_of(fd), true) & WIRE_BUSY) != 0, name);
 	snprintf(name, sizeof(name), "%s: it is close-on-exec", after);
 	check(fcntl(fd, F_GETFD) == FD_CLOEXEC, name);
 	wire_watch(fd, false, false);
 	snprintf(name, sizeof(name), "%s: it is idle", after);
-	check(wire_look(port_of(fd, true)) == (WIRE_OPEN | WIRE_IDLE), name);
+	check(wire_look(port_of(fd), true) == (WIRE_OPEN | WIRE_IDLE), name);
 	wire_watch(fd, true, false);
 	wire_end(port_of(fd), 1);
 	snprintf(name, sizeof(name), "%s: it is left alone when it was heard of since", after);
