@@ -80,8 +80,8 @@ CHECK_HOOK(int, check_connect_timeout, settings_delivery_connect_timeout)
 CHECK_HOOK(int, check_max_in_flight, settings_max_in_flight)
 CHECK_HOOK(int, check_retry_window, settings_retry_window)
 
-static void
-define_settings(void)
+void
+_PG_init(void)
 {
 	DefineCustomBoolVariable("onesignal_cancel.enabled",
 							 "Allows requests to OneSignal to leave this server.",
@@ -118,12 +118,7 @@ define_settings(void)
 							"How often a direct call tries again after 408, 429, 5xx or no answer.",
 							NULL, &settings_max_retries,
 							2, 0, 100, PGC_USERSET, 0, NULL, NULL, NULL);
-}
 
-void
-_PG_init(void)
-{
-	define_settings();
 	are_defined = true;
 	MarkGUCPrefixReserved("onesignal_cancel");
 	message_init();
