@@ -103,15 +103,13 @@ purge_all(TimestampTz before)
 	ItemPointerData to;
 	Datum		values[] = {TimestampTzGetDatum(before), PointerGetDatum(&from), PointerGetDatum(&to)};
 	const Installation *installation;
-	BlockNumber block = 0;
-	BlockNumber blocks = 1;
+	uint64		blocks = 1;
 	int64		purged = 0;
 
-	while (block < blocks && (installation = queue_begin()) != NULL)
+	for (uint64 block = 0; block < blocks && (installation = queue_begin()) != NULL; block += PURGE_BLOCKS)
 	{
 		Relation	relation = relation_open(installation->message_table, NoLock);
 		const TriggerDesc *triggers = relation->trigdesc;
-		BlockNumber next = block + Min(PURGE_BLOCKS, MaxBlockNumber - block);
 
 		/* Foreign keys do not fire for us: the rows that reference ours would be left dangling. */
 		for (int i = 0; triggers != NULL && i < triggers->numtriggers; i++)
@@ -125,10 +123,9 @@ purge_all(TimestampTz before)
 		blocks = RelationGetNumberOfBlocks(relation);
 		relation_close(relation, NoLock);
 		ItemPointerSet(&from, block, 0);
-		ItemPointerSet(&to, next, 0);
+		ItemPointerSet(&to, Min(block + PURGE_BLOCKS, MaxBlockNumber), 0);
 		purged += (int64) statement_run(&purge, installation->schema, values, NULL);
 		queue_commit();
-		block = next;
 		CHECK_FOR_INTERRUPTS();
 	}
 	return purged;
