@@ -70,9 +70,6 @@
 /* A registered worker that has not entered by then never will: maybe its fork failed. */
 #define STARTING_FOR	(10 * USECS_PER_SEC)
 
-/* Seconds until the postmaster restarts a launcher that was terminated. */
-#define LAUNCHER_RESTART	5
-
 PG_FUNCTION_INFO_V1(onesignal_cancel_delivery);
 
 extern PGDLLEXPORT void launcher_main(Datum arg);
@@ -194,7 +191,7 @@ wakeup_register(Oid database)
 	BackgroundWorker process = {
 		.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION,
 		.bgw_start_time = BgWorkerStart_RecoveryFinished,
-		.bgw_restart_time = OidIsValid(database) ? BGW_NEVER_RESTART : LAUNCHER_RESTART,
+		.bgw_restart_time = OidIsValid(database) ? BGW_NEVER_RESTART : WAKEUP_RESTART_AFTER / USECS_PER_SEC,
 		.bgw_library_name = "onesignal_cancel",
 		.bgw_main_arg = ObjectIdGetDatum(database)
 	};

@@ -34,7 +34,7 @@ extern bool wakeup_register(Oid database);
 
 /* ---- for the worker: its own slot; none of these throws ---- */
 
-/* How soon the launcher replaces a worker that could not start, or ended without leaving. */
+/* How soon the launcher replaces a worker that could not start or leave, and the postmaster the launcher. */
 #define WAKEUP_RESTART_AFTER	(5 * USECS_PER_SEC)
 
 extern bool wakeup_enter(Oid database); /* false: another worker is there */
