@@ -367,7 +367,7 @@ onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 {
 	Slot		slot = {.state = SLOT_FREE, .due = DT_NOEND};
 	bool		is_there;
-	const char *delivery;
+	const char *delivery = "working";	/* or the launcher will start one: for a retry, or in place of one that died */
 
 	(void) fcinfo;
 	if (RecoveryInProgress())
@@ -386,9 +386,7 @@ onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 		delivery = "by CALL only";
 	else if (slot.wake && !is_there)
 		delivery = "no free worker";
-	else if (is_there || (slot.due != DT_NOEND && shared->launcher != NULL))
-		delivery = "working";	/* or the launcher starts a worker for a retry, or in place of one that died */
-	else
+	else if (!is_there && (slot.due == DT_NOEND || shared->launcher == NULL))
 		delivery = "waits for a request";
 	PG_RETURN_TEXT_P(cstring_to_text(delivery));
 }
