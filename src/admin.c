@@ -163,10 +163,7 @@ onesignal_cancel_purge(PG_FUNCTION_ARGS)
 
 /* ---- onesignal_cancel_pause(app_id, until, reason), onesignal_cancel_resume(app_id) ---- */
 
-/*
- * As the table's owner.  until 0 ends the pause, and closes the circuit.  A
- * mistyped id must not look like a pause; for one it reads all messages.
- */
+/* As the table's owner.  until 0 ends the pause, and closes the circuit.  A mistyped id must not look like a pause. */
 static void
 set_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason)
 {

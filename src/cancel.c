@@ -84,11 +84,7 @@ keep_errors(CancelRun *run, const CancelOutcome *outcome)
 
 /* ---- starting ---- */
 
-/*
- * A waiting item whose time has come, or else a new one.  NULL: none before
- * *next.  The pace, a 429 to another message or other checks may make an item
- * wait longer than it can: then its last answer is its result.
- */
+/* A waiting item whose time has come, or else a new one.  NULL: none before *next. */
 static CancelItem *
 next_item(CancelRun *run, int64 now, int64 *next)
 {
@@ -103,6 +99,7 @@ next_item(CancelRun *run, int64 now, int64 *next)
 
 		if (item->checking)
 			due = Max(now, run->view_next_us) + checks * VIEW_PAUSE_US;
+		/* The pace, a 429 to another message or other checks made it wait too long: its last answer is its result. */
 		if (Max(now, due) - item->begun_us >= settings_timeout * INT64CONST(1000))
 		{
 			dlist_delete(&item->node);
@@ -254,11 +251,7 @@ show_activity(const char *text)
 	pgstat_report_query_id(query_id, true);
 }
 
-/*
- * Cancels all of the messages; returns an item with a result for each, palloc'd
- * in the caller's context.  It can be interrupted at any time; however it
- * ends, no request stays in flight and no key in memory.
- */
+/* Returns an item with a result for each message, palloc'd in the caller's context.  Interrupts take effect at once. */
 static CancelItem *
 cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count)
 {
@@ -300,7 +293,7 @@ cancel_messages(const pg_uuid_t *app_id, const pg_uuid_t *message_ids, int count
 	}
 	PG_FINALLY();
 	{
-		http_abandon();
+		http_abandon();			/* no request stays in flight */
 		MemoryContextDelete(context);	/* wipes the key */
 	}
 	PG_END_TRY();

@@ -4,8 +4,7 @@
  *
  * Loading opens nothing: the first request opens libcurl, since the postmaster's
  * children would share what the postmaster had opened.  No setting needs a
- * restart, so that CREATE EXTENSION can define them without preload.  The
- * prefix is reserved: a misspelt setting is an error.
+ * restart, so that CREATE EXTENSION can define them without preload.
  */
 #include "postgres.h"
 
@@ -45,11 +44,9 @@ static bool are_defined = false;
 /*
  * A check hook sees every value that is offered to this process: the built-in
  * one first, and again when postgresql.conf has lost its own; what a setting of
- * the role or the session overrides; what ALTER SYSTEM writes for a later reload.
- * Nothing tells that apart, but PostgreSQL reloads in a memory context of its own.
- *
- * If the library is not preloaded, a setting of the role or the client hides
- * all others.  It is not used either: then the built-in value counts.
+ * the role or the session overrides; what ALTER SYSTEM writes for a later reload,
+ * which only the memory context tells apart.  Without preload a setting of the
+ * role or the client hides all others: then the built-in value counts.
  */
 static bool
 keep_for_delivery(int value, GucSource source, int *kept, GucSource *kept_source)

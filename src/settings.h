@@ -1,7 +1,6 @@
 /*
  * settings.h
- *		The settings (GUCs) of onesignal_cancel, design section 7, and what its
- *		SQL functions ask for before all else.
+ *		The settings (GUCs), and what SQL functions ask for before all else.
  */
 #ifndef ONESIGNAL_CANCEL_SETTINGS_H
 #define ONESIGNAL_CANCEL_SETTINGS_H

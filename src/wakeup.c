@@ -36,8 +36,7 @@
  * fail, above all attaching to shared memory.  What is left takes a spinlock,
  * sets a latch, or hands a struct on its stack to the postmaster.
  *
- * COMMIT PREPARED runs no callback of ours.  So PREPARE wakes the worker, which
- * knows such a transaction by its lock on onesignal_message (worker.c).
+ * COMMIT PREPARED runs no callback of ours: PREPARE wakes the worker (worker.c).
  *
  * The launcher, if the library is preloaded, starts workers where nobody
  * commits: for a retry, after a death, and in each database when the server
@@ -179,11 +178,7 @@ find_slot(Oid database)
 
 /* ---- starting and waking ---- */
 
-/*
- * For a worker it throws nothing: PostgreSQL raises errors only for mistakes in
- * the struct, and allocates memory only for a handle.  The launcher restarts a
- * worker; the postmaster would do so in a dropped database again and again.
- */
+/* For a worker it throws nothing: PostgreSQL does so for mistakes in the struct, and allocates only for a handle. */
 bool
 wakeup_register(Oid database)
 {
@@ -191,6 +186,7 @@ wakeup_register(Oid database)
 	BackgroundWorker process = {
 		.bgw_flags = BGWORKER_SHMEM_ACCESS | BGWORKER_BACKEND_DATABASE_CONNECTION,
 		.bgw_start_time = BgWorkerStart_RecoveryFinished,
+		/* A worker is the launcher's to restart: the postmaster would do so in a dropped database again and again. */
 		.bgw_restart_time = OidIsValid(database) ? BGW_NEVER_RESTART : WAKEUP_RESTART_AFTER / USECS_PER_SEC,
 		.bgw_library_name = "onesignal_cancel",
 		.bgw_main_arg = ObjectIdGetDatum(database)
@@ -260,18 +256,16 @@ wakeup_worker(Oid database, bool may_start)
 /* The (sub)transaction that first requested something.  What undoes it undoes the later requests as well. */
 static TransactionId requested_in = InvalidTransactionId;
 
-/*
- * Before this, a worker may find old credentials in its caches.  It is called for
- * each resource owner; a library may release one of its own in a transaction.  A
- * reload that waits may switch delivery on.
- */
+/* Called for each resource owner: a library may release one of its own in a transaction. */
 static void
 on_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg pg_attribute_unused())
 {
+	/* Before this phase a worker may find old credentials in its caches. */
 	if (phase != RESOURCE_RELEASE_AFTER_LOCKS || !is_commit || !is_top_level || IsTransactionState() ||
 		!TransactionIdIsCurrentTransactionId(requested_in))
 		return;
 	requested_in = InvalidTransactionId;
+	/* A reload that waits may switch delivery on. */
 	wakeup_worker(MyDatabaseId, ConfigReloadPending || (settings_enabled && settings_background_delivery));
 }
 
@@ -393,10 +387,7 @@ onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 
 /* ---- the launcher ---- */
 
-/*
- * When to start a worker next; DT_NOEND: never.  If that is not after now, it
- * counts as done, for this database; InvalidOid: look into all.
- */
+/* When to start a worker next; DT_NOEND: never.  What is due by now counts as done; InvalidOid: look into all. */
 static TimestampTz
 take_due(TimestampTz now, Oid *database)
 {

@@ -56,13 +56,9 @@ extern bool wakeup_leave(TimestampTz due, bool must);
 extern int	deliverer_lock(bool wait);
 extern void deliverer_unlock(void);
 
-/*
- * Call both without a transaction.  Is there a reason to look for rows: was the
- * worker woken since it last asked, or may a prepared transaction have ended?
- * And has it to end its run, within about a second?
- */
+/* Call both without a transaction.  Was it woken since it last asked, or may a prepared transaction have ended? */
 extern bool worker_was_woken(void);
-extern bool worker_must_stop(void);
+extern bool worker_must_stop(void); /* must its run end, within about a second? */
 
 /* Throws if interrupted, and reloads the configuration if that was asked for. */
 extern void wakeup_serve_signals(void);
