@@ -455,8 +455,8 @@ lanes_fill(const Installation *installation, TimestampTz now)
 
 	if (now >= scan_at())
 		scan_lanes(now);
-	if (!dlist_is_empty(&fetching) && !owner_has_trigger(installation, false))
-		problem = OWNER_TRIGGER_PROBLEM;
+	if (!dlist_is_empty(&fetching))
+		problem = owner_trigger_problem(installation, false);
 	for (int i = 0; i < FETCH_LANES && rows < FETCH_ROWS && !dlist_is_empty(&fetching); i++)
 	{
 		DeliveryApp *app = dlist_head_element(DeliveryApp, place.node, &fetching);

@@ -421,7 +421,7 @@ onesignal_message_guard(PG_FUNCTION_ARGS)
 		if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA)
 		{
 			owner_require_trigger(&installation, has_privs_of_role(GetUserId(), installation.owner));
-			if (!owner_has_trigger(&installation, false))
+			if (owner_trigger_problem(&installation, false) != NULL)
 			{
 				wakeup_request();
 				wakeup_raise_doubt();

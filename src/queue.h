@@ -34,16 +34,15 @@ extern bool owner_find(Installation *installation);
 extern void owner_get(Installation *installation);
 
 /*
- * Is the last trigger of onesignal_message the extension's own?  TRIGGER on the
- * table is enough to replace it or to add one, and what these let through must
- * not be delivered.  A trigger's maker can replace what it does in the middle of
- * a statement: so any other one must come before.  allow_off: ours may be
- * disabled.  The answer stays true while the caller has the table locked for
- * writing.  owner_require_trigger() raises 55000 if it is false.
+ * NULL if the last trigger of onesignal_message is the extension's own, or how
+ * it is not.  TRIGGER on the table is enough to replace it or to add one, and
+ * what these let through must not be delivered.  A trigger's maker can replace
+ * what it does in the middle of a statement: so any other one must come before.
+ * allow_off: ours may be disabled.  The answer holds while the caller has the
+ * table locked for writing.  owner_require_trigger() raises 55000 with it.
  */
-extern bool owner_has_trigger(const Installation *installation, bool allow_off);
+extern const char *owner_trigger_problem(const Installation *installation, bool allow_off);
 extern void owner_require_trigger(const Installation *installation, bool allow_off);
-extern const char OWNER_TRIGGER_PROBLEM[];
 
 /*
  * Becomes the table's owner with fixed settings.  Call owner_leave() before the

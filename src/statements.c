@@ -115,11 +115,8 @@ owner_get(Installation *installation)
 
 /* ---- the table's trigger ---- */
 
-const char	OWNER_TRIGGER_PROBLEM[] = "trigger \"zz_onesignal_message\" of table \"onesignal_message\" "
-	"is not the extension's own, is disabled, or is not the last to fire";
-
-bool
-owner_has_trigger(const Installation *installation, bool allow_off)
+const char *
+owner_trigger_problem(const Installation *installation, bool allow_off)
 {
 	Relation	relation = table_open(installation->message_table, AccessShareLock);
 	/* A copy: any look into the catalogs may bring the news that the table has changed, which frees the original. */
@@ -141,18 +138,20 @@ owner_has_trigger(const Installation *installation, bool allow_off)
 			trigger->tgnattr == 0 && trigger->tgqual == NULL &&
 			(allow_off || trigger->tgenabled == TRIGGER_FIRES_ON_ORIGIN || trigger->tgenabled == TRIGGER_FIRES_ALWAYS);
 	}
-	return last_is_ours;
+	return last_is_ours ? NULL : "trigger \"zz_onesignal_message\" of table \"onesignal_message\" "
+		"is not the extension's own, is disabled, or is not the last to fire";
 }
 
 void
 owner_require_trigger(const Installation *installation, bool allow_off)
 {
+	const char *problem = owner_trigger_problem(installation, allow_off);
 	const char *schema = get_namespace_name(installation->schema);
 
-	if (!owner_has_trigger(installation, allow_off))
+	if (problem != NULL)
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
-				 errmsg_internal("%s", OWNER_TRIGGER_PROBLEM),
+				 errmsg_internal("%s", problem),
 				 errdetail("Nothing is requested or delivered until that is mended, since requests could be forged."),
 				 errhint("The table's owner can put it back with CREATE OR REPLACE TRIGGER zz_onesignal_message "
 						 "BEFORE INSERT OR UPDATE ON %s FOR EACH ROW EXECUTE FUNCTION %s(), enable it with "
