@@ -45,7 +45,6 @@
 #include "postgres.h"
 
 #include "access/heapam.h"
-#include "access/twophase.h"
 #include "catalog/pg_database.h"
 #include "pgstat.h"
 #include "postmaster/bgworker.h"
@@ -256,6 +255,17 @@ wakeup_worker(Oid database, bool may_start)
 /* The (sub)transaction that first requested something.  What undoes it undoes the later requests as well. */
 static TransactionId requested_in = InvalidTransactionId;
 
+/* The worker knows by this lock what was prepared.  Who changed a server or a pause has not got it yet. */
+static void
+on_transaction_end(XactEvent event, void *arg pg_attribute_unused())
+{
+	Installation installation;
+
+	if (event == XACT_EVENT_PRE_PREPARE && TransactionIdIsCurrentTransactionId(requested_in) &&
+		owner_find(&installation))
+		LockRelationOid(installation.message_table, RowExclusiveLock);
+}
+
 /* Called for each resource owner: a library may release one of its own in a transaction. */
 static void
 on_release(ResourceReleasePhase phase, bool is_commit, bool is_top_level, void *arg pg_attribute_unused())
@@ -273,7 +283,6 @@ void
 wakeup_request(void)
 {
 	static bool registered = false;
-	Installation installation;
 
 	/* In these processes there is nobody to wake. */
 	if (IsBinaryUpgrade || !IsUnderPostmaster || TransactionIdIsCurrentTransactionId(requested_in))
@@ -282,12 +291,12 @@ wakeup_request(void)
 	ForceSyncCommit();
 	wakeup_attach();
 	if (!registered)
+	{
+		RegisterXactCallback(on_transaction_end, NULL);
 		RegisterResourceReleaseCallback(on_release, NULL);
+	}
 	registered = true;
 	requested_in = GetCurrentTransactionId();
-	/* The worker knows by this lock what was prepared.  Who changed a server or a pause has not got it yet. */
-	if (max_prepared_xacts > 0 && owner_find(&installation))
-		LockRelationOid(installation.message_table, RowExclusiveLock);
 }
 
 /* ---- for the worker ---- */

@@ -62,6 +62,17 @@ for my $preload (1, 0)
     is($api->received(message => $inner), 0, "$how: one in a savepoint that was rolled back is not");
     ok(Workers::wait_for_no_worker($node), "$how: the worker leaves");
 
+    # ---- who changes a server or a pause waits for nobody who has the table, unless it is prepared ----
+
+    my $indexer = $node->background_psql('postgres');
+    $indexer->query_safe('BEGIN; LOCK TABLE onesignal_message IN SHARE MODE');
+    is($node->psql('postgres', "SET lock_timeout = '5s'; SELECT onesignal_cancel_pause('" . $api->app_id . "'); "
+          . "ALTER SERVER clinic OPTIONS (ADD rate_limit '0'); ALTER SERVER clinic OPTIONS (DROP rate_limit); SELECT onesignal_cancel_resume('" . $api->app_id . "')"),
+        '0', "$how: CREATE INDEX keeps nobody from changing a server or a pause");
+    $indexer->query_safe('COMMIT');
+    $indexer->quit;
+    ok(Workers::wait_for_no_worker($node), "$how: the worker that was told leaves");
+
     # ---- nothing polls for others ----
 
     $node->safe_psql('postgres', "BEGIN; CREATE TABLE other_$preload (); PREPARE TRANSACTION 'other'");
