@@ -258,11 +258,10 @@ fits_jsonb(const char *text)
 }
 
 char *
-answer_json(const char *body, size_t length, const char *api_key)
+answer_json(const char *body, size_t length)
 {
 	StringInfoData utf8;
 	StringInfoData converted;
-	char	   *text;
 
 	/* This takes a NUL byte, which would end the text early, for an invalid one. */
 	if (pg_encoding_verifymbstr(PG_UTF8, body, length) != (int) length)
@@ -271,6 +270,13 @@ answer_json(const char *body, size_t length, const char *api_key)
 	initStringInfo(&converted);
 	unescape(&utf8, body);
 	append_converted(&converted, utf8.data, true);
-	text = redact(converted.data, api_key);
-	return fits_jsonb(text) ? text : NULL;
+	return fits_jsonb(converted.data) ? converted.data : NULL;
+}
+
+char *
+answer_without_key(const char *json, const char *api_key)
+{
+	char	   *redacted = redact(json, api_key);
+
+	return fits_jsonb(redacted) ? redacted : NULL;
 }

@@ -67,13 +67,12 @@ collect_errors(CancelOutcome *outcome, JsonbContainer *json, const char *api_key
 
 /* ---- judging ---- */
 
-/* NULL: there is none, or it is no JSON. */
+/* Both are NULL where there is no body, or it is no JSON. */
 static JsonbContainer *
-parse_body(const HttpAnswer *answer)
+parse_body(const HttpAnswer *answer, char **text)
 {
-	char	   *text = answer->status != 0 ? answer_json(answer->body, answer->body_length, "") : NULL;
-
-	return text == NULL ? NULL : &DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(text)))->root;
+	*text = answer->status != 0 ? answer_json(answer->body, answer->body_length) : NULL;
+	return *text == NULL ? NULL : &DatumGetJsonbP(DirectFunctionCall1(jsonb_in, CStringGetDatum(*text)))->root;
 }
 
 /* 1: the field is true, 0: false, also as text as in version 7 of the API; -1: anything else. */
@@ -134,7 +133,8 @@ onesignal_glance(const HttpAnswer *answer)
 void
 onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key)
 {
-	JsonbContainer *json = parse_body(answer);
+	char	   *text;
+	JsonbContainer *json = parse_body(answer, &text);
 
 	memset(outcome, 0, sizeof(*outcome));
 	outcome->status = answer->status;
@@ -145,7 +145,7 @@ onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *ap
 	if (outcome->errors == NIL && outcome->verdict > CANCEL_NOT_FOUND)
 		add_error(outcome, explanation(outcome->verdict, answer, api_key), api_key);
 	if (json != NULL && !(outcome->verdict == CANCEL_DONE && outcome->errors == NIL))
-		outcome->response = answer_json(answer->body, answer->body_length, api_key);
+		outcome->response = answer_without_key(text, api_key);
 }
 
 void
@@ -182,7 +182,8 @@ onesignal_may_have_worked(const CancelOutcome *outcome, const HttpAnswer *answer
 CancelVerdict
 onesignal_judge_view(const HttpAnswer *answer)
 {
-	JsonbContainer *json = parse_body(answer);
+	char	   *text;
+	JsonbContainer *json = parse_body(answer, &text);
 	CancelVerdict verdict = judge_status(answer->status, flag_field(json, "canceled"), false);
 
 	if (answer->status == 404 && json != NULL)

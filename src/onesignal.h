@@ -63,7 +63,8 @@ extern char *answer_line(const char *text, const char *api_key);
 /* The beginning of a body that is not OneSignal's. */
 extern char *answer_excerpt(const char *body, const char *api_key);
 
-/* A body as text that jsonb takes, without the key and what the encoding lacks; NULL: it is no JSON (any more). */
-extern char *answer_json(const char *body, size_t length, const char *api_key);
+/* A body as text that jsonb takes, without what the encoding lacks; and that without the key.  NULL: it is no JSON. */
+extern char *answer_json(const char *body, size_t length);
+extern char *answer_without_key(const char *json, const char *api_key);
 
 #endif
