@@ -391,12 +391,14 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 	}
 	row.trigger = trigger;
 	row.descriptor = RelationGetDescr(trigger->tg_relation);
-	heap_deform_tuple(trigger->tg_trigtuple, row.descriptor, row.old, row.old_nulls);
 	heap_deform_tuple(tuple, row.descriptor, row.new, row.new_nulls);
 	if (TRIGGER_FIRED_BY_INSERT(trigger->tg_event))
 		row_inserted(&row);
 	else
+	{
+		heap_deform_tuple(trigger->tg_trigtuple, row.descriptor, row.old, row.old_nulls);
 		row_updated(&row);
+	}
 	return PointerGetDatum(heap_form_tuple(row.descriptor, row.new, row.new_nulls));
 }
 

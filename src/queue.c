@@ -242,10 +242,12 @@ static Statement record_outcomes = {
 static ErrorData *
 try_to_record(QueueOutcome *outcomes, int count)
 {
-	ArrayBuildState *states[OUTCOME_FIELDS] = {NULL};
+	ArrayBuildState *states[OUTCOME_FIELDS];
 	Datum		arrays[OUTCOME_FIELDS];
 	ErrorData  *error;
 
+	for (int field = 0; field < OUTCOME_FIELDS; field++)
+		states[field] = initArrayResult(get_element_type(record_outcomes.types[field]), CurrentMemoryContext, false);
 	for (int i = 0; i < count; i++)
 	{
 		const QueueOutcome *outcome = &outcomes[i];
@@ -266,8 +268,8 @@ try_to_record(QueueOutcome *outcomes, int count)
 		};
 
 		for (int field = 0; field < OUTCOME_FIELDS; field++)
-			states[field] = accumArrayResult(states[field], values[field], false,
-											 get_element_type(record_outcomes.types[field]), CurrentMemoryContext);
+			(void) accumArrayResult(states[field], values[field], false, states[field]->element_type,
+									CurrentMemoryContext);
 	}
 	for (int field = 0; field < OUTCOME_FIELDS; field++)
 		arrays[field] = makeArrayResult(states[field], CurrentMemoryContext);
