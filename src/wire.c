@@ -155,12 +155,13 @@ wire_tidy(void)
 
 /* connect() makes Linux reset the connection and drop what is unread. */
 static void
-cut_off(const WatchedSocket *watched)
+cut_off(WatchedSocket *watched)
 {
 	struct sockaddr nobody = {.sa_family = AF_UNSPEC};
 
 	if (!is_there(watched))
 		return;
+	watched->heard_us = PG_INT64_MAX;	/* wire_end() need not do it again */
 	(void) connect(watched->fd, &nobody, sizeof(nobody));
 	(void) shutdown(watched->fd, SHUT_RDWR);
 }
