@@ -2,7 +2,7 @@
  * compat.h
  *		Every PostgreSQL and libcurl version test, and nothing else.
  *
- * PostgreSQL 15 to 19, libcurl 7.81 or newer.  curl/curl.h comes before this file.
+ * PostgreSQL 15 to 19, libcurl 7.81 or newer.  A file that needs curl/curl.h includes it before this one.
  */
 #ifndef ONESIGNAL_CANCEL_COMPAT_H
 #define ONESIGNAL_CANCEL_COMPAT_H

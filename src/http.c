@@ -286,6 +286,8 @@ conclude(HttpExchange *exchange, CURLcode result)
 	count_unsent(exchange->group, -(exchange->local_port == 0), answer->status != 0);
 	dlist_delete(&exchange->node);
 	dlist_push_tail(&finished, &exchange->node);
+	if (!message_level_is_interesting(DEBUG3))
+		return;
 	/* This shows neither headers nor texts from outside, which may have the key. */
 	curl_easy_getinfo(exchange->easy, CURLINFO_EFFECTIVE_URL, &url);
 	curl_easy_getinfo(exchange->easy, CURLINFO_HTTP_VERSION, &version);
