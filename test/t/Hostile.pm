@@ -44,7 +44,8 @@ sub new
     my ($class, %opts) = @_;
     my $self = bless { count => 2000, seed => int(time), timeout => 400, flood_seconds => 4, right => 0, wrong => 0, late => 0, files => 0, %opts }, $class;
     diag("hostile answers of seed $self->{seed}");
-    $self->{clinic} = Clinic->new(conf => "log_min_messages = info\nrestart_after_crash = on\nonesignal_cancel.worker_idle_timeout = '20s'\n"
+    # A sanitizer looks for leaks in each worker that ends: until then it counts as one.
+    $self->{clinic} = Clinic->new(conf => "log_min_messages = info\nmax_worker_processes = 100\nrestart_after_crash = on\nonesignal_cancel.worker_idle_timeout = '20s'\n"
           . "onesignal_cancel.timeout = '$self->{timeout}ms'\nonesignal_cancel.connect_timeout = '5s'\n");
     $self->{dir} = $self->{clinic}->api->dir;
     $self->_start_generator;
