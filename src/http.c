@@ -43,8 +43,9 @@
 /*
  * A call into libcurl returns only when nothing is left to read, which a
  * flooding peer can prevent.  A timer looks at the call every LOOK_MS.  It may
- * use so much processor time, and less when some deadline has passed.  An answer
- * of 64 kB takes 1 ms; parsing the CAs during a handshake takes 17 ms.
+ * use so much processor time, and less when some deadline has passed, or a peer
+ * has flooded in the last second: where one floods, many may.  An answer of
+ * 64 kB takes 1 ms; parsing the CAs during a handshake takes 17 ms.
  */
 #define LOOK_MS					50
 #define FLOOD_CPU_US			INT64CONST(250000)
@@ -64,7 +65,7 @@ static int64 next_deadline_us = PG_INT64_MAX;	/* no deadline is earlier */
 static TimeoutId look_timeout = MAX_TIMEOUTS;	/* until it is registered */
 static int64 cpu_before_us;		/* of this thread, at the first look at a call; 0: none yet */
 static bool letting_go;			/* the call ends an exchange: nothing that it reads is of use */
-static volatile sig_atomic_t flooded;	/* run_libcurl() has cut a peer off */
+static volatile int64 flooded_us = -USECS_PER_SEC;	/* when a peer was last cut off */
 
 int64
 http_clock_us(void)
@@ -200,7 +201,8 @@ static void
 look_at_call(void)
 {
 	bool		is_over = ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending));
-	bool		is_late = is_over || letting_go || http_clock_us() >= next_deadline_us;
+	int64		now = http_clock_us();
+	bool		is_late = is_over || letting_go || now >= next_deadline_us || now < flooded_us + USECS_PER_SEC;
 	struct timespec cpu;
 	int64		cpu_us;
 
@@ -213,7 +215,7 @@ look_at_call(void)
 	if (is_over)
 		wire_end(WIRE_ALL, PG_INT64_MAX);
 	else if (wire_end_flood() && !letting_go)
-		flooded = true;
+		flooded_us = now;
 }
 
 /* For a ready socket, for libcurl's timer (gone is NULL), or to let go of an exchange, which may read, too. */
@@ -342,12 +344,12 @@ run_libcurl(curl_socket_t fd, uint32 ready)
 	CURLMsg    *message;
 	int			left;
 	bool		many = handed_over > 1;
+	int64		begun_us = http_clock_us();
 	long		share = (connections_max - wire_count) / Max(HOST_CONNECTIONS_MAX, 2 * strangers);
 
 	/* A host may have an eighth of those that are left, many that may hang half of them together: some stay. */
 	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
 	handed_over = 0;
-	flooded = false;
 	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */
 	if (many)
 		wire_cork(true);
@@ -368,7 +370,7 @@ run_libcurl(curl_socket_t fd, uint32 ready)
 		/* Newer versions of libcurl would keep a connection of which nghttp2 cannot go on reading. */
 		if (result == CURLE_HTTP2)
 			wire_end(exchange->local_port, PG_INT64_MAX);
-		if (flooded && result != CURLE_OK && exchange->local_port != 0)
+		if (flooded_us >= begun_us && result != CURLE_OK && exchange->local_port != 0)
 			strlcpy(exchange->answer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
 		else if (may_resubmit(exchange, result))
 		{

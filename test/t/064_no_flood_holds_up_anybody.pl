@@ -15,7 +15,7 @@ use Test::More;
 use Time::HiRes;
 use Workers;
 
-my $clinic = Clinic->new(accept_any => 1, conf => "onesignal_cancel.max_retries = 0\n");
+my $clinic = Clinic->new(accept_any => 1, conf => "onesignal_cancel.max_retries = 0\nonesignal_cancel.connect_timeout = '60s'\n");
 my $api = $clinic->api;
 my $node = $clinic->node;
 
