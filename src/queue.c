@@ -5,10 +5,9 @@
  * Fetching marks nothing as taken, since a database has one deliverer; what
  * happened to a row in between is found out when its outcome is recorded.
  *
- * Recording must not wait for a session that left a transaction open, and a row
- * that cannot be written must keep no other from it.  So outcomes are written in
- * one subtransaction by a statement that skips locked rows; if it fails, each is
- * written in one of its own.
+ * Recording waits for no locked row.  If the one statement fails, each outcome
+ * is written in a subtransaction of its own: a row that cannot be written keeps
+ * no other from it.
  */
 #include "postgres.h"
 
@@ -343,14 +342,13 @@ queue_save_app(const QueueApp *app)
 			   " canceled_total = a.canceled_total" PLUS "excluded.canceled_total,"
 			   " refused_total = a.refused_total" PLUS "excluded.refused_total,"
 			   " failed_total = a.failed_total" PLUS "excluded.failed_total",
-		.types = {UUIDOID, TIMESTAMPTZOID, NAMEOID, TEXTOID, FLOAT8OID, TEXTOID, INT8OID, INT8OID, INT8OID}
+		.types = {UUIDOID, TIMESTAMPTZOID, TEXTOID, TEXTOID, FLOAT8OID, TEXTOID, INT8OID, INT8OID, INT8OID}
 	};
 	static char logged[256] = "";
-	NameData	role;
 	Datum		values[] = {
 		UUIDPGetDatum(&app->app_id),
 		TimestampTzGetDatum(app->circuit_until),
-		NameGetDatum(&role),
+		CStringGetTextDatum(app->circuit_role),
 		CStringGetTextDatum(app->circuit_reason),
 		Float8GetDatum(app->pace),
 		CStringGetTextDatum(app->last_error != NULL ? app->last_error : ""),
@@ -361,7 +359,6 @@ queue_save_app(const QueueApp *app)
 	int			level = NewGUCNestLevel();
 	ErrorData  *error;
 
-	namestrcpy(&role, app->circuit_role);
 	/* Most sessions have an app's row locked for a millisecond; what cannot be saved is saved later. */
 	SetConfigOption("lock_timeout", "10ms", PGC_SUSET, PGC_S_SESSION);
 	error = statement_try(&save_app, installation.schema, values);

@@ -25,15 +25,6 @@ PG_FUNCTION_INFO_V1(onesignal_cancel_trigger);
 
 /* ---- writing the message's row ---- */
 
-/* As the current user. */
-static Statement write_row = {
-	.sql = "INSERT INTO @onesignal_message AS m (app_id, message_id, send_after, reason, cancel)"
-		   " VALUES ($1, $2, $3, $4, true)"
-		   " ON CONFLICT (message_id, app_id) DO UPDATE SET cancel = true,"
-		   " send_after = COALESCE($3, m.send_after), reason = COALESCE($4, m.reason)",
-	.types = {UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID}
-};
-
 /* Is this right granted on the table, or on some of its columns? */
 static bool
 may(Oid table, AclMode right)
@@ -63,10 +54,16 @@ require_privileges(const Installation *installation)
 			 errhint("Grant the privilege with GRANT USAGE ON SCHEMA %s TO %s.", quote_identifier(schema), role)));
 }
 
-/* Values and nulls are the parameters of write_row. */
 static void
 enqueue(Datum *values, const char *nulls)
 {
+	static Statement write_row = {
+		.sql = "INSERT INTO @onesignal_message AS m (app_id, message_id, send_after, reason, cancel)"
+			   " VALUES ($1, $2, $3, $4, true)"
+			   " ON CONFLICT (message_id, app_id) DO UPDATE SET cancel = true,"
+			   " send_after = COALESCE($3, m.send_after), reason = COALESCE($4, m.reason)",
+		.types = {UUIDOID, UUIDOID, TIMESTAMPTZOID, TEXTOID}
+	};
 	Installation installation;
 
 	owner_get(&installation);
@@ -132,21 +129,21 @@ server_hint(const TriggerData *row, const char *name)
 static int
 find_column(const TriggerData *row, const char *name, bool is_time, Oid *type)
 {
+	const char *table = RelationGetRelationName(row->tg_relation);
 	TupleDesc	descriptor = RelationGetDescr(row->tg_relation);
 	int			number = SPI_fnumber(descriptor, name);
 
 	if (number <= 0)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_COLUMN),
-				 errmsg("column \"%s\" of table \"%s\" does not exist",
-						name, RelationGetRelationName(row->tg_relation)),
+				 errmsg("column \"%s\" of table \"%s\" does not exist", name, table),
 				 errdetail("Trigger function onesignal_cancel_trigger() was given that name.")));
 	/* 'v' is of PostgreSQL 18 and newer. */
 	if (TupleDescAttr(descriptor, number - 1)->attgenerated == 'v')
 		ereport(ERROR,
 				(errcode(ERRCODE_FEATURE_NOT_SUPPORTED),
 				 errmsg("column \"%s\" of table \"%s\" is a virtual generated column, whose value no trigger sees",
-						name, RelationGetRelationName(row->tg_relation)),
+						name, table),
 				 errhint("Make it STORED, or name the columns that it is made of.")));
 	*type = getBaseType(SPI_gettypeid(descriptor, number));
 	if (is_time ? *type != TIMESTAMPTZOID && *type != TIMESTAMPOID && *type != DATEOID :
@@ -154,8 +151,7 @@ find_column(const TriggerData *row, const char *name, bool is_time, Oid *type)
 		ereport(ERROR,
 				(errcode(ERRCODE_DATATYPE_MISMATCH),
 				 errmsg("column \"%s\" of table \"%s\" is of type %s, but %s is needed",
-						name, RelationGetRelationName(row->tg_relation),
-						format_type_be(SPI_gettypeid(descriptor, number)),
+						name, table, format_type_be(SPI_gettypeid(descriptor, number)),
 						is_time ? "timestamp with time zone" : "uuid or text"),
 				 server_hint(row, name)));
 	return number;
