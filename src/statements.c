@@ -60,14 +60,11 @@ static const Setting statement_settings[] = {
 	{"jit", "off"},
 };
 
-/* As autovacuum does: no setting of the database may stop the worker. */
+/* No setting of the database may stop the worker.  PostgreSQL applies the other timeouts to clients alone. */
 static const Setting worker_settings[] = {
-	{"default_transaction_deferrable", "off"},
 	{"default_transaction_isolation", "read committed"},
 	{"default_transaction_read_only", "off"},
-	{"idle_in_transaction_session_timeout", "0"},
 	{"lock_timeout", "0"},
-	{"statement_timeout", "0"},
 	{"transaction_timeout", "0"},	/* PostgreSQL 17 and newer */
 };
 
