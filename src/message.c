@@ -13,10 +13,9 @@
  *
  * requested_by decides whose credentials are used, so a CHECK of the table asks
  * onesignal_message_guard() whether this trigger is ours, and the last to fire.
- *
- * Delivery and replication write with session_replication_role = replica: the
- * trigger does not fire, and the guard lets only members of the table's owner
- * pass, since a subscription with run_as_owner may be somebody else's.
+ * It does not fire where session_replication_role is replica, as in delivery and
+ * replication: there the guard lets only members of the table's owner pass,
+ * since a subscription with run_as_owner may be somebody else's.
  */
 #include "postgres.h"
 
@@ -362,7 +361,6 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 {
 	TriggerData *trigger = (TriggerData *) fcinfo->context;
 	FmgrInfo   *called = fcinfo->flinfo;
-	MemoryContext context = called->fn_mcxt;
 	MessageRow	row;
 	HeapTuple	tuple;
 
@@ -382,11 +380,11 @@ onesignal_message_change(PG_FUNCTION_ARGS)
 	row.shared = called->fn_extra;
 	if (row.shared == NULL)
 	{
-		called->fn_extra = row.shared = MemoryContextAllocZero(context, sizeof(Shared));
+		called->fn_extra = row.shared = MemoryContextAllocZero(called->fn_mcxt, sizeof(Shared));
 		/* The library may have been loaded by the very statement: then that is the one that the client sent. */
-		row.shared->merges = context->ident == merge_mark ||
+		row.shared->merges = called->fn_mcxt->ident == merge_mark ||
 			(ActivePortal != NULL && ActivePortal->stmts != NIL &&
-			 ActivePortal->portalContext == MemoryContextGetParent(context) &&
+			 ActivePortal->portalContext == MemoryContextGetParent(called->fn_mcxt) &&
 			 merges_messages(linitial_node(PlannedStmt, ActivePortal->stmts)));
 	}
 	row.trigger = trigger;

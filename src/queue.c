@@ -22,13 +22,7 @@
 
 #include "queue.h"
 
-const char *const queue_state_names[QUEUE_STATES] = {
-	[QUEUE_SCHEDULED] = "scheduled",
-	[QUEUE_PENDING] = "pending",
-	[QUEUE_CANCELED] = "canceled",
-	[QUEUE_REFUSED] = "refused",
-	[QUEUE_FAILED] = "failed",
-};
+const char *const queue_state_names[QUEUE_STATES] = {"scheduled", "pending", "canceled", "refused", "failed"};
 
 /* Of the open transaction, or of the last one. */
 static Installation installation;
@@ -193,9 +187,8 @@ queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, in
 /* ---- recording ---- */
 
 /*
- * The row that an outcome may be written to.  A cancel that worked is the
- * truth, whatever the row says now; any other outcome counts only for the
- * request that it was sent for.
+ * The row that an outcome may be written to: a success always, any other one
+ * only while the row has the request that it was sent for.
  *
  * With plain equality the planner, misled by the statistics of an empty table,
  * could read the whole index for each outcome, for its order's sake; an array's

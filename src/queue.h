@@ -12,10 +12,11 @@
 #include "onesignal.h"
 #include "utils/uuid.h"
 
-/* ---- statements.c ---- */
-
 /* When the library is loaded. */
+extern void message_init(void);
 extern void owner_init(void);
+
+/* ---- statements.c ---- */
 
 /* Where the extension is installed now, and what owner_leave() puts back. */
 typedef struct Installation
@@ -75,9 +76,8 @@ typedef struct Statement
 } Statement;
 
 /*
- * Runs it over the caller's SPI connection.  nulls: as for SPI_execute_plan().
+ * Runs it over the caller's SPI connection, and keeps CurrentMemoryContext.
  * Returns how many rows it changed or returned; the caller frees SPI_tuptable.
- * CurrentMemoryContext stays what it is.
  */
 extern uint64 statement_run(Statement *statement, Oid schema, Datum *values, const char *nulls);
 
@@ -87,11 +87,6 @@ extern uint64 statement_run(Statement *statement, Oid schema, Datum *values, con
  * else would work in this transaction.
  */
 extern ErrorData *statement_try(Statement *statement, Oid schema, Datum *values);
-
-/* ---- message.c ---- */
-
-/* When the library is loaded. */
-extern void message_init(void);
 
 /* ---- queue.c ---- */
 
@@ -199,16 +194,10 @@ extern void queue_commit(void);
 /* The next lanes with pending rows, by app and role; after all zeros: from the first one on.  Returns how many. */
 extern int	queue_lanes(const QueueLane *after, QueueListed *listed, int max);
 
-/*
- * Reads the lane's next pending rows, due or not, in the order of delivery, from
- * a position on.  Returns how many; fewer than max: the lane's end.
- */
+/* The lane's next pending rows, due or not, from a position on.  Returns how many; fewer than max: its end. */
 extern int	queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, int max);
 
-/*
- * Writes the outcomes of attempts without waiting for locked rows.  A row that
- * cannot be written keeps no other from it: then it returns why, else NULL.
- */
+/* Writes the outcomes of attempts, without waiting.  Returns NULL, or why one or more could not be written. */
 extern const char *queue_record(QueueOutcome *outcomes, int count);
 
 /* Gives up what was requested, and was to be sent, before a time; returns how many. */
