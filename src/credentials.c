@@ -51,8 +51,8 @@ typedef struct Lookup
 	const char *owner_text;
 } Lookup;
 
-/* Counts changes of the catalogs. */
-static uint64 changes = 1;
+/* Counts changes of the catalogs; 0: they are not watched yet. */
+static uint64 changes = 0;
 
 /* Detail and hint may be NULL. */
 static ErrorData *
@@ -360,14 +360,12 @@ credentials_get(const pg_uuid_t *app_id, Oid role, Credentials *credentials)
 uint64
 credentials_generation(void)
 {
-	static bool watching = false;
-
-	if (!watching)
+	if (changes == 0)
 	{
 		CacheRegisterSyscacheCallback(FOREIGNSERVEROID, catalog_changed, (Datum) 0);
 		CacheRegisterSyscacheCallback(USERMAPPINGOID, catalog_changed, (Datum) 0);
 		CacheRegisterSyscacheCallback(FOREIGNDATAWRAPPEROID, catalog_changed, (Datum) 0);
-		watching = true;
+		changes = 1;
 	}
 	return changes;
 }
