@@ -56,15 +56,11 @@ static uint64 changes = 0;
 
 /* Detail and hint may be NULL. */
 static ErrorData *
-problem(int sqlstate, char *message, char *detail, const char *hint)
+problem(int sqlstate, char *message, char *detail, char *hint)
 {
-	ErrorData  *error = palloc0(sizeof(ErrorData));
+	ErrorData  *error = palloc(sizeof(ErrorData));
 
-	error->elevel = ERROR;
-	error->sqlerrcode = sqlstate;
-	error->message = message;
-	error->detail = detail;
-	error->hint = unconstify(char *, hint);
+	*error = (ErrorData) {.elevel = ERROR, .sqlerrcode = sqlstate, .message = message, .detail = detail, .hint = hint};
 	return error;
 }
 
