@@ -139,7 +139,6 @@ credentials_servers(const pg_uuid_t *app_id)
 static ErrorData *
 choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 {
-	int			count = 0;
 	char	   *names = NULL;
 	ForeignServer *any = NULL;
 	ForeignServer *usable = NULL;
@@ -162,12 +161,12 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 			SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->role), ObjectIdGetDatum(oid)))
 		{
 			lookup->owner = lookup->role;
-			count = 0;
+			names = NULL;
 		}
 		if (!SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->owner), ObjectIdGetDatum(oid)))
 			continue;
 		lookup->server = server;
-		names = count++ == 0 ? server->servername : psprintf("%s\", \"%s", names, server->servername);
+		names = names == NULL ? server->servername : psprintf("%s\", \"%s", names, server->servername);
 	}
 	lookup->owner_text = OidIsValid(lookup->owner) ? psprintf("role \"%s\"", lookup->role_name) : "PUBLIC";
 	if (any == NULL)
@@ -181,7 +180,7 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 								lookup->app, lookup->role_name),
 					   psprintf("Grant it with GRANT USAGE ON FOREIGN SERVER %s TO %s.",
 								quote_identifier(any->servername), quote_identifier(lookup->role_name)));
-	if (count == 0)
+	if (names == NULL)
 		return problem(ERRCODE_UNDEFINED_OBJECT,
 					   psprintf("no user mapping for role \"%s\" or PUBLIC on server \"%s\"",
 								lookup->role_name, usable->servername),
@@ -189,7 +188,7 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 					   psprintf("Create one with CREATE USER MAPPING FOR PUBLIC SERVER %s "
 								"OPTIONS (api_key_file '/path/to/key').",
 								quote_identifier(usable->servername)));
-	if (count > 1)
+	if (names != lookup->server->servername)
 		return problem(ERRCODE_DUPLICATE_OBJECT,
 					   psprintf("more than one server for OneSignal app \"%s\" has a user mapping for %s: \"%s\"",
 								lookup->app, lookup->owner_text, names),
