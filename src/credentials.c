@@ -210,24 +210,21 @@ read_key_file(const char *path, char *buffer)
 	struct stat status;
 	ssize_t		length = 0;
 	ssize_t		got;
-	const char *reason = NULL;
+	const char *reason = "not a regular file";
 	int			fd = OpenTransientFile(path, O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC);
 
 	if (fd < 0)
 		return psprintf("%m");
-	if (fstat(fd, &status) < 0 || !S_ISREG(status.st_mode))
-		reason = "not a regular file";
-	else
+	if (fstat(fd, &status) == 0 && S_ISREG(status.st_mode))
 	{
 		/* A read may end early: half a key must not pass for one. */
 		while ((got = read(fd, buffer + length, OPTIONS_KEY_MAX + 1 - length)) > 0 || (got < 0 && errno == EINTR))
 			length += Max(got, 0);
-		if (got < 0)
-			reason = psprintf("%m");
-		else if (length > OPTIONS_KEY_MAX)
-			reason = "larger than 4 kB";
+		reason = got < 0 ? psprintf("%m") : NULL;
 	}
 	CloseTransientFile(fd);
+	if (length > OPTIONS_KEY_MAX)
+		return "larger than 4 kB";
 	if (reason != NULL)
 		return reason;
 	while (length > 0 && (buffer[length - 1] == '\n' || buffer[length - 1] == '\r'))
