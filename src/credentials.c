@@ -33,7 +33,6 @@
 
 #define AUTHORIZATION	"Authorization: Key "
 
-/* The servers of an app. */
 typedef struct AppServers
 {
 	pg_uuid_t	app_id;			/* hash key */
@@ -115,16 +114,15 @@ credentials_servers(const pg_uuid_t *app_id)
 	static HTAB *apps;
 	static uint64 as_of = 0;
 	uint64		now = credentials_generation();
+	MemoryContext caller = CurrentMemoryContext;
 	AppServers *app;
 
 	if (as_of != now)
 	{
-		MemoryContext caller;
-
 		if (context == NULL)
 			context = AllocSetContextCreate(CacheMemoryContext, "onesignal_cancel servers", ALLOCSET_SMALL_SIZES);
 		MemoryContextReset(context);
-		caller = MemoryContextSwitchTo(context);
+		MemoryContextSwitchTo(context);
 		apps = read_servers();
 		MemoryContextSwitchTo(caller);
 		as_of = now;			/* not after an error: then the next call reads all again */
