@@ -16,6 +16,7 @@
 #include "postgres.h"
 
 #include "access/htup_details.h"
+#include "catalog/objectaddress.h"
 #include "common/pg_prng.h"
 #include "funcapi.h"
 #include "tcop/tcopprot.h"
@@ -75,7 +76,7 @@ typedef struct CancelRun
 static ArrayType *
 keep_errors(CancelRun *run, const CancelOutcome *outcome)
 {
-	ArrayType  *array = onesignal_errors(outcome);
+	ArrayType  *array = strlist_to_textarray(outcome->errors);
 
 	if (outcome->errors == NIL)
 		return NULL;

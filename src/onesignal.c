@@ -7,7 +7,6 @@
  */
 #include "postgres.h"
 
-#include "catalog/pg_type.h"
 #include "utils/builtins.h"
 
 #include "onesignal.h"
@@ -156,17 +155,6 @@ onesignal_hint_doubt(CancelOutcome *outcome, bool was_attempted)
 		add_error(outcome, "an earlier attempt had no answer and may have canceled it", "");
 	else
 		add_error(outcome, "an attempt before the last restart, if there was one, may have canceled it", "");
-}
-
-ArrayType *
-onesignal_errors(const CancelOutcome *outcome)
-{
-	Datum		elements[ERRORS_MAX];
-	int			count = list_length(outcome->errors);
-
-	for (int i = 0; i < count; i++)
-		elements[i] = CStringGetTextDatum(list_nth(outcome->errors, i));
-	return construct_array(elements, count, TEXTOID, -1, false, TYPALIGN_INT);
 }
 
 /* A gateway that lost OneSignal's answer says 504, or shows a page; 503 says that the request was not taken. */

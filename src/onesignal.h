@@ -6,7 +6,6 @@
 #define ONESIGNAL_CANCEL_ONESIGNAL_H
 
 #include "credentials.h"
-#include "utils/array.h"
 #include "utils/jsonb.h"
 #include "utils/uuid.h"
 
@@ -39,9 +38,6 @@ extern CancelVerdict onesignal_glance(const HttpAnswer *answer);
 
 /* What an answer means.  No answer raises an error, or costs more memory than a small multiple of its size. */
 extern void onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *api_key);
-
-/* The errors as an array of text */
-extern ArrayType *onesignal_errors(const CancelOutcome *outcome);
 
 /* View message: CANCEL_DONE: it is canceled; CANCEL_REFUSED: it is not; CANCEL_UNAVAILABLE: ask again; else: do not. */
 extern CancelVerdict onesignal_judge_view(const HttpAnswer *answer);

@@ -11,6 +11,7 @@
  */
 #include "postgres.h"
 
+#include "catalog/objectaddress.h"
 #include "pgstat.h"
 #include "storage/lmgr.h"
 #include "utils/builtins.h"
@@ -244,7 +245,7 @@ try_to_record(QueueOutcome *outcomes, int count)
 	{
 		const QueueOutcome *outcome = &outcomes[i];
 		const CancelOutcome *judged = &outcome->judged;
-		char	   *errors = OidOutputFunctionCall(F_ARRAY_OUT, PointerGetDatum(onesignal_errors(judged)));
+		char	   *errors = OidOutputFunctionCall(F_ARRAY_OUT, PointerGetDatum(strlist_to_textarray(judged->errors)));
 		Datum		values[OUTCOME_FIELDS] = {
 			UUIDPGetDatum(&outcome->app_id),
 			UUIDPGetDatum(&outcome->row->message_id),
