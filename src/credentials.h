@@ -33,13 +33,11 @@ typedef struct Credentials
 } Credentials;
 
 /*
- * Returns NULL, or what is missing: an error to raise, whose message contains
- * neither the key nor its file's path.  Without credentials it looks at server,
- * USAGE and user mapping only.  Needs a transaction, whoever is the current user.
+ * Returns NULL, or what is missing: an error (credentials_get() raises it), whose
+ * message names neither the key nor its file.  Without credentials it looks at
+ * server, USAGE and user mapping only.  Needs a transaction, as any user.
  */
 extern ErrorData *credentials_find(const pg_uuid_t *app_id, Oid role, Credentials *credentials);
-
-/* The same, but it raises the error. */
 extern void credentials_get(const pg_uuid_t *app_id, Oid role, Credentials *credentials);
 
 /* The OIDs of an app's servers; the list is valid until the next call. */
