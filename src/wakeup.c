@@ -416,7 +416,7 @@ take_due(TimestampTz now, Oid *database)
 }
 
 /*
- * Goes to the first database after this one, but not after the last; InvalidOid:
+ * Goes to the first database after this one, but not after the last; OID_MAX:
  * there is none, and a worker in a dropped one would fail again and again.  True:
  * it started a worker.  A closed one comes later: nothing tells when it is opened.
  */
@@ -424,7 +424,7 @@ static bool
 launch(Oid *after, Oid last)
 {
 	TimestampTz later = GetCurrentTimestamp() + USECS_PER_MINUTE;
-	Oid			found = InvalidOid;
+	Oid			found = OID_MAX;
 	bool		is_open = false;
 	Slot	   *slot;
 	Relation	relation;
@@ -453,7 +453,7 @@ launch(Oid *after, Oid last)
 	*after = found;
 	if (is_open)
 		wakeup_worker(found, true);
-	else if (OidIsValid(found))
+	else if (found != OID_MAX)
 	{
 		SpinLockAcquire(&shared->lock);
 		slot = find_slot(found);
@@ -468,8 +468,7 @@ void
 launcher_main(Datum arg pg_attribute_unused())
 {
 	int			delivers = 0;	/* 0: nobody; 1: databases that have background_delivery on; 2: the others, too */
-	bool		sweeps = false; /* it starts a worker in each database, one after the other */
-	Oid			swept = InvalidOid; /* the last of these */
+	Oid			swept = OID_MAX;	/* it starts a worker in each database after this one, one after the other */
 	TimestampTz turn_at = 0;
 
 	pqsignal(SIGHUP, SignalHandlerForConfigReload);
@@ -494,22 +493,21 @@ launcher_main(Datum arg pg_attribute_unused())
 		{
 			/* An old primary, or a publisher, may have sent what it could not replicate as recorded. */
 			wakeup_raise_doubt();
-			sweeps = true;
 			swept = InvalidOid;
 		}
-		else if (delivers > 0 && !sweeps)
+		else if (delivers > 0 && swept == OID_MAX)
 		{
 			due = take_due(now, &database);
-			sweeps = due <= now && !OidIsValid(database);
+			if (due <= now && !OidIsValid(database))
+				swept = InvalidOid;
 		}
 		turn_at = now;
-		if (sweeps && delivers > 0)
+		if (delivers > 0 && swept != OID_MAX)
 		{
 			pgstat_report_activity(STATE_RUNNING, "looking for pending cancels in all databases");
 			/* Until the worker leaves, but not for long: they should not take all worker processes. */
 			if (launch(&swept, OID_MAX))
 				wakeup_wait(now + USECS_PER_SEC, "OnesignalCancelLauncher");
-			sweeps = OidIsValid(swept);
 		}
 		else if (due <= now)
 		{
