@@ -19,7 +19,6 @@
 /* A cancel's answer is under 1 kB, and Cloudflare's headers take 1 to 2 kB.  Much more is some proxy's. */
 #define HEADERS_MAX			(32 * 1024)
 #define BODY_MAX			(64 * 1024)
-#define TLS_RECORD_MAX		(16 * 1024)
 
 /* ---- what libcurl calls ---- */
 
@@ -109,8 +108,8 @@ set_constant_options(HttpExchange *exchange)
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
 
-	/* What one read brings, headers as text, must fit: libcurl 7.88 waits for the rest, of which no socket tells. */
-	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, (long) (HEADERS_MAX + TLS_RECORD_MAX));
+	/* A TLS record of 16 kB and headers as text must fit: libcurl 7.88 waits for the rest, of which no socket tells. */
+	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, HEADERS_MAX + 16 * 1024L);
 
 	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
@@ -123,7 +122,7 @@ bool
 transfer_make(HttpExchange *exchange, const HttpRequest *request)
 {
 	CURL	   *easy = curl_easy_init();
-	const char *ca_file = request->ca_file;
+	const char *ca_file = request->ca_file != NULL ? request->ca_file : curl_version_info(CURLVERSION_NOW)->cainfo;
 
 	exchange->easy = easy;
 	exchange->answer.body = calloc(1, 1);
@@ -140,8 +139,6 @@ transfer_make(HttpExchange *exchange, const HttpRequest *request)
 	/* libcurl divides it among a name's addresses. */
 	curl_easy_setopt(easy, CURLOPT_CONNECTTIMEOUT_MS, (long) request->connect_timeout_ms);
 	/* With a bundle and no directory, libcurl parses the CAs once for the multi handle: 1.2 instead of 17 ms. */
-	if (ca_file == NULL)
-		ca_file = curl_version_info(CURLVERSION_NOW)->cainfo;
 	if (ca_file != NULL)		/* else a libcurl that only knows a directory */
 		curl_easy_setopt(easy, CURLOPT_CAPATH, NULL);
 	return (ca_file == NULL || curl_easy_setopt(easy, CURLOPT_CAINFO, ca_file) == CURLE_OK) &&
