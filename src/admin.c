@@ -189,7 +189,7 @@ set_pause(const pg_uuid_t *app_id, TimestampTz until, text *reason)
 	char		nulls[] = {' ', until != 0 ? ' ' : 'n', reason != NULL ? ' ' : 'n', ' ', ' '};
 	Installation installation;
 
-	owner_get(&installation);
+	owner_find(&installation, false);
 	SPI_connect();
 	owner_enter(&installation);
 	if (statement_run(&pause_or_resume, installation.schema, values, nulls) == 0)

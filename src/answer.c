@@ -9,8 +9,6 @@
  */
 #include "postgres.h"
 
-#include <ctype.h>
-
 #include "catalog/namespace.h"
 #include "mb/pg_wchar.h"
 
@@ -101,13 +99,15 @@ append_values(StringInfo out, const char *bytes, int length)
 }
 
 /* Shows the values of bytes that cannot be converted; in JSON, where a backslash does harm, "?". */
-static void
-append_converted(StringInfo out, const char *bytes, bool as_json)
+static char *
+convert(const char *bytes, bool as_json)
 {
 	int			encoding = text_encoding();
 	Oid			conversion = encoding == PG_UTF8 ? InvalidOid : FindDefaultConversionProc(PG_UTF8, encoding);
 	int			size;
+	StringInfoData out;
 
+	initStringInfo(&out);
 	for (; *bytes != '\0'; bytes += size)
 	{
 		int			valid = pg_encoding_verifymbchar(PG_UTF8, bytes, strnlen(bytes, MAX_MULTIBYTE_CHAR_LEN));
@@ -115,26 +115,23 @@ append_converted(StringInfo out, const char *bytes, bool as_json)
 
 		size = Max(valid, 1);
 		if (valid == 1 || (valid > 1 && encoding == PG_UTF8))
-			appendBinaryStringInfo(out, bytes, size);
+			appendBinaryStringInfo(&out, bytes, size);
 		else if (valid > 1 && OidIsValid(conversion) &&
 				 pg_do_encoding_conversion_buf(conversion, PG_UTF8, encoding, (unsigned char *) bytes, size,
 											   (unsigned char *) character, sizeof(character), true) == size)
-			appendStringInfoString(out, character);
+			appendStringInfoString(&out, character);
 		else if (as_json)
-			appendStringInfoChar(out, '?');
+			appendStringInfoChar(&out, '?');
 		else
-			append_values(out, bytes, size);
+			append_values(&out, bytes, size);
 	}
+	return out.data;
 }
 
 char *
 answer_text(const char *bytes)
 {
-	StringInfoData out;
-
-	initStringInfo(&out);
-	append_converted(&out, bytes, false);
-	return out.data;
+	return convert(bytes, false);
 }
 
 /* ---- what a line may hold ---- */
@@ -193,21 +190,23 @@ answer_excerpt(const char *body, const char *api_key)
 /* ---- JSON ---- */
 
 /* Writes non-ASCII escapes out; jsonb refuses those of what the encoding lacks, of U+0000, of half a pair. */
-static void
-unescape(StringInfo out, const char *json)
+static char *
+unescape(const char *json)
 {
 	int			length;
+	StringInfoData out;
 
+	initStringInfo(&out);
 	for (; *json != '\0'; json += length)
 	{
 		long		unit = escaped_unit(json);
-		unsigned char utf8[4];
+		unsigned char utf8[MAX_MULTIBYTE_CHAR_LEN + 1] = {0};
 
 		if (unit < 0 || (unit > 0 && unit <= 0x7f))
 		{
 			/* A backslash belongs to the next character: "\\u0000" is no escape. */
 			length = json[0] == '\\' ? strnlen(json, 2) : strcspn(json, "\\");
-			appendBinaryStringInfo(out, json, length);
+			appendBinaryStringInfo(&out, json, length);
 			continue;
 		}
 		length = strlen("\\u0000");
@@ -218,9 +217,9 @@ unescape(StringInfo out, const char *json)
 		}
 		if (unit == 0 || is_utf16_surrogate_first(unit) || is_utf16_surrogate_second(unit))
 			unit = '?';
-		unicode_to_utf8(unit, utf8);
-		appendBinaryStringInfo(out, (char *) utf8, pg_encoding_mblen(PG_UTF8, (char *) utf8));
+		appendStringInfoString(&out, (char *) unicode_to_utf8(unit, utf8));
 	}
+	return out.data;
 }
 
 /*
@@ -243,7 +242,7 @@ fits_jsonb(const char *text)
 			return false;
 		else if (*at == ']' || *at == '}')
 			depth--;
-		else if (isdigit((unsigned char) *at) || *at == '-')
+		else if (strchr("-0123456789", *at) != NULL)
 		{
 			const char *exponent = at + strspn(at, "+-.0123456789");
 			const char *end = at + strspn(at, "+-.0123456789eE");
@@ -260,17 +259,13 @@ fits_jsonb(const char *text)
 char *
 answer_json(const char *body, size_t length)
 {
-	StringInfoData utf8;
-	StringInfoData converted;
+	char	   *text;
 
 	/* This takes a NUL byte, which would end the text early, for an invalid one. */
 	if (pg_encoding_verifymbstr(PG_UTF8, body, length) != (int) length)
 		return NULL;
-	initStringInfo(&utf8);
-	initStringInfo(&converted);
-	unescape(&utf8, body);
-	append_converted(&converted, utf8.data, true);
-	return fits_jsonb(converted.data) ? converted.data : NULL;
+	text = convert(unescape(body), true);
+	return fits_jsonb(text) ? text : NULL;
 }
 
 char *

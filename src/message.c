@@ -417,7 +417,7 @@ onesignal_message_guard(PG_FUNCTION_ARGS)
 	{
 		Installation installation;
 
-		owner_get(&installation);
+		owner_find(&installation, false);
 		if (SessionReplicationRole != SESSION_REPLICATION_ROLE_REPLICA)
 		{
 			owner_require_trigger(&installation, has_privs_of_role(GetUserId(), installation.owner));

@@ -23,7 +23,13 @@
 
 #include "queue.h"
 
-const char *const queue_state_names[QUEUE_STATES] = {"scheduled", "pending", "canceled", "refused", "failed"};
+const char *const queue_state_names[QUEUE_STATES] = {
+	[QUEUE_SCHEDULED] = "scheduled",
+	[QUEUE_PENDING] = "pending",
+	[QUEUE_CANCELED] = "canceled",
+	[QUEUE_REFUSED] = "refused",
+	[QUEUE_FAILED] = "failed",
+};
 
 /* Of the open transaction, or of the last one. */
 static Installation installation;
@@ -46,7 +52,7 @@ queue_begin(void)
 		XactIsoLevel = XACT_READ_COMMITTED; /* or a row that changed meanwhile would be an error */
 
 	/* Waits for a DROP EXTENSION or ALTER TABLE under way, and finds the table again with what that changed. */
-	while ((found = owner_find(&installation)) && installation.message_table != locked)
+	while ((found = owner_find(&installation, true)) && installation.message_table != locked)
 	{
 		locked = installation.message_table;
 		InvalidateCatalogSnapshot();	/* a snapshot that waits would hold up VACUUM */

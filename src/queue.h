@@ -30,9 +30,8 @@ typedef struct Installation
 	int			guc_level;
 } Installation;
 
-/* False if the extension does not exist (any more); owner_get() then raises 42P01.  Needs a transaction. */
-extern bool owner_find(Installation *installation);
-extern void owner_get(Installation *installation);
+/* The extension may not exist (any more): that is false, or 42P01 without missing_ok.  Needs a transaction. */
+extern bool owner_find(Installation *installation, bool missing_ok);
 
 /*
  * NULL if the last trigger of onesignal_message is the extension's own, or how

@@ -66,7 +66,7 @@ enqueue(Datum *values, const char *nulls)
 	};
 	Installation installation;
 
-	owner_get(&installation);
+	owner_find(&installation, false);
 	require_privileges(&installation);
 	LockRelationOid(installation.message_table, RowExclusiveLock);	/* the trigger stays as it is */
 	owner_require_trigger(&installation, false);

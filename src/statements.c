@@ -16,16 +16,16 @@
  */
 #include "postgres.h"
 
-#include "access/genam.h"
 #include "access/table.h"
+#include "catalog/objectaddress.h"
 #include "catalog/pg_collation.h"
 #include "catalog/pg_extension.h"
 #include "catalog/pg_trigger.h"
+#include "commands/extension.h"
 #include "miscadmin.h"
 #include "nodes/nodeFuncs.h"
 #include "parser/analyze.h"
 #include "utils/builtins.h"
-#include "utils/fmgroids.h"
 #include "utils/guc.h"
 #include "utils/lsyscache.h"
 #include "utils/syscache.h"
@@ -73,41 +73,32 @@ bool		owner_is_worker = false;
 /* ---- finding ---- */
 
 bool
-owner_find(Installation *installation)
+owner_find(Installation *installation, bool missing_ok)
 {
 	Relation	catalog = table_open(ExtensionRelationId, AccessShareLock);
-	ScanKeyData key;
-	SysScanDesc scan;
 	HeapTuple	tuple;
 
 	memset(installation, 0, sizeof(*installation));
-	ScanKeyInit(&key, Anum_pg_extension_extname, BTEqualStrategyNumber, F_NAMEEQ,
-				CStringGetDatum("onesignal_cancel"));
-	scan = systable_beginscan(catalog, ExtensionNameIndexId, true, NULL, 1, &key);
-	tuple = systable_getnext(scan);
+	installation->extension = get_extension_oid("onesignal_cancel", true);
+	tuple = get_catalog_object_by_oid(catalog, Anum_pg_extension_oid, installation->extension);
 	if (HeapTupleIsValid(tuple))
 	{
-		installation->extension = ((Form_pg_extension) GETSTRUCT(tuple))->oid;
 		installation->schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;
+		heap_freetuple(tuple);
 	}
-	systable_endscan(scan);
 	table_close(catalog, AccessShareLock);
 	installation->message_table = get_relname_relid("onesignal_message", installation->schema);
 	tuple = SearchSysCache1(RELOID, ObjectIdGetDatum(installation->message_table));
-	if (!HeapTupleIsValid(tuple))
-		return false;
-	installation->owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
-	ReleaseSysCache(tuple);
-	return true;
-}
-
-void
-owner_get(Installation *installation)
-{
-	if (!owner_find(installation))
+	if (HeapTupleIsValid(tuple))
+	{
+		installation->owner = ((Form_pg_class) GETSTRUCT(tuple))->relowner;
+		ReleaseSysCache(tuple);
+	}
+	else if (!missing_ok)
 		ereport(ERROR,
 				(errcode(ERRCODE_UNDEFINED_TABLE),
 				 errmsg("table onesignal_message does not exist in the extension's schema")));
+	return OidIsValid(installation->owner);
 }
 
 /* ---- the table's trigger ---- */
@@ -227,7 +218,7 @@ check_names(ParseState *pstate, Query *query, JUMBLE_STATE *jumble)
 	/* Somebody's ROLLBACK may begin so, too, and where it comes no catalog can be read. */
 	if (query->commandType != CMD_UTILITY &&
 		strncmp(pstate->p_sourcetext, STATEMENT_MARK, strlen(STATEMENT_MARK)) == 0 &&
-		(!owner_find(&installation) || names_other((Node *) query, &installation.schema)))
+		(!owner_find(&installation, true) || names_other((Node *) query, &installation.schema)))
 		ereport(ERROR,
 				(errcode(ERRCODE_OBJECT_NOT_IN_PREREQUISITE_STATE),
 				 errmsg("the schema of onesignal_cancel was renamed while a statement named it")));
@@ -332,7 +323,7 @@ statement_try(Statement *statement, Oid schema, Datum *values)
 		((error->sqlerrcode == ERRCODE_QUERY_CANCELED &&
 		  error->funcname != NULL && strcmp(error->funcname, "ProcessInterrupts") == 0) ||
 		 error->sqlerrcode == ERRCODE_OUT_OF_MEMORY ||
-		 XactReadOnly || !owner_find(&installation) || installation.schema != schema))
+		 XactReadOnly || !owner_find(&installation, true) || installation.schema != schema))
 		ereport(ERROR,
 				(errcode(error->sqlerrcode),
 				 errmsg_internal("%s", error->message),

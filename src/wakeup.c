@@ -262,7 +262,7 @@ on_transaction_end(XactEvent event, void *arg pg_attribute_unused())
 	Installation installation;
 
 	if (event == XACT_EVENT_PRE_PREPARE && TransactionIdIsCurrentTransactionId(requested_in) &&
-		owner_find(&installation))
+		owner_find(&installation, true))
 		LockRelationOid(installation.message_table, RowExclusiveLock);
 }
 

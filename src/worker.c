@@ -38,9 +38,6 @@
 /* How often a waiting worker looks at the database's lock. */
 #define LOOK			USECS_PER_SEC
 
-/* Seconds to wait after a failed run: they double up to this. */
-#define PAUSE_MAX		60
-
 /* Seconds after SIGTERM: what goes on longer, a trigger for example, is ended. */
 #define STOP_WITHIN		4
 
@@ -48,7 +45,7 @@ extern PGDLLEXPORT void worker_main(Datum arg);
 
 static emit_log_hook_type previous_log_hook = NULL;
 
-/* After a failed run: its error message, and the pause in seconds; 0: the last run did not fail. */
+/* After a failed run: its error message, and the pause in seconds, up to a minute; 0: it did not fail. */
 static char last_failure[256];
 static int	pause_s = 0;
 
@@ -104,7 +101,7 @@ deliverer_lock(bool wait)
 	Installation installation;
 	LOCKTAG		tag;
 
-	if (!owner_find(&installation))
+	if (!owner_find(&installation, true))
 		return -1;
 	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, installation.extension, 1);
 
@@ -297,7 +294,7 @@ recover(void)
 	FlushErrorState();
 	/* If nothing is pending any more, there is no reason to go on failing. */
 	stays = false;
-	pause_s = Min(PAUSE_MAX, Max(1, pause_s * 2));
+	pause_s = Min(SECS_PER_MINUTE, Max(1, pause_s * 2));
 	next_run = ask_at = GetCurrentTimestamp() + pause_s * USECS_PER_SEC;
 	RESUME_INTERRUPTS();
 }
