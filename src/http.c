@@ -182,7 +182,7 @@ prereq_callback(void *context, char *peer_ip pg_attribute_unused(), char *local_
 	 * in whether they close a connection when this callback refuses it; when
 	 * they cannot write to it, they all do.
 	 */
-	exchange->doomed = was_there && ((seen & WIRE_UNASKED) || ((seen & WIRE_IDLE) && has_unread));
+	exchange->doomed = was_there && ((seen & WIRE_UNASKED) || (!(seen & WIRE_BUSY) && has_unread));
 	if (exchange->doomed)
 	{
 		wire_end(local_port, PG_INT64_MAX);
@@ -218,9 +218,9 @@ look_at_call(void)
 		flooded_us = now;
 }
 
-/* For a ready socket, for libcurl's timer (gone is NULL), or to let go of an exchange, which may read, too. */
+/* For a ready socket or libcurl's timer (gone is NULL), or to let go of an exchange, which may read, too. */
 static void
-call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
+call_libcurl(HttpExchange *gone, curl_socket_t fd)
 {
 	int			running;
 
@@ -230,7 +230,7 @@ call_libcurl(HttpExchange *gone, curl_socket_t fd, int what)
 	if (gone != NULL)
 		curl_multi_remove_handle(multi, gone->easy);
 	else
-		curl_multi_socket_action(multi, fd, what, &running);
+		curl_multi_socket_action(multi, fd, CURL_CSELECT_IN | CURL_CSELECT_OUT, &running);
 	disable_timeout(look_timeout, false);
 	sigprocmask(SIG_SETMASK, &UnBlockSig, NULL);
 }
@@ -280,7 +280,7 @@ conclude(HttpExchange *exchange, CURLcode result)
 	long		version = 0;
 
 	transfer_conclude(exchange, result);
-	call_libcurl(exchange, 0, 0);
+	call_libcurl(exchange, 0);
 	/* The peer's machine may acknowledge for ever what nobody there reads.  Earlier, libcurl would find other words. */
 	if (answer->status == 0 && http_clock_us() - answer->begun_us >= USECS_PER_SEC)
 		wire_end(exchange->local_port, (answer->begun_us + http_clock_us()) / 2);
@@ -335,12 +335,10 @@ may_resubmit(HttpExchange *exchange, CURLcode result)
 	return (connects == 0 || refused) && exchange->resubmitted++ < (refused ? REFUSED_MAX : RESUBMIT_MAX);
 }
 
-/* Calls libcurl for a socket that is ready, or for its timer, and takes what has finished. */
+/* Calls libcurl for its timer and a socket that is ready (CURL_SOCKET_TIMEOUT: none), and takes what has finished. */
 static void
-run_libcurl(curl_socket_t fd, uint32 ready)
+run_libcurl(curl_socket_t fd)
 {
-	int			in = (ready & WL_SOCKET_READABLE) ? CURL_CSELECT_IN : 0;
-	int			out = (ready & WL_SOCKET_WRITEABLE) ? CURL_CSELECT_OUT : 0;
 	CURLMsg    *message;
 	int			left;
 	bool		many = handed_over > 1;
@@ -350,10 +348,13 @@ run_libcurl(curl_socket_t fd, uint32 ready)
 	/* A host may have an eighth of those that are left, many that may hang half of them together: some stay. */
 	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
 	handed_over = 0;
+	/* Asked for the timer alone, it names the next one, if there is one. */
+	if (fd == CURL_SOCKET_TIMEOUT)
+		timer_us = PG_INT64_MAX;
 	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */
 	if (many)
 		wire_cork(true);
-	call_libcurl(NULL, fd, in | out);
+	call_libcurl(NULL, fd);
 	if (many)
 		wire_cork(false);
 	while ((message = curl_multi_info_read(multi, &left)) != NULL)
@@ -374,21 +375,12 @@ run_libcurl(curl_socket_t fd, uint32 ready)
 			strlcpy(exchange->answer.error, "the peer kept sending without an end of the answer", HTTP_ERROR_SIZE);
 		else if (may_resubmit(exchange, result))
 		{
-			call_libcurl(exchange, 0, 0);
+			call_libcurl(exchange, 0);
 			hand_to_libcurl(exchange);
 			continue;
 		}
 		conclude(exchange, result);
 	}
-}
-
-static void
-wait_once(long timeout_ms, bool *latched)
-{
-	WaitEvent	ready;
-
-	if (wire_wait(timeout_ms, &ready, latched))
-		run_libcurl(ready.fd, ready.events);
 }
 
 static void
@@ -401,7 +393,7 @@ expire(bool *latched)
 		return;
 	/* What has arrived is not late, even if the caller could not read it earlier: it waited for a lock, say. */
 	for (int i = wire_count; i > 0; i--)
-		wait_once(0, latched);
+		run_libcurl(wire_wait(0, latched));
 	next_deadline_us = PG_INT64_MAX;
 	dlist_foreach_modify(iter, &active)
 	{
@@ -470,23 +462,13 @@ http_wait(int64 until_us)
 	for (bool looked = false;; looked = true)
 	{
 		const HttpAnswer *answer;
-		int64		now;
-		int64		until;
 
 		CHECK_FOR_INTERRUPTS();
 		answer = http_next();
-		now = http_clock_us();
-		if (answer != NULL || latched || (looked && until_us <= now))
+		if (answer != NULL || latched || (looked && until_us <= http_clock_us()))
 			return answer;
-		until = Min(until_us, Min(timer_us, next_deadline_us));
 		/* While a peer floods, libcurl may want to be called again at once, for ever: all others have their turn. */
-		if (timer_us <= now)
-		{
-			timer_us = PG_INT64_MAX;
-			run_libcurl(CURL_SOCKET_TIMEOUT, 0);
-		}
-		/* Rounded up: a wait that ends early would spin through the last millisecond. */
-		wait_once(Min(Max(until - now + 999, 0) / 1000, PG_INT32_MAX), &latched);
+		run_libcurl(wire_wait(Min(until_us, Min(timer_us, next_deadline_us)), &latched));
 		expire(&latched);
 	}
 }

@@ -7,7 +7,6 @@
 #define ONESIGNAL_CANCEL_HTTP_H
 
 #include "lib/ilist.h"
-#include "storage/latch.h"
 
 /* What a process never exceeds. */
 #define HTTP_IN_FLIGHT_MAX	800
@@ -139,8 +138,7 @@ extern int	wire_count;
 /* What is known of the connections with this local port, which can be several that lead to different hosts. */
 #define WIRE_OPEN			1 /* neither side has closed it */
 #define WIRE_BUSY			2 /* libcurl waits for it */
-#define WIRE_IDLE			4 /* nobody waits for it, and the peer has been silent */
-#define WIRE_UNASKED		8 /* nobody waits for it, but the peer has sent something or closed it */
+#define WIRE_UNASKED		4 /* nobody waits for it, but the peer has sent something or closed it */
 extern int	wire_look(int port, bool busy_too); /* else WIRE_BUSY is all that it says of a busy one */
 
 /*
@@ -158,9 +156,9 @@ extern void wire_tidy(void);
 extern void wire_cork(bool corked);
 
 /*
- * Waits for at most timeout_ms, for a socket or the latch, which it resets.
- * False, also early: no socket is ready.  May throw: not for libcurl's callbacks.
+ * Waits until then (PG_INT64_MAX: no limit) for a socket, or for the latch,
+ * which it resets.  Returns the socket, or -1, maybe early.  May throw.
  */
-extern bool wire_wait(long timeout_ms, WaitEvent *ready, bool *latched);
+extern int	wire_wait(int64 until_us, bool *latched);
 
 #endif

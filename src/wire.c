@@ -134,8 +134,8 @@ wire_look(int port, bool busy_too)
 		silent = got < 0 && errno == EAGAIN;
 		if (got > 0 || silent)
 			seen |= WIRE_OPEN;
-		if (watched->wanted == 0)
-			seen |= silent ? WIRE_IDLE : WIRE_UNASKED;
+		if (watched->wanted == 0 && !silent)
+			seen |= WIRE_UNASKED;
 	}
 	return seen;
 }
@@ -233,29 +233,33 @@ rebuild_set(void)
  * Takes one event at a time (epoll takes turns): eight connections may have 800
  * answers, and the caller should send more before all are read.
  */
-bool
-wire_wait(long timeout_ms, WaitEvent *ready, bool *latched)
+int
+wire_wait(int64 until_us, bool *latched)
 {
+	int64		left_us = until_us - http_clock_us();
+	WaitEvent	ready;
 	WatchedSocket *watched;
 
 	if (set_is_stale)
 		rebuild_set();
-	if (WaitEventSetWait(set, timeout_ms, ready, 1, wait_event_named("OnesignalCancelHttp")) == 0)
-		return false;
-	if (ready->events & WL_LATCH_SET)
+	/* Rounded up: a wait that ends early would spin through the last millisecond. */
+	if (WaitEventSetWait(set, Min(Max(left_us + 999, 0) / 1000, PG_INT32_MAX), &ready, 1,
+						 wait_event_named("OnesignalCancelHttp")) == 0)
+		return -1;
+	if (ready.events & WL_LATCH_SET)
 	{
 		ResetLatch(MyLatch);
 		*latched = true;
 		/* However often the latch is set, the sockets have their turn. */
-		return wire_wait(0, ready, latched);
+		return wire_wait(0, latched);
 	}
-	watched = find_socket(ready->fd);
+	watched = find_socket(ready.fd);
 	if (watched == NULL || watched->wanted == 0)
 	{
 		set_is_stale = true;	/* an idle connection's end, likely: libcurl looks when it next needs it */
-		return false;
+		return -1;
 	}
-	if (ready->events & WL_SOCKET_READABLE)
+	if (ready.events & WL_SOCKET_READABLE)
 		watched->heard_us = http_clock_us();
-	return true;
+	return ready.fd;
 }
