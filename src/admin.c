@@ -31,9 +31,7 @@ PG_FUNCTION_INFO_V1(onesignal_cancel_resume);
 /* 2 MB: one transaction deletes, and locks, some 10,000 rows at most. */
 #define PURGE_BLOCKS	256
 
-/* ---- CALL onesignal_cancel_deliver(max_duration) ---- */
-
-/* What can fail fails before anything is sent. */
+/* CALL onesignal_cancel_deliver(max_duration): what can fail fails before anything is sent. */
 Datum
 onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 {
@@ -84,9 +82,7 @@ onesignal_cancel_deliver(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* ---- CALL onesignal_cancel_purge(older_than, purged) ---- */
-
-/* Deletes finished rows, some blocks in each transaction; the table may be truncated meanwhile. */
+/* Deletes finished rows as the table's owner, some blocks in each transaction; it may be truncated meanwhile. */
 static int64
 purge_all(TimestampTz before)
 {
@@ -131,7 +127,7 @@ purge_all(TimestampTz before)
 	return purged;
 }
 
-/* As the table's owner.  A row that somebody has locked is left for the next time. */
+/* CALL onesignal_cancel_purge(older_than, purged).  A row that somebody has locked is left for the next time. */
 Datum
 onesignal_cancel_purge(PG_FUNCTION_ARGS)
 {
@@ -160,8 +156,6 @@ onesignal_cancel_purge(PG_FUNCTION_ARGS)
 		elog(ERROR, "return type must be a row type");
 	PG_RETURN_DATUM(HeapTupleGetDatum(heap_form_tuple(BlessTupleDesc(descriptor), &purged, &isnull)));
 }
-
-/* ---- onesignal_cancel_pause(app_id, until, reason), onesignal_cancel_resume(app_id) ---- */
 
 /* As the table's owner.  until 0 ends the pause, and closes the circuit.  A mistyped id must not look like a pause. */
 static void
@@ -226,9 +220,7 @@ onesignal_cancel_resume(PG_FUNCTION_ARGS)
 	PG_RETURN_VOID();
 }
 
-/* ---- for view onesignal_cancel_status ---- */
-
-/* CREATE EXTENSION also calls it, and so warns. */
+/* For view onesignal_cancel_status.  CREATE EXTENSION also calls it, and so warns. */
 Datum
 onesignal_cancel_preloaded(PG_FUNCTION_ARGS)
 {

@@ -39,13 +39,13 @@ typedef struct AppServers
 	List	   *servers;		/* OIDs */
 } AppServers;
 
-/* What is asked for, and the server and mapping found so far. */
+/* What is asked for, and the nearest that was found. */
 typedef struct Lookup
 {
 	char	   *app;
 	Oid			role;
 	char	   *role_name;
-	ForeignServer *server;
+	ForeignServer *server;		/* with a mapping, or else with USAGE alone */
 	Oid			owner;			/* of the mapping: the role, or InvalidOid for PUBLIC */
 	const char *owner_text;
 } Lookup;
@@ -131,15 +131,12 @@ credentials_servers(const pg_uuid_t *app_id)
 	return app != NULL ? app->servers : NIL;
 }
 
-/* ---- which of them a role's cancels use ---- */
-
 /* A role's own mapping, on whichever server, wins over PUBLIC's. */
 static ErrorData *
 choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 {
 	char	   *names = NULL;
 	ForeignServer *any = NULL;
-	ForeignServer *usable = NULL;
 	ListCell   *cell;
 
 	/* The ACL check raises an error for a server that is gone.  It reads the role first, which this caches. */
@@ -154,24 +151,23 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 		any = server;
 		if (foreign_server_aclcheck(oid, lookup->role, ACL_USAGE) != ACLCHECK_OK)
 			continue;
-		usable = server;
 		if (!OidIsValid(lookup->owner) &&
 			SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->role), ObjectIdGetDatum(oid)))
 		{
 			lookup->owner = lookup->role;
 			names = NULL;
 		}
-		if (!SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->owner), ObjectIdGetDatum(oid)))
-			continue;
-		lookup->server = server;
-		names = names == NULL ? server->servername : psprintf("%s\", \"%s", names, server->servername);
+		if (names == NULL)
+			lookup->server = server;
+		if (SearchSysCacheExists2(USERMAPPINGUSERSERVER, ObjectIdGetDatum(lookup->owner), ObjectIdGetDatum(oid)))
+			names = names == NULL ? server->servername : psprintf("%s\", \"%s", names, server->servername);
 	}
 	lookup->owner_text = OidIsValid(lookup->owner) ? psprintf("role \"%s\"", lookup->role_name) : "PUBLIC";
 	if (any == NULL)
 		return problem(ERRCODE_UNDEFINED_OBJECT, psprintf("no server for OneSignal app \"%s\"", lookup->app), NULL,
 					   psprintf("Create one with CREATE SERVER name FOREIGN DATA WRAPPER %s OPTIONS (app_id '%s').",
 								CREDENTIALS_WRAPPER, lookup->app));
-	if (usable == NULL)
+	if (lookup->server == NULL)
 		return problem(ERRCODE_INSUFFICIENT_PRIVILEGE,
 					   psprintf("permission denied for foreign server %s", any->servername),
 					   psprintf("To cancel messages of OneSignal app \"%s\", role \"%s\" needs USAGE on its server.",
@@ -181,12 +177,12 @@ choose_server(Lookup *lookup, const pg_uuid_t *app_id)
 	if (names == NULL)
 		return problem(ERRCODE_UNDEFINED_OBJECT,
 					   psprintf("no user mapping for role \"%s\" or PUBLIC on server \"%s\"",
-								lookup->role_name, usable->servername),
+								lookup->role_name, lookup->server->servername),
 					   NULL,
 					   psprintf("Create one with CREATE USER MAPPING FOR PUBLIC SERVER %s "
 								"OPTIONS (api_key_file '/path/to/key').",
-								quote_identifier(usable->servername)));
-	if (names != lookup->server->servername)
+								quote_identifier(lookup->server->servername)));
+	if (names != lookup->server->servername)	/* but a list */
 		return problem(ERRCODE_DUPLICATE_OBJECT,
 					   psprintf("more than one server for OneSignal app \"%s\" has a user mapping for %s: \"%s\"",
 								lookup->app, lookup->owner_text, names),

@@ -78,11 +78,7 @@ http_clock_us(void)
 
 /* ---- what libcurl calls ---- */
 
-/*
- * libcurl is about to start a thread that resolves a name.  It inherits this
- * mask, so that PostgreSQL's handlers run only on the main thread.  Around the
- * whole call, nothing can be blocked: look_at_call() needs SIGALRM.
- */
+/* The thread that libcurl starts to resolve a name inherits this mask: PostgreSQL's handlers run on the main thread. */
 static int
 resolver_callback(void *resolver pg_attribute_unused(), void *reserved pg_attribute_unused(),
 				  void *context pg_attribute_unused())
@@ -99,7 +95,7 @@ socket_callback(CURL *easy pg_attribute_unused(), curl_socket_t fd, int what, vo
 				void *socket_context pg_attribute_unused())
 {
 	wire_watch(fd, (what & CURL_POLL_IN) != 0, (what & CURL_POLL_OUT) != 0);
-	/* libcurl names a resolver's pipe right after it has started the thread. */
+	/* libcurl names a resolver's pipe right after it has started the thread.  look_at_call() needs SIGALRM. */
 	sigprocmask(SIG_SETMASK, &UnBlockSig, NULL);
 	return 0;
 }

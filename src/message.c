@@ -73,9 +73,6 @@ typedef struct Shared
 	bool		noticed;		/* it was told that a value of its is ignored */
 	bool		inserts;		/* it is an INSERT, ... */
 	QueueState	inserted;		/* ... whose last row had this state: ON CONFLICT sees what we made of it */
-	pg_uuid_t	app_id;			/* that this role was last found to have access to, ... */
-	Oid			role;			/* InvalidOid: none was */
-	uint64		generation;		/* ... as of then */
 } Shared;
 
 /* A row as it is (before an INSERT: its defaults), and as it is to be. */
@@ -216,18 +213,9 @@ keep_value(MessageRow *row, int column, bool tell)
 static void
 require_access(const MessageRow *row)
 {
-	Shared	   *shared = row->shared;
-	const pg_uuid_t *app_id = DatumGetUUIDP(row->new[APP_ID]);
-	uint64		generation = credentials_generation();
-	bool		is_same = shared->role == GetUserId() && shared->generation == generation;
-
 	/* Of a NULL the NOT NULL constraint complains. */
-	if (row->new_nulls[APP_ID] || (is_same && memcmp(&shared->app_id, app_id, UUID_LEN) == 0))
-		return;
-	credentials_get(app_id, GetUserId(), NULL);
-	shared->app_id = *app_id;
-	shared->role = GetUserId();
-	shared->generation = generation;
+	if (!row->new_nulls[APP_ID])
+		credentials_get(DatumGetUUIDP(row->new[APP_ID]), GetUserId(), NULL);
 }
 
 /* Writes what delivery needs of a pending row, where it is missing, and wakes the worker. */

@@ -14,8 +14,6 @@
 /* Enough to read, too little to fill a disk. */
 #define ERRORS_MAX			8
 
-/* ---- errors ---- */
-
 static void
 add_error(CancelOutcome *outcome, const char *text, const char *api_key)
 {
@@ -63,8 +61,6 @@ collect_errors(CancelOutcome *outcome, JsonbContainer *json, const char *api_key
 			add_error(outcome, error_text(element), api_key);
 	return true;
 }
-
-/* ---- judging ---- */
 
 /* Both are NULL where there is no body, or it is no JSON. */
 static JsonbContainer *
@@ -135,8 +131,7 @@ onesignal_judge(CancelOutcome *outcome, const HttpAnswer *answer, const char *ap
 	char	   *text;
 	JsonbContainer *json = parse_body(answer, &text);
 
-	memset(outcome, 0, sizeof(*outcome));
-	outcome->status = answer->status;
+	*outcome = (CancelOutcome) {.status = answer->status};
 	outcome->verdict = judge_status(answer->status, flag_field(json, "success"),
 									collect_errors(outcome, json, api_key));
 	if (outcome->verdict == CANCEL_UNEXPECTED)

@@ -167,8 +167,6 @@ options_get(List *options, const char *name)
 	return NULL;
 }
 
-/* ---- the validator ---- */
-
 static const OptionRule rules[] = {
 	{"app_id", ForeignServerRelationId, NULL, app_id_problem},
 	{"rate_limit", ForeignServerRelationId, NULL, options_rate_problem},
@@ -240,16 +238,13 @@ onesignal_cancel_fdw_validator(PG_FUNCTION_ARGS)
 	List	   *options = untransformRelOptions(PG_GETARG_DATUM(0));
 	Oid			catalog = PG_GETARG_OID(1);
 	const char *base_url = options_get(options, "base_url");
-	ListCell   *cell;
 
 	if (catalog == ForeignTableRelationId || catalog == AttributeRelationId)
 		refuse(ERRCODE_FEATURE_NOT_SUPPORTED, "foreign-data wrapper \"onesignal\" has no foreign tables",
 			   "It holds apps (servers) and their keys (user mappings).", NULL);
 
-	foreach(cell, options)
-	{
-		check_option(options, lfirst_node(DefElem, cell), catalog);
-	}
+	for (int i = 0; i < list_length(options); i++)
+		check_option(options, list_nth_node(DefElem, options, i), catalog);
 	if (catalog == ForeignServerRelationId && options_get(options, "app_id") == NULL)
 		refuse(ERRCODE_FDW_OPTION_NAME_NOT_FOUND, "option \"app_id\" is required", NULL,
 			   "Set the id of the OneSignal app: OPTIONS (app_id '...').");

@@ -324,8 +324,6 @@ queue_expire(const QueueLane *lane, TimestampTz before, const char *reason)
 	return 0;
 }
 
-/* ---- saving ---- */
-
 bool
 queue_save_app(const QueueApp *app)
 {

@@ -70,8 +70,6 @@ static const Setting worker_settings[] = {
 
 bool		owner_is_worker = false;
 
-/* ---- finding ---- */
-
 bool
 owner_find(Installation *installation, bool missing_ok)
 {

@@ -229,10 +229,7 @@ rebuild_set(void)
 	set_is_stale = false;
 }
 
-/*
- * Takes one event at a time (epoll takes turns): eight connections may have 800
- * answers, and the caller should send more before all are read.
- */
+/* Takes one event at a time (epoll takes turns): the caller should send more before it has read all of 800 answers. */
 int
 wire_wait(int64 until_us, bool *latched)
 {

@@ -161,8 +161,6 @@ is_locked(Oid database)
 	return count > 0;
 }
 
-/* ---- being woken, and prepared transactions ---- */
-
 bool
 worker_was_woken(void)
 {
