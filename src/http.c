@@ -341,6 +341,8 @@ run_libcurl(curl_socket_t fd)
 	int64		begun_us = http_clock_us();
 	long		share = (connections_max - wire_count) / Max(HOST_CONNECTIONS_MAX, 2 * strangers);
 
+	if (multi == NULL)			/* nothing was sent yet: it only waited */
+		return;
 	/* A host may have an eighth of those that are left, many that may hang half of them together: some stay. */
 	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
 	handed_over = 0;

@@ -85,7 +85,6 @@ void
 wire_watch(int fd, bool readable, bool writable)
 {
 	WatchedSocket *watched = find_socket(fd);
-	unsigned int unacknowledged_ms pg_attribute_unused() = 20000;
 
 	/* One that goes on being read is the same: no system call for each message. */
 	if (watched == NULL || (!(readable && (watched->wanted & WL_SOCKET_READABLE)) && !is_there(watched)))
@@ -99,7 +98,7 @@ wire_watch(int fd, bool readable, bool writable)
 		(void) fcntl(fd, F_SETFD, FD_CLOEXEC);
 #ifdef TCP_USER_TIMEOUT
 		/* Otherwise requests would use a dead path for the quarter of an hour that TCP goes on trying. */
-		(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &unacknowledged_ms, sizeof(unacknowledged_ms));
+		(void) setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &(unsigned int){20000}, sizeof(unsigned int));
 #endif
 	}
 	watched->wanted = (readable ? WL_SOCKET_READABLE : 0) | (writable ? WL_SOCKET_WRITEABLE : 0);
