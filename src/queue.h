@@ -52,7 +52,7 @@ extern void owner_require_trigger(const Installation *installation, bool allow_o
 extern void owner_enter(Installation *installation);
 extern void owner_leave(const Installation *installation);
 
-/* Makes the settings for the rest of this process, the database's worker; what delivers elsewhere is a CALL. */
+/* Makes the settings for the rest of this process, a worker or the launcher; what delivers elsewhere is a CALL. */
 extern void owner_settle(void);
 extern bool owner_is_worker;	/* it was called */
 

@@ -476,6 +476,7 @@ launcher_main(Datum arg pg_attribute_unused())
 	BackgroundWorkerUnblockSignals();
 	BackgroundWorkerInitializeConnection(NULL, NULL, 0);
 	pgstat_report_appname(MyBgworkerEntry->bgw_name);
+	owner_settle();
 
 	wakeup_attach();
 	/* It stays so: the postmaster restarts a launcher that ends. */

@@ -58,5 +58,20 @@ $ENV{PGOPTIONS} =~ s/exit_on_error=0/exit_on_error=1/;
 my $sent = $api->received(message => $unwritable);
 is($node->safe_psql('app', "CALL onesignal_cancel_deliver();\nSELECT state FROM onesignal_message WHERE message_id = '$unwritable'"), 'pending', 'a CALL goes on as well');
 cmp_ok($api->received(message => $unwritable), '>', $sent, 'though it could not write the row either');
+
+# The launcher has the settings of the server: so it would wait for a snapshot until others end.
+$ENV{PGOPTIONS} =~ s/exit_on_error=1/exit_on_error=0/;
+$node->safe_psql('app', 'ALTER DATABASE app RESET onesignal_cancel.background_delivery');
+$node->append_conf('postgresql.conf', "shared_preload_libraries = 'onesignal_cancel'\nlock_timeout = 1\n"
+      . "default_transaction_isolation = 'serializable'\ndefault_transaction_read_only = on\ndefault_transaction_deferrable = on\n");
+$node->restart;
+my $there = "FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel worker' AND datname = 'app'";
+ok($node->poll_query_until('postgres', "SELECT count(*) $there", 1), 'the launcher starts a worker');
+my $other = $node->background_psql('postgres');
+$other->query_safe('BEGIN ISOLATION LEVEL SERIALIZABLE, READ WRITE; SELECT count(*) FROM pg_class');
+my $worker = Workers::worker($node, 'app');
+$node->safe_psql('postgres', "SELECT pg_terminate_backend($worker)");
+ok($node->poll_query_until('postgres', "SELECT count(*) $there AND pid <> $worker", 1), 'and another one, while a transaction is open');
+$other->quit;
 $node->stop;
 done_testing();
