@@ -27,8 +27,6 @@
 /* jsonb refuses more than 16,383 digits after the decimal point. */
 #define JSON_NUMBER_LENGTH_MAX	1000
 
-/* ---- the key ---- */
-
 /* The UTF-16 unit that a \uXXXX escape stands for; -1: no escape. */
 static long
 escaped_unit(const char *json)
@@ -82,8 +80,6 @@ redact(const char *text, const char *key)
 	return out.data;
 }
 
-/* ---- encoding ---- */
-
 /* The encoding of the texts that this file makes.  A database with SQL_ASCII takes UTF-8 as it comes. */
 static int
 text_encoding(void)
@@ -133,8 +129,6 @@ answer_text(const char *bytes)
 {
 	return convert(bytes, false);
 }
-
-/* ---- what a line may hold ---- */
 
 /* In UTF-8 and the ISO 8859 encodings 0x80 to 0x9f are control characters too; in others, letters or parts of them. */
 static bool
@@ -186,8 +180,6 @@ answer_excerpt(const char *body, const char *api_key)
 	out.data[pg_encoding_mbcliplen(text_encoding(), out.data, out.len, EXCERPT_LENGTH_MAX)] = '\0';
 	return out.len > 0 ? out.data : "an empty body";
 }
-
-/* ---- JSON ---- */
 
 /* Writes non-ASCII escapes out; jsonb refuses those of what the encoding lacks, of U+0000, of half a pair. */
 static char *

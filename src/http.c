@@ -49,7 +49,7 @@
  */
 #define LOOK_MS					50
 #define FLOOD_CPU_US			INT64CONST(250000)
-#define LATE_CPU_US				INT64CONST(5000)
+#define LATE_CPU_US				INT64CONST(25000)
 
 static CURLM *multi = NULL;
 static dlist_head active = DLIST_STATIC_INIT(active);
@@ -199,6 +199,7 @@ look_at_call(void)
 	bool		is_over = ShutdownRequestPending || (InterruptPending && (QueryCancelPending || ProcDiePending));
 	int64		now = http_clock_us();
 	bool		is_late = is_over || letting_go || now >= next_deadline_us || now < flooded_us + USECS_PER_SEC;
+	bool		spent;
 	struct timespec cpu;
 	int64		cpu_us;
 
@@ -206,11 +207,10 @@ look_at_call(void)
 	cpu_us = cpu.tv_sec * INT64CONST(1000000) + cpu.tv_nsec / 1000;
 	if (cpu_before_us == 0)
 		cpu_before_us = cpu_us;
-	if (cpu_us - cpu_before_us < (is_late ? LATE_CPU_US : FLOOD_CPU_US))
-		return;
-	if (is_over)
+	spent = cpu_us - cpu_before_us >= (is_late ? LATE_CPU_US : FLOOD_CPU_US);
+	if (spent && is_over)
 		wire_end(WIRE_ALL, PG_INT64_MAX);
-	else if (wire_end_flood() && !letting_go)
+	else if (wire_end_flood(spent) && !letting_go)
 		flooded_us = now;
 }
 
@@ -346,8 +346,8 @@ run_libcurl(curl_socket_t fd)
 	/* A host may have an eighth of those that are left, many that may hang half of them together: some stay. */
 	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
 	handed_over = 0;
-	/* Asked for the timer alone, it names the next one, if there is one. */
-	if (fd == CURL_SOCKET_TIMEOUT)
+	/* Asked for a timer that is due, it names the next one, if there is one; for another, 8.10 to 8.11.0 would not. */
+	if (fd == CURL_SOCKET_TIMEOUT && timer_us <= begun_us)
 		timer_us = PG_INT64_MAX;
 	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */
 	if (many)

@@ -143,13 +143,13 @@ extern int	wire_look(int port, bool busy_too); /* else WIRE_BUSY is all that it 
 
 /*
  * End our side of the connections with this local port, or of all that are in
- * use, if silent since then; of the one with the most unread input, which a
- * flooding peer has (false: none has any); and of those that their peers have
- * closed while they were idle.  A signal handler may call these.
+ * use, if silent since then; of the one from which most was read since the last
+ * such look, a flooding peer's (false: nothing was, or end is false); and of
+ * those that their peers have closed while they were idle.  A signal handler may call these.
  */
 #define WIRE_ALL			(-1)
 extern void wire_end(int port, int64 silent_since);
-extern bool wire_end_flood(void);
+extern bool wire_end_flood(bool end);
 extern void wire_tidy(void);
 
 /* What is written to each connection waits for company, until it is uncorked. */

@@ -23,8 +23,6 @@
 PG_FUNCTION_INFO_V1(onesignal_cancel_enqueue);
 PG_FUNCTION_INFO_V1(onesignal_cancel_trigger);
 
-/* ---- writing the message's row ---- */
-
 /* Is this right granted on the table, or on some of its columns? */
 static bool
 may(Oid table, AclMode right)
@@ -98,8 +96,6 @@ onesignal_cancel_enqueue(PG_FUNCTION_ARGS)
 	enqueue(values, nulls);
 	PG_RETURN_VOID();
 }
-
-/* ---- columns of the application's tables ---- */
 
 /* False: no server of ours has that name. */
 static bool

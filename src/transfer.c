@@ -20,8 +20,6 @@
 #define HEADERS_MAX			(32 * 1024)
 #define BODY_MAX			(64 * 1024)
 
-/* ---- what libcurl calls ---- */
-
 /* Ends the connection, too: libcurl 7.88 may not see the end of the next stream after it dropped one in the middle. */
 static size_t
 refuse_more(HttpExchange *exchange, const char *problem)
@@ -77,8 +75,6 @@ closesocket_callback(void *context pg_attribute_unused(), curl_socket_t fd)
 	wire_closed(fd);
 	return close(fd);
 }
-
-/* ---- a request ---- */
 
 /* What all exchanges share.  Where the key's safety depends on it, nothing is left to a default. */
 static void
@@ -188,8 +184,6 @@ transfer_ask_tls(HttpExchange *exchange, bool *has_unread, bool *is_http2)
 	*has_unread = ((int (*) (const void *)) pending)(tls->internals) > 0;
 	*is_http2 = agreed.length == 2 && memcmp(agreed.name, "h2", 2) == 0;
 }
-
-/* ---- its answer ---- */
 
 /*
  * Without a length, libcurl sometimes takes the end of an HTTP/2 connection for

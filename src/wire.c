@@ -9,7 +9,11 @@
 
 #include <fcntl.h>
 #include <netinet/in.h>
+#ifdef __linux__
+#include <linux/tcp.h>
+#else
 #include <netinet/tcp.h>
+#endif
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
@@ -35,14 +39,13 @@ typedef struct WatchedSocket
 	int64		heard_us;		/* when it was last ready to be read, or first watched */
 	uint32		wanted;			/* WL_SOCKET_*; 0: not watched now */
 	uint32		registered;		/* what the WaitEventSet has; 0: not in it */
+	int64		bytes_read;		/* until the last look for a flood */
 } WatchedSocket;
 
 static WaitEventSet *set = NULL;
 static bool set_is_stale = true;
 static WatchedSocket sockets[SOCKETS_MAX];
 int			wire_count = 0;
-
-/* ---- which sockets ---- */
 
 /* IPv4 and IPv6 addresses have the port in the same place. */
 static int
@@ -109,8 +112,6 @@ wire_watch(int fd, bool readable, bool writable)
 		set_is_stale = true;
 }
 
-/* ---- what a peer says or does unasked ---- */
-
 int
 wire_look(int port, bool busy_too)
 {
@@ -174,25 +175,43 @@ wire_end(int port, int64 silent_since)
 			cut_off(watched);
 }
 
+/* What has been read from it: what came, where the system tells, without what is left. */
+static int64
+bytes_read(int fd)
+{
+	int			unread = 0;
+	int64		came = 0;
+#ifdef __linux__
+	struct tcp_info info = {0};
+	socklen_t	length = sizeof(info);
+
+	(void) getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length);
+	came = (int64) info.tcpi_bytes_received;
+#endif
+	(void) ioctl(fd, FIONREAD, &unread);
+	return came - unread;
+}
+
 bool
-wire_end_flood(void)
+wire_end_flood(bool end)
 {
 	WatchedSocket *worst = NULL;
-	int			most = 0;
+	int64		most = 0;
 
 	for (WatchedSocket *watched = sockets; watched < sockets + wire_count; watched++)
 	{
-		int			unread = 0;
+		int64		before = watched->bytes_read;
 
-		if (watched->port != 0 && is_there(watched) && ioctl(watched->fd, FIONREAD, &unread) == 0 && unread > most)
+		watched->bytes_read = bytes_read(watched->fd);
+		if (watched->port != 0 && watched->bytes_read - before > most && is_there(watched))
 		{
 			worst = watched;
-			most = unread;
+			most = watched->bytes_read - before;
 		}
 	}
-	if (worst != NULL)
+	if (end && worst != NULL)
 		cut_off(worst);
-	return worst != NULL;
+	return end && worst != NULL;
 }
 
 void
@@ -206,8 +225,6 @@ wire_cork(bool corked pg_attribute_unused())
 			(void) setsockopt(sockets[i].fd, IPPROTO_TCP, TCP_CORK, &value, sizeof(value));
 #endif
 }
-
-/* ---- waiting ---- */
 
 static void
 rebuild_set(void)

@@ -158,29 +158,32 @@ try_connection(int fd, const char *after)
 	check(wire_count == 0, name);
 }
 
-/* A flooding peer has the most that waits to be read. */
+/* What a peer has sent, and nobody reads now, is no flood; what is read, is. */
 static void
 try_floods(int listener, int fd)
 {
 	static const char bytes[1000] = {0};
-	int			lengths[] = {10, 1000, 0};
 	int			peers[3];
+	char		read_now[1000];
 
 	for (int i = 0; i < 3; i++)
 	{
 		connected(SOCK_STREAM, fd + i);
 		wire_watch(fd + i, true, false);
 		peers[i] = accept(listener, NULL, NULL);
-		if (send(peers[i], bytes, (size_t) lengths[i], 0) != lengths[i])
+		if (send(peers[i], bytes, sizeof(bytes), 0) != sizeof(bytes))
 			check(false, "the peer sends");
-		/* until it has arrived */
-		if (lengths[i] > 0)
-			(void) recv(fd + i, (char[1000]) {0}, (size_t) lengths[i], MSG_PEEK | MSG_WAITALL);
+		(void) recv(fd + i, read_now, sizeof(bytes), MSG_PEEK | MSG_WAITALL);	/* until it has arrived */
 	}
-	check(wire_end_flood() && send(fd + 1, "x", 1, MSG_NOSIGNAL) < 0, "flood: the connection with the most unread is ended");
+	(void) recv(fd + 2, read_now, 900, 0);
+	check(!wire_end_flood(false) && !wire_end_flood(true), "flood: what was read before is none");
+	(void) recv(fd, read_now, 10, 0);
+	(void) recv(fd + 1, read_now, 100, 0);
+	check(wire_end_flood(true) && send(fd + 1, "x", 1, MSG_NOSIGNAL) < 0, "flood: the connection from which most is read is ended");
 	check(send(fd, "x", 1, MSG_NOSIGNAL) == 1, "flood: others are left alone until then");
-	check(wire_end_flood() && send(fd, "x", 1, MSG_NOSIGNAL) < 0, "flood: then the next");
-	check(!wire_end_flood() && send(fd + 2, "x", 1, MSG_NOSIGNAL) == 1, "flood: the one with nothing unread is left");
+	(void) recv(fd, read_now, 10, 0);
+	check(wire_end_flood(true) && send(fd, "x", 1, MSG_NOSIGNAL) < 0, "flood: then the next, while it is read");
+	check(!wire_end_flood(true) && send(fd + 2, "x", 1, MSG_NOSIGNAL) == 1, "flood: the one from which nothing is read is left");
 	for (int i = 0; i < 3; i++)
 	{
 		wire_closed(fd + i);
