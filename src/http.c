@@ -38,14 +38,14 @@
 
 /* How often an exchange is sent again.  libcurl opens 100 streams before it has read how many the peer allows. */
 #define RESUBMIT_MAX			3 /* when its connection turned out dead */
-#define REFUSED_MAX				50 /* when its stream was refused while others had answers */
+#define REFUSED_MAX				50 /* when it was doomed, or its stream was refused while others had answers */
 
 /*
  * A call into libcurl returns only when nothing is left to read, which a
  * flooding peer can prevent.  A timer looks at the call every LOOK_MS.  It may
- * use so much processor time, and less when some deadline has passed, or a peer
- * has flooded in the last second: where one floods, many may.  An answer of
- * 64 kB takes 1 ms; parsing the CAs during a handshake takes 17 ms.
+ * use so much processor time, and less when its answers are late or not wanted,
+ * or a peer has flooded in the last second: where one floods, many may.  An
+ * answer of 64 kB takes 1 ms; parsing the CAs during a handshake takes 17 ms.
  */
 #define LOOK_MS					50
 #define FLOOD_CPU_US			INT64CONST(250000)

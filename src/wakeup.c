@@ -17,9 +17,9 @@
  *	   FREE, and the launcher replaces it soon.
  *	2. It makes the slot RUNNING, before it connects.  If another worker has, it
  *	   ends: the other one sees "wake".
- *	3. It clears "wake" and waits for the deliverer's lock.  Who has the lock, a
- *	   CALL or a worker that has left but not ended, may have looked already; a
- *	   later commit needs this worker.  So it must not leave here.
+ *	3. It clears "wake" and, when rows are pending, waits for the deliverer's lock.
+ *	   Who has it, a CALL or a worker that has left but not ended, may have looked
+ *	   already; a later commit needs this worker.  So it must not leave here.
  *	4. It looks for rows and delivers until nothing is due.  If it is woken, or
  *	   a row falls due, it goes to step 3.
  *	5. To leave, one critical section reads "wake".  If it is set, the worker
@@ -34,7 +34,7 @@
  *
  * An error after the commit would be a PANIC.  So the request does all that can
  * fail, above all attaching to shared memory.  What is left takes a spinlock,
- * sets a latch, or hands a struct on its stack to the postmaster.
+ * sets a latch, hands a struct on its stack to the postmaster, or warns.
  *
  * COMMIT PREPARED runs no callback of ours: PREPARE wakes the worker (worker.c).
  *
@@ -418,7 +418,7 @@ take_due(TimestampTz now, Oid *database)
 /*
  * Goes to the first database after this one, but not after the last; OID_MAX:
  * there is none, and a worker in a dropped one would fail again and again.  True:
- * it started a worker.  A closed one comes later: nothing tells when it is opened.
+ * it has one now.  A closed one comes later: nothing tells when it is opened.
  */
 static bool
 launch(Oid *after, Oid last)

@@ -2,8 +2,8 @@
  * wire.c
  *		Sockets that somebody else opens and closes, and waiting for them.
  *
- * A WaitEventSet has the sockets and the latch.  It is made anew when it lacks a
- * socket; between two requests on one connection nothing changes.
+ * A WaitEventSet has the sockets and the latch.  It is made anew when what is to
+ * be waited for changes; between two requests on one connection nothing changes.
  */
 #include "postgres.h"
 
