@@ -1,6 +1,6 @@
 /*
  * admin.c
- *		The SQL functions of an administrator: deliver, purge, pause, resume, status.
+ *		The SQL functions of an administrator: deliver, purge, pause, resume.
  *
  * Purging scans the table from its first block to its last and commits every
  * few hundred.  An index on finished rows would cost time for each message and

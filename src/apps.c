@@ -5,8 +5,8 @@
  * An app has a circuit, which a 429 or several failures in a row open; each of
  * its lanes has one for its key.  The status of an answer moves them, which
  * needs no transaction; the next transaction writes them to onesignal_app, for
- * people to read.  A new deliverer takes from there only the end of an app's
- * pause, and its pace.
+ * people to read.  A new deliverer takes from there the app's pauses and pace,
+ * and which of its lanes was paused.
  */
 #include "postgres.h"
 
@@ -28,7 +28,7 @@
 #define SAVE_MAX		50
 #define SAVE_FAILURES	10
 
-/* The deliverer before has probed, too: the next probe comes as late as its own would. */
+/* The deliverer before has probed, too: when our first probe fails, the next comes as late as its own would. */
 #define PROBES_BEFORE	3
 
 /*

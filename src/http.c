@@ -29,7 +29,7 @@
 #include "compat.h"
 #include "http.h"
 
-/* At 100 streams each, 8 carry 22,700 requests a second over 30 ms. */
+/* At 100 streams each, 8 carried 22,700 requests a second over 30 ms. */
 #define HOST_CONNECTIONS_MAX	8
 
 /* Two of three descriptors are for connections, the others for epoll, resolver pipes and a second address. */
@@ -277,7 +277,7 @@ conclude(HttpExchange *exchange, CURLcode result)
 
 	transfer_conclude(exchange, result);
 	call_libcurl(exchange, 0);
-	/* The peer's machine may acknowledge for ever what nobody there reads.  Earlier, libcurl would find other words. */
+	/* A machine may acknowledge for ever what nobody there reads.  Cut off earlier, libcurl would find other words. */
 	if (answer->status == 0 && http_clock_us() - answer->begun_us >= USECS_PER_SEC)
 		wire_end(exchange->local_port, (answer->begun_us + http_clock_us()) / 2);
 	answer->sent = exchange->local_port != 0 || answer->sent_before;
@@ -346,7 +346,7 @@ run_libcurl(curl_socket_t fd)
 	/* A host may have an eighth of those that are left, many that may hang half of them together: some stay. */
 	curl_multi_setopt(multi, CURLMOPT_MAX_HOST_CONNECTIONS, Max(1, Min(HOST_CONNECTIONS_MAX, share)));
 	handed_over = 0;
-	/* Asked for a timer that is due, it names the next one, if there is one; for another, 8.10 to 8.11.0 would not. */
+	/* It names the next timer, if there is one.  8.10 to 8.11.0 would not, if this one were not due. */
 	if (fd == CURL_SOCKET_TIMEOUT && timer_us <= begun_us)
 		timer_us = PG_INT64_MAX;
 	/* libcurl writes each request by itself, which as a segment of its own costs both sides more than its contents. */

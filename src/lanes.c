@@ -17,7 +17,7 @@
  *				crowded: others have too many requests on the wire, or
  *				libcurl has yet to send some of its own
  *				timer: it waits for its pace or for a pause to end
- *				none: its own answers, or their recording, bring it back
+ *				none: its answers, their recording, or a lane bring it back
  *
  * After a wake-up a scan finds from the index, some at a time, which lanes
  * there are.
@@ -30,7 +30,7 @@
 #include "delivery.h"
 #include "settings.h"
 
-/* What one transaction fetches, in 2 ms: rows, the last lane's may exceed it; and of how many lanes. */
+/* How many rows one transaction fetches, in 2 ms (with the last lane it may be more), and of how many lanes. */
 #define FETCH_ROWS			1000
 #define FETCH_LANES			50
 
@@ -47,7 +47,7 @@
 /* Lanes without a key for which a scan looks again: no worker stays for them, so a wake-up has to. */
 #define RECHECKS_MAX		100
 
-/* Reading takes a fifth of the time at most: a rest follows, but none when a lock or the machine has held it up. */
+/* Reading takes a fifth of the time at most.  The rest counts from its begin, so what a lock held up has none. */
 #define REST_AFTER(began_at) Min(5 * (GetCurrentTimestamp() - (began_at)), 10 * USECS_PER_SEC)
 
 /* Requests of all apps together that are begun and not yet recorded. */
@@ -68,7 +68,7 @@ static int	buffered;			/* rows in all buffers */
 static pairingheap ready;		/* who has not had a turn for longest is first */
 static int64 turns;
 static TimestampTz turn_began;	/* of the run: what was read since is not old */
-static int	reserved;			/* apps of it whose rows are read again, while it is their turn */
+static int	reserved;			/* apps whose rows are read again in it, though it is their turn */
 static dlist_head crowded;
 static dlist_head fetching;
 static pairingheap lane_timers;
@@ -390,7 +390,7 @@ fetch_rows(DeliveryLane *lane, TimestampTz now)
 			rejected = *row;
 		if (row->first_attempt_at != 0 && (lane->failing_since == 0 || row->first_attempt_at < lane->failing_since))
 			lane->failing_since = row->first_attempt_at;
-		/* A rejected row lets others be the next probe, or is due.  The clock may have been ahead. */
+		/* A rejected row is due, unless its lane is paused: others probe first.  The clock may have been ahead. */
 		if (row->next_attempt_at <= now || (row->attempts == 0 ? row->requested_at : row->last_attempt_at) > now ||
 			(was_rejected && !(is_paused && row->last_attempt_at > lane->app->resumed_at)))
 			rows[due++] = *row;

@@ -213,7 +213,7 @@ queue_fetch(const QueueLane *lane, const QueuePosition *from, QueueRow *rows, in
 	" AS o (app_id, message_id, requested_at, state, unanswered, http_status, errors, response," \
 	" last_attempt_at, next_attempt_at, send_after, ordinal)"
 
-/* An array for each field of QueueOutcome, that of errors as text.  Returns their QueueRecorded, in that order. */
+/* An array for each field of QueueOutcome.  Returns their QueueRecorded.  moved: send_after was changed meanwhile. */
 static Statement record_outcomes = {
 	.sql = "WITH unlocked AS MATERIALIZED (SELECT o.*, m.address, m.moved FROM" OUTCOMES
 		   " CROSS JOIN LATERAL (SELECT m.ctid AS address, o.state" EQ "ANY (ARRAY['pending', 'failed']) AND"

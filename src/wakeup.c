@@ -84,7 +84,7 @@ typedef struct Slot
 	Oid			database;		/* InvalidOid: never used */
 	SlotState	state;
 	Latch	   *latch;			/* of the RUNNING worker, or NULL */
-	bool		wake;			/* something was requested or changed; FREE with it: a worker could not start */
+	bool		wake;			/* something was requested or changed; while FREE: no worker could start */
 	TimestampTz due;			/* when the launcher starts a worker, unless it is RUNNING; DT_NOEND: never */
 } Slot;
 
@@ -374,7 +374,7 @@ onesignal_cancel_delivery(PG_FUNCTION_ARGS)
 
 	(void) fcinfo;
 	if (RecoveryInProgress())
-		PG_RETURN_TEXT_P(cstring_to_text("standby"));	/* doubt begins with the memory, but not before a promotion */
+		PG_RETURN_TEXT_P(cstring_to_text("standby"));	/* do not attach: doubt would begin before the promotion */
 	wakeup_attach();
 	SpinLockAcquire(&shared->lock);
 	for (int i = 1; i <= SLOTS_COUNT; i++)

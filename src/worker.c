@@ -247,7 +247,7 @@ take_turn(void)
 		wakeup_worker(MyDatabaseId, true);
 		return false;
 	}
-	worker_was_woken();
+	worker_was_woken();			/* and what came during the pause is served now */
 	if (!settings_enabled || !settings_worker_delivers)
 		return !wakeup_leave(DT_NOEND, false);
 	pgstat_report_activity(STATE_RUNNING, "delivering requested cancels");
