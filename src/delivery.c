@@ -242,9 +242,11 @@ settle(DeliveryItem *item, const QueueOutcome *outcome)
 						(int) ((now - item->row.first_attempt_at) / USECS_PER_SEC),
 						judged->status != 0 ? psprintf("HTTP %d (%s)", judged->status, error) : error),
 				 errhidecontext(true)));
-	/* It may have been requested again, by another role, too. */
+	/* It may have been requested again, by another role or in a new row, too. */
 	if (outcome->recorded == QUEUE_DROPPED)
 		lanes_look(true, true, now);
+	if (outcome->recorded == QUEUE_DROPPED && outcome->unanswered)
+		wakeup_raise_doubt();
 	lanes_settle(item, again ? outcome->next_attempt_at : DT_NOEND);
 }
 

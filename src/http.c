@@ -20,7 +20,6 @@
 
 #include "libpq/pqsignal.h"
 #include "miscadmin.h"
-#include "portability/instr_time.h"
 #include "postmaster/interrupt.h"
 #include "storage/fd.h"
 #include "utils/timeout.h"
@@ -70,10 +69,10 @@ static volatile int64 flooded_us = -USECS_PER_SEC;	/* when a peer was last cut o
 int64
 http_clock_us(void)
 {
-	instr_time	now;
+	struct timespec now;
 
-	INSTR_TIME_SET_CURRENT(now);
-	return (int64) INSTR_TIME_GET_MICROSEC(now);
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * USECS_PER_SEC + now.tv_nsec / 1000;
 }
 
 /* ---- what libcurl calls ---- */

@@ -237,18 +237,18 @@ fill_request(MessageRow *row)
 
 /*
  * Begins a request, or takes it back, and clears what a former one left in the
- * row, but not unanswered: that attempt may have canceled the message.  So may
- * the one of a pending row that is on the wire: its answer will be dropped.
+ * row, but not unanswered: that attempt may have canceled the message.  So may the
+ * one on the wire of a pending row, or one just given up: its answer is dropped.
  */
 static void
-set_request(MessageRow *row, bool requests, bool was_pending)
+set_request(MessageRow *row, bool requests, bool doubtful)
 {
 	require_access(row);
 	set_value(row, STATE, state_value(row, requests ? QUEUE_PENDING : QUEUE_SCHEDULED));
 	for (int column = HTTP_STATUS; column <= FINISHED_AT; column++)
 		row->new_nulls[column] |= column != ATTEMPTS && column != UNANSWERED;
 	set_value(row, ATTEMPTS, Int32GetDatum(0));
-	if (was_pending)
+	if (doubtful)
 		set_value(row, UNANSWERED, BoolGetDatum(true));
 	if (requests)
 		fill_request(row);
@@ -304,7 +304,7 @@ row_updated(MessageRow *row)
 		return;
 	if (cancel ? was == QUEUE_SCHEDULED || was == QUEUE_FAILED || (was == QUEUE_PENDING && adopts(row)) :
 		was == QUEUE_PENDING || was == QUEUE_REFUSED || was == QUEUE_FAILED)
-		set_request(row, cancel, was == QUEUE_PENDING);
+		set_request(row, cancel, was == QUEUE_PENDING || was == QUEUE_FAILED);
 	/* It is false already when the answer came after the take-back. */
 	else if (!cancel && was == QUEUE_CANCELED && had)
 		ereport(ERROR,

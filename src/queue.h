@@ -21,7 +21,6 @@ extern void owner_init(void);
 /* Where the extension is installed now, and what owner_leave() puts back. */
 typedef struct Installation
 {
-	Oid			extension;
 	Oid			schema;
 	Oid			message_table;
 	Oid			owner;			/* of onesignal_message */

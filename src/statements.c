@@ -77,8 +77,7 @@ owner_find(Installation *installation, bool missing_ok)
 	HeapTuple	tuple;
 
 	memset(installation, 0, sizeof(*installation));
-	installation->extension = get_extension_oid("onesignal_cancel", true);
-	tuple = get_catalog_object_by_oid(catalog, Anum_pg_extension_oid, installation->extension);
+	tuple = get_catalog_object_by_oid(catalog, Anum_pg_extension_oid, get_extension_oid("onesignal_cancel", true));
 	if (HeapTupleIsValid(tuple))
 	{
 		installation->schema = ((Form_pg_extension) GETSTRUCT(tuple))->extnamespace;

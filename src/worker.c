@@ -91,9 +91,9 @@ wakeup_wait(TimestampTz until, const char *wait_event)
 /* ---- the deliverer's lock ---- */
 
 /*
- * The lock is on the extension's sub-object 1, which is nobody else's, as only
- * objects of pg_class have columns: neither SQL's advisory lock functions nor DROP
- * EXTENSION meet it.  A session lock outlives the short transactions of a run.
+ * The lock is on sub-object 1 of no extension, which is nobody else's: neither
+ * SQL's advisory lock functions nor DROP EXTENSION meet it, and an extension that
+ * is created again has the same.  It outlives the short transactions of a run.
  */
 int
 deliverer_lock(bool wait)
@@ -103,7 +103,7 @@ deliverer_lock(bool wait)
 
 	if (!owner_find(&installation, true))
 		return -1;
-	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, installation.extension, 1);
+	SET_LOCKTAG_OBJECT(tag, MyDatabaseId, ExtensionRelationId, InvalidOid, 1);
 
 	/* A CALL may have the lock for hours, and this wait must not hold back VACUUM. */
 	InvalidateCatalogSnapshot();

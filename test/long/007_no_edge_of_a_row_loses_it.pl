@@ -152,23 +152,13 @@ my %edge = (
 
 sub deliverer { my ($round) = @_; return sql("SELECT pid FROM pg_stat_activity WHERE $round->{who} LIMIT 1") }
 
-sub start_again
-{
-    for (1 .. 1200)
-    {
-        last if run_log([ 'pg_ctl', '--wait', '--pgdata', $node->data_dir, '--log', $node->logfile, 'start' ]);
-        sleep 0.1;
-    }
-    $node->_update_pid(1);
-}
-
 my %end = (
     'kill -9 of the deliverer' => sub {
         my ($round) = @_;
         my $pid = deliverer($round);
         Workers::kill9($node, $pid) if $pid;
     },
-    'kill -9 of the postmaster' => sub { $node->kill9; start_again() },
+    'kill -9 of the postmaster' => sub { Workers::crash($node) },
     'an immediate stop' => sub { $node->stop('immediate'); $node->start },
     'a fast stop' => sub { $node->stop('fast'); $node->start },
     'pg_terminate_backend' => sub {

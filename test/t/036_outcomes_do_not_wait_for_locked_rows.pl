@@ -73,15 +73,15 @@ for my $call ("CALL onesignal_cancel_deliver('1 s')", 'CALL onesignal_cancel_del
     ok(!$timed_out && $ret == 0, "$call ends");
 }
 my $before = $api->received(message => $stuck);
-$caller->query_until(qr/begun/, "\\echo begun\nCALL onesignal_cancel_deliver('16 s');\n");
+$caller->query_until(qr/begun/, "\\echo begun\nCALL onesignal_cancel_deliver('10 min');\n");
 $api->wait_for_requests($before + 1, message => $stuck);
-$node->poll_query_until('postgres', "SELECT clock_timestamp() > query_start + interval '8 s' FROM pg_stat_activity WHERE query LIKE 'CALL%16 s%' AND pid <> pg_backend_pid()");
+$node->poll_query_until('postgres', "SELECT clock_timestamp() > query_start + interval '8 s' FROM pg_stat_activity WHERE query LIKE 'CALL%10 min%' AND pid <> pg_backend_pid()");
 is($api->received(message => $stuck), $before + 1, 'while its duration lasts it keeps the outcome');
 is(Workers::state($node, 'postgres', $stuck), 'pending', 'and the row is still to be canceled');
 $session->query_safe('COMMIT');
 ok(Workers::wait_for($node, 'postgres', $stuck, 'canceled'), 'when the lock is gone, the outcome is recorded');
 is($api->received(message => $stuck), $before + 1, 'without asking again');
-$node->safe_psql('postgres', "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL%16 s%' AND pid <> pg_backend_pid()");
+$node->safe_psql('postgres', "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE query LIKE 'CALL%10 min%' AND pid <> pg_backend_pid()");
 $session->quit;
 $caller->{run}->finish;
 $node->stop;

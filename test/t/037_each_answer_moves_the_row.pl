@@ -77,11 +77,12 @@ cmp_ok($times[1] - $times[0], '>=', 3.9, 'is waited for');
 # ---- the message is to be sent sooner, while an attempt is on the wire ----
 
 my $moved = $api->schedule;
-$api->fault(message => $moved, status => 503, delay => 3000, times => 1);
+$api->fault(message => $moved, status => 503, hold => 1);
 $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel, send_after, state, requested_by, requested_at, attempts)
     VALUES ('$moved', '" . $api->app_id . "', true, $ahead, 'pending', current_user, now(), 12)");
 $api->wait_for_requests(1, message => $moved);
 $node->safe_psql('postgres', "UPDATE onesignal_message SET send_after = now() + interval '10 min' WHERE message_id = '$moved'");
+$api->clear_faults;
 # It would wait for more than seven.
 ok(Workers::wait_for($node, 'postgres', $moved, 'canceled'), 'the next attempt comes at once');
 is(column('attempts', $moved), '14', 'and both count');
@@ -103,11 +104,12 @@ ok(Workers::wait_for($node, 'postgres', [ $hopeless, $patient ], 'canceled'), 'a
 
 # Its last attempt is on the wire when its message is put off.
 my $later = $api->schedule;
-$api->fault(message => $later, status => 503, delay => 8000, times => 1);
+$api->fault(message => $later, status => 503, hold => 1);
 $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel, send_after, state, requested_by, requested_at, first_attempt_at, attempts)
     VALUES ('$later', '" . $api->app_id . "', true, now() - interval '1 h', 'pending', current_user, now() - interval '2 h', now() - interval '2 h', 3)");
 $api->wait_for_requests(1, message => $later);
 $node->safe_psql('postgres', "UPDATE onesignal_message SET send_after = now() + interval '1 day' WHERE message_id = '$later'");
+$api->clear_faults;
 ok(Workers::wait_for($node, 'postgres', $later, 'canceled'), 'a message that is put off meanwhile is not given up');
 is(column('attempts', $later), '5', 'but tried again');
 ok($node->poll_query_until('postgres', 'SELECT canceled_total, refused_total, failed_total FROM onesignal_app', (keys(%again) + 7) . '|3|1'), 'the totals are right');

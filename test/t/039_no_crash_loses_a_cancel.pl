@@ -50,20 +50,13 @@ for my $crash ('worker', 'postmaster', 'worker', 'postmaster')
     $api->clear_faults;    # those that hang do so until their connection ends
     if ($crash eq 'worker')
     {
-        kill 'KILL', $pid if $pid;
+        Workers::kill9($node, $pid) if $pid;
         cmp_ok($before, '>', 0, "killed a $crash with work left");
     }
     else
     {
-        $node->kill9;
+        Workers::crash($node);
         cmp_ok($before, '>', 0, "killed a $crash with work left");
-        # Its children have to notice before the next one may have the data directory.
-        for (1 .. 600)
-        {
-            last if run_log([ 'pg_ctl', '--wait', '--pgdata', $node->data_dir, '--log', $node->logfile, 'start' ]);
-            sleep 0.1;
-        }
-        $node->_update_pid(1);
     }
     ok($node->poll_query_until('postgres', $PENDING, '0'), "all is delivered after the crash of the $crash, and nobody has to ask for it");
 }

@@ -28,6 +28,7 @@ ok($node->wait_for_log($FAILED), 'the run fails');
 my $CHANGE = "FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel worker'";
 for my $try (1 .. 2)
 {
+    $node->poll_query_until('postgres', "SELECT state = 'idle' $CHANGE") or die 'it is still at it';
     my $since = $node->safe_psql('postgres', "SELECT state_change $CHANGE");
     $node->safe_psql('postgres', Workers::insert_sql($api, $_)) for @ids[ 2 * $try - 1, 2 * $try ];
     ok($node->poll_query_until('postgres', "SELECT state = 'idle' AND state_change > '$since' $CHANGE"), "it has tried again, $try");

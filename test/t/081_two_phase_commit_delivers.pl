@@ -18,20 +18,6 @@ my $node;
 sub prepare_sql { my ($gid, @ids) = @_; return 'BEGIN; ' . Workers::insert_sql($api, @ids) . " PREPARE TRANSACTION '$gid';" }
 sub prepared { return $node->safe_psql('postgres', 'SELECT count(*) FROM pg_prepared_xacts') }
 
-# kill -9 of the postmaster; everything else dies with it.
-sub crash
-{
-    my $postmaster = (split /\n/, slurp_file($node->data_dir . '/postmaster.pid'))[0];
-    my @children = split /\n/, $node->safe_psql('postgres', "SELECT pid FROM pg_stat_activity WHERE pid <> pg_backend_pid() AND backend_type LIKE 'onesignal%'");
-    kill KILL => $postmaster;
-    # A worker that lived on would hold the data directory.
-    for (@children, $postmaster) { sleep 0.05 while kill 0 => $_ }
-    $node->{_pid} = undef;
-    unlink $node->data_dir . '/postmaster.pid';
-    sleep 0.5;
-    $node->start;
-}
-
 for my $preload (1, 0)
 {
     my $how = $preload ? 'preloaded' : 'not preloaded';
@@ -118,7 +104,7 @@ for my $preload (1, 0)
     my ($lost, $kept, $next) = map { $api->schedule } 1 .. 3;
     $node->safe_psql('postgres', prepare_sql('kept', $kept));
     $node->safe_psql('postgres', prepare_sql('lost', $lost));
-    crash();
+    Workers::crash($node);
     is(prepared(), '2', "$how: prepared transactions survive a crash");
     if ($preload)
     {

@@ -108,13 +108,14 @@ for my $preload (1, 0)
     is($given_up->("SET onesignal_cancel.retry_window = '1d';"), 'failed', "$how: SET does not lengthen it");
     $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET onesignal_cancel.retry_window');
 
-    # How many requests of ten are on the wire while the first is not answered.
+    # How many requests of ten are on the wire together, once one has been answered.
     my $together = sub {
         my ($before) = @_;
-        my @ids = map { $api->schedule } 1 .. 10;
-        my $sent = $api->received;
+        my ($first, @ids) = map { $api->schedule } 1 .. 11;
+        my $sent = $api->received + 1;
         $api->fault(message => \@ids, hold => 1);
-        $node->safe_psql('postgres', Workers::insert_sql($api, @ids));
+        $node->safe_psql('postgres', Workers::insert_sql($api, $first, @ids)
+              . "UPDATE onesignal_message SET send_after = now() + interval '1 hour' WHERE message_id <> '$first'");
         my $caller = IPC::Run::start([ 'psql', '-XqAt', '-d', $node->connstr('postgres'), '-c', "$before;", '-c', 'CALL onesignal_cancel_deliver()' ]);
         $api->wait_for_requests($sent + 3);
         sleep 0.5;
@@ -125,7 +126,7 @@ for my $preload (1, 0)
         return $count;
     };
     # One that times out would make room for another.
-    $node->safe_psql('postgres', "ALTER DATABASE postgres SET onesignal_cancel.max_in_flight = 3; ALTER DATABASE postgres SET onesignal_cancel.timeout = '5s'");
+    $node->safe_psql('postgres', "ALTER DATABASE postgres SET onesignal_cancel.max_in_flight = 3; ALTER DATABASE postgres SET onesignal_cancel.timeout = '10min'");
     is($together->(''), 3, "$how: max_in_flight of ALTER DATABASE");
     is($together->("SET onesignal_cancel.max_in_flight = 800"), 3, "$how: SET does not raise it");
     $node->safe_psql('postgres', 'ALTER DATABASE postgres RESET onesignal_cancel.max_in_flight; ALTER DATABASE postgres RESET onesignal_cancel.timeout');

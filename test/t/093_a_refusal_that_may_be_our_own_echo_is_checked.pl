@@ -86,6 +86,18 @@ ok(Workers::wait_for($node, 'postgres', $unreached, 'refused'), 'then it is refu
 is(row($unreached, 'unanswered'), 'f', 'no attempt before had left this machine');
 is(scalar($api->requests(method => 'GET', message_id => $unreached)), 0, 'so nobody looks');
 
+# A row that is deleted and inserted again knows nothing of the attempt that was on the wire.
+my $again = $api->schedule;
+$api->repeat_status(400);
+$api->fault(message => $again, method => 'DELETE', status => 504, body => '<html>Gateway Time-out</html>', effect => 1, hold => 1);
+Workers::request($node, 'postgres', $api, $again);
+$api->wait_for_requests(1, message => $again);
+$node->safe_psql('postgres', "DELETE FROM onesignal_message WHERE message_id = '$again'");
+Workers::request($node, 'postgres', $api, $again);
+$api->clear_faults;
+ok(Workers::wait_for($node, 'postgres', $again, 'canceled'), 'what a row before this one canceled is canceled');
+is(row($again, 'unanswered'), 'f', 'whose own attempt had an answer');
+
 # A 404 with an unknown send_after is tried for a minute first: OneSignal may not know the message yet.
 my $early = $node->safe_psql('postgres', 'SELECT gen_random_uuid()');
 Workers::request($node, 'postgres', $api, $early);

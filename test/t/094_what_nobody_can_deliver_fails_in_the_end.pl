@@ -54,6 +54,11 @@ ok(Workers::wait_for($node, 'postgres', $id, 'canceled'), 'others are delivered 
 is($node->safe_psql('postgres', 'SELECT failed_total FROM onesignal_app'), '1', 'it is counted');
 is($api->received(message => $row), 0, 'and was never sent');
 
+# It might have been: what is given up may be on the wire, and its answer is dropped.
+$node->safe_psql('postgres', "UPDATE onesignal_message SET cancel = true WHERE message_id = '$row'");
+ok(Workers::wait_for($node, 'postgres', $row, 'canceled'), 'requested again by somebody who may, it is delivered');
+is($node->safe_psql('postgres', "SELECT unanswered FROM onesignal_message WHERE message_id = '$row'"), 't', 'and a refusal would have been checked');
+
 # What comes back after days of a pause, or of a server that was down, is not given up because the first requests are
 # rejected: that has not lasted an hour. One was tried before; it alone has had its time.
 Workers::set($node, 'onesignal_cancel.retry_window', "'1d'");

@@ -31,19 +31,8 @@ ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER aa_full_disk;
 INSERT INTO onesignal_message (message_id, app_id, send_after, cancel) SELECT gen_random_uuid(), '$app', now() + interval '1 h', true FROM generate_series(1, $ROWS);
 SQL
     $api->wait_for_requests($before + $ROWS);
-    my $pid = $crash eq 'worker' ? Workers::worker($node, 'postgres') : slurp_file($node->data_dir . '/postmaster.pid') =~ /^(\d+)/ && $1;
-    if ($crash eq 'worker') { kill 'KILL', $pid if $pid }
-    else
-    {
-        $node->kill9;
-        # Its children have to notice before the next one may have the data directory.
-        for (1 .. 600)
-        {
-            last if run_log([ 'pg_ctl', '--wait', '--pgdata', $node->data_dir, '--log', $node->logfile, 'start' ]);
-            sleep 0.1;
-        }
-        $node->_update_pid(1);
-    }
+    if ($crash eq 'postmaster') { Workers::crash($node) }
+    elsif (my $pid = Workers::worker($node, 'postgres')) { Workers::kill9($node, $pid) }
     # After a crash of the server psql fails for a while, and poll_query_until() takes that for "not yet".
     ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'pending'", $ROWS), "all is pending after the crash of the $crash");
     $node->safe_psql('postgres', 'DROP TRIGGER aa_full_disk ON onesignal_message');

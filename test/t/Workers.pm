@@ -82,6 +82,21 @@ sub kill9
     return $node->poll_query_until('postgres', "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid)");
 }
 
+# The same for the postmaster, and a new one. Where nobody reaps it, the next would take the dead one to be alive; and its
+# children have to notice before the next may have the data directory.
+sub crash
+{
+    my ($node) = @_;
+    $node->kill9;
+    unlink $node->data_dir . '/postmaster.pid';
+    for (1 .. 1200)
+    {
+        last if run_log([ 'pg_ctl', '--wait', '--pgdata', $node->data_dir, '--log', $node->logfile, 'start' ]);
+        sleep 0.1;
+    }
+    $node->_update_pid(1);
+}
+
 my $COUNT = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'onesignal_cancel worker'";
 
 sub workers { my ($node) = @_; return $node->safe_psql('postgres', $COUNT) }
