@@ -168,11 +168,32 @@ is($node->safe_psql('clinic', $requested), $first, 'storing the id of another ca
 $node->safe_psql('clinic', 'UPDATE appointments SET reminder_id = NULL WHERE id = 1001');
 $node->poll_query_until('clinic', "SELECT count(*) = 2 FROM onesignal_message WHERE message_id IN ('$first', '$second') AND state = 'canceled'")
     or fail('taking the id away cancels the second');
+
+# The same with text that may be blank, and in upper case.
+my ($upper, $next) = map { uc $node->safe_psql('clinic', 'SELECT gen_random_uuid()') } 1 .. 2;
+$node->safe_psql('clinic', <<SQL);
+CREATE TABLE texts (reminder_id text, remind_at timestamptz);
+CREATE TRIGGER cancel_rescheduled AFTER UPDATE OF reminder_id ON texts
+    FOR EACH ROW WHEN (OLD.reminder_id ~ '\\S' AND lower(OLD.reminder_id) IS DISTINCT FROM lower(NEW.reminder_id))
+    EXECUTE FUNCTION onesignal_cancel_trigger('reminder_id', 'clinic', 'remind_at');
+INSERT INTO texts VALUES (E' \\t\\n\\x0b\\f\\r');
+UPDATE texts SET reminder_id = '$upper';
+UPDATE texts SET reminder_id = lower('$upper');
+UPDATE texts SET reminder_id = '$next';
+SQL
+is($node->safe_psql('clinic', "SELECT string_agg(message_id::text, ' ') FROM onesignal_message WHERE message_id IN ('$upper', '$next')"), lc $upper,
+    'a blank, or another spelling, cancels nothing');
+
 my $late = $node->safe_psql('clinic', 'SELECT gen_random_uuid()');
 $node->safe_psql('clinic', "INSERT INTO appointments (id, status) VALUES (1002, 'booked'); UPDATE appointments SET status = 'canceled' WHERE id = 1002; "
       . "UPDATE appointments SET reminder_id = '$late' WHERE id = 1002");
 $node->poll_query_until('clinic', "SELECT count(*) = 1 FROM onesignal_message WHERE message_id = '$late' AND state = 'canceled'")
     or fail('an id that comes after the appointment was canceled');
+my @moved = map { $node->safe_psql('clinic', 'SELECT gen_random_uuid()') } 1 .. 3;
+$node->safe_psql('clinic', "INSERT INTO appointments (id, status, reminder_id) VALUES (1003, 'booked', '$moved[0]'); UPDATE appointments SET status = 'canceled' WHERE id = 1003; "
+      . "UPDATE appointments SET reminder_id = '$moved[1]' WHERE id = 1003; UPDATE appointments SET status = 'canceled', reminder_id = '$moved[2]' WHERE id = 1003");
+$node->poll_query_until('clinic', "SELECT count(*) = 3 FROM onesignal_message WHERE message_id IN ('$moved[0]', '$moved[1]', '$moved[2]') AND state = 'canceled'")
+    or fail('the id of another one that comes after the appointment was canceled');
 
 my ($reference) = $readme =~ /^## Reference\n(.*?)^## /ms;
 my @named = split /\n/, $node->safe_psql('clinic', <<'SQL');
