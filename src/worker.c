@@ -51,6 +51,7 @@ static int	pause_s = 0;
 
 /* When to deliver next, if the worker is not woken; DT_NOEND: never. */
 static TimestampTz next_run = 0;
+static TimestampTz seen_at = 0; /* the clock at the last look, before the last run */
 
 /* Does it stay for worker_idle_timeout?  Not before it knows of something pending. */
 static bool stays = false;
@@ -91,9 +92,8 @@ wakeup_wait(TimestampTz until, const char *wait_event)
 /* ---- the deliverer's lock ---- */
 
 /*
- * The lock is on sub-object 1 of no extension, which is nobody else's: neither
- * SQL's advisory lock functions nor DROP EXTENSION meet it, and an extension that
- * is created again has the same.  It outlives the short transactions of a run.
+ * The lock is on sub-object 1 of no extension, so that SQL's advisory locks do not
+ * meet it, and CREATE EXTENSION makes no other.  It outlives a run's transactions.
  */
 int
 deliverer_lock(bool wait)
@@ -207,14 +207,20 @@ worker_must_stop(void)
 static bool
 wait_for_work(void)
 {
-	TimestampTz now = GetCurrentTimestamp();
 	TimestampTz idle_end = ask_at != DT_NOEND ? DT_NOEND :
-		now + (stays ? settings_worker_idle_timeout * INT64CONST(1000) : 0);
+		GetCurrentTimestamp() + (stays ? settings_worker_idle_timeout * INT64CONST(1000) : 0);
 
 	pgstat_report_activity(STATE_IDLE, NULL);
-	/* Commits must not shorten the pause after a failed run. */
-	while (now < next_run && !worker_must_stop() && (pause_s > 0 || !worker_was_woken()))
+	for (;;)
 	{
+		TimestampTz now = GetCurrentTimestamp();
+
+		if (now < seen_at)		/* the clock was set back */
+			next_run = ask_at = now + pause_s * USECS_PER_SEC;
+		seen_at = now;
+		/* Commits must not shorten the pause after a failed run. */
+		if (now >= next_run || worker_must_stop() || (pause_s == 0 && worker_was_woken()))
+			return true;
 		if (now >= idle_end)
 		{
 			if (wakeup_leave(next_run, false))
@@ -222,11 +228,7 @@ wait_for_work(void)
 			idle_end = DT_NOEND;
 		}
 		wakeup_wait(Min(Min(next_run, ask_at), Min(idle_end, now + LOOK)), "OnesignalCancelWorker");
-		if (GetCurrentTimestamp() < now)	/* the clock was set back */
-			next_run = ask_at = GetCurrentTimestamp() + pause_s * USECS_PER_SEC;
-		now = GetCurrentTimestamp();
 	}
-	return true;
 }
 
 /* False: it left, or was told to stop. */

@@ -71,6 +71,33 @@ for my $preload (0, 1)
     }
 }
 
+# It is set back while a run that is going to end records its outcome.
+{
+    my $node;
+    set_clock(86400);
+    {
+        local $ENV{LD_PRELOAD} = join ':', $ENV{LD_PRELOAD} // (), "$dir/clock.so";
+        local $ENV{CLOCK} = "$dir/clock";
+        $node = Workers::start('recording', preload => 0);
+    }
+    Workers::add_app($node, 'postgres', $api);
+    $node->safe_psql('postgres', <<'SQL');
+CREATE FUNCTION hold() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN PERFORM pg_advisory_xact_lock_shared(7); RETURN NEW; END';
+CREATE TRIGGER aa_hold BEFORE UPDATE ON onesignal_message FOR EACH ROW EXECUTE FUNCTION hold();
+ALTER TABLE onesignal_message ENABLE ALWAYS TRIGGER aa_hold;
+SQL
+    my $holder = $node->background_psql('postgres');
+    $holder->query_safe('SELECT pg_advisory_lock(7)');
+    $api->fault(method => 'DELETE', status => 429, headers => { 'Retry-After' => 2 });
+    $node->safe_psql('postgres', "INSERT INTO onesignal_message (message_id, app_id, cancel) VALUES (gen_random_uuid(), '" . $api->app_id . "', true)");
+    ok($node->poll_query_until('postgres', "SELECT count(*) = 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"), 'an outcome is being recorded');
+    set_clock(0);
+    $api->clear_faults;
+    $holder->quit;
+    ok($node->poll_query_until('postgres', "SELECT count(*) FROM onesignal_message WHERE state = 'canceled'", 1), 'nobody waits for a time that was computed before');
+    $node->stop('immediate');
+}
+
 # What was sent before a crash may have worked, also if it was requested at a time that is yet to come.
 $api = StandIn->new;
 $api->repeat_status(400);
