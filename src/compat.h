@@ -82,8 +82,9 @@ get_shared_memory(const char *name, Size size, void (*initialize) (INITIALIZE_PA
 #endif
 }
 
-/* Without it, which came with 7.87, a slow name server blocks the removal of a handle.  Older versions refuse it. */
+/* Both came with 7.87: without the second a slow name server blocks a handle's removal.  Older versions refuse them. */
 #if defined(LIBCURL_VERSION_NUM) && LIBCURL_VERSION_NUM < 0x075700
+#define CURLOPT_CA_CACHE_TIMEOUT ((CURLoption) 321)
 #define CURLOPT_QUICK_EXIT ((CURLoption) 322)
 #endif
 

@@ -244,7 +244,9 @@ app_place(DeliveryApp *app, TimestampTz now)
 	}
 	else if (fetches)
 		place_in_list(&app->place, &fetching);
-	else if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit)
+	/* Others have as many left: outcomes of locked rows may be kept for long. */
+	else if (has_rows && trust_permits(&app->trust, now) && app->allowance.in_flight < app->allowance.limit &&
+			 app->trust.unrecorded <= run_trust.max - run_trust.unrecorded)
 	{
 		if (app->group.unsent < HTTP_UNSENT_MAX && allowance_permits(&app->allowance, &wire))
 			place_in_heap(&app->place, &ready, 0);

@@ -87,7 +87,6 @@ set_constant_options(HttpExchange *exchange)
 	curl_easy_setopt(easy, CURLOPT_ERRORBUFFER, exchange->answer.error);
 	curl_easy_setopt(easy, CURLOPT_NOSIGNAL, 1L);
 	curl_easy_setopt(easy, CURLOPT_QUICK_EXIT, 1L);
-
 	/* The key goes to nobody but the host that was named.  options_url_problem() has checked the URL's scheme. */
 	curl_easy_setopt(easy, CURLOPT_FOLLOWLOCATION, 0L);
 	curl_easy_setopt(easy, CURLOPT_NETRC, (long) CURL_NETRC_IGNORED);
@@ -96,17 +95,15 @@ set_constant_options(HttpExchange *exchange)
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYPEER, 1L);
 	curl_easy_setopt(easy, CURLOPT_SSL_VERIFYHOST, 2L);
 	curl_easy_setopt(easy, CURLOPT_SSLVERSION, (long) CURL_SSLVERSION_TLSv1_2);
+	curl_easy_setopt(easy, CURLOPT_CA_CACHE_TIMEOUT, 10L);	/* seconds: the file may have another CA, or one less */
 	/* A server chooses the size of a finite field: computing in a large one takes a second that nothing interrupts. */
 	if (tls != NULL && strncmp(tls, "OpenSSL", strlen("OpenSSL")) == 0)
 		curl_easy_setopt(easy, CURLOPT_SSL_CIPHER_LIST, "DEFAULT:!kDHE");
-
 	/* Few connections, streams before connections */
 	curl_easy_setopt(easy, CURLOPT_HTTP_VERSION, (long) CURL_HTTP_VERSION_2TLS);
 	curl_easy_setopt(easy, CURLOPT_PIPEWAIT, 1L);
-
 	/* A TLS record of 16 kB and headers as text must fit: libcurl 7.88 waits for the rest, of which no socket tells. */
 	curl_easy_setopt(easy, CURLOPT_BUFFERSIZE, HEADERS_MAX + 16 * 1024L);
-
 	curl_easy_setopt(easy, CURLOPT_CLOSESOCKETFUNCTION, closesocket_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERFUNCTION, header_callback);
 	curl_easy_setopt(easy, CURLOPT_HEADERDATA, exchange);
