@@ -53,7 +53,7 @@ sub cut
 {
     print $asks "cut\n";
     readline $hears;
-    $node->{_pid} = undef;
+    Workers::forget_postmaster($node);
 }
 
 # A session that prints what it has committed, each id after its COMMIT has returned.

@@ -82,13 +82,20 @@ sub kill9
     return $node->poll_query_until('postgres', "SELECT NOT EXISTS (SELECT FROM pg_stat_activity WHERE pid = $pid)");
 }
 
-# The same for the postmaster, and a new one. Where nobody reaps it, the next would take the dead one to be alive; and its
-# children have to notice before the next may have the data directory.
+# The postmaster is dead. Where nobody reaps it, the next would take it to be alive.
+sub forget_postmaster
+{
+    my ($node) = @_;
+    unlink $node->data_dir . '/postmaster.pid', $node->host . '/.s.PGSQL.' . $node->port . '.lock';
+    $node->{_pid} = undef;
+}
+
+# kill -9 of the postmaster, and a new one: the children have to notice before it may have the data directory.
 sub crash
 {
     my ($node) = @_;
     $node->kill9;
-    unlink $node->data_dir . '/postmaster.pid';
+    forget_postmaster($node);
     for (1 .. 1200)
     {
         last if run_log([ 'pg_ctl', '--wait', '--pgdata', $node->data_dir, '--log', $node->logfile, 'start' ]);
